@@ -1,0 +1,104 @@
+"""The ledger: a model's KL terms, keyed by posterior, and which of them the last forward passes reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter
+
+from .errors import NotVariationalError, UninitializedLayerError
+from .nn.variational import Variational
+
+
+@dataclass(frozen=True)
+class Term:
+    """One posterior's contribution to the KL.
+
+    Attributes:
+        layer_name: the first layer, in the model's order, that holds the posterior.
+        mean_name: `weight` or `bias`.
+        layers: every layer that holds it; more than one where a Parameter is tied.
+    """
+
+    layer_name: str
+    mean_name: str
+    layers: tuple[Variational, ...]
+
+    @property
+    def reached(self) -> bool:
+        """Whether a forward pass went through any of its layers since the last reset."""
+        return any(layer._reached for layer in self.layers)
+
+    def evaluate(self) -> Tensor:
+        """The term at the present parameters, in nats.
+
+        Raises:
+            UninitializedLayerError: the layer is lazy and has not seen data, or stands on the meta device.
+        """
+        try:
+            return self.layers[0].kl_term(self.mean_name)
+        except UninitializedLayerError as error:
+            raise UninitializedLayerError(f"layer {self.layer_name!r} {error}") from None
+
+
+class Ledger:
+    """A model's `kl`: call it for the sum of its terms. A plain object that deepcopy and pickle carry with the model."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+
+    def __call__(self, *, reached: bool = False) -> Tensor:
+        """KL(q‖p) in nats, summed over every posterior exactly once; 0-dim, differentiable.
+
+        Args:
+            reached: count only the posteriors that forward passes went through since `reset()`.
+
+        Raises:
+            NotVariationalError: the model has no posterior.
+            UninitializedLayerError: a lazy layer has not seen data, or a layer is on the meta device.
+        """
+        return total_kl(self.root, reached=reached)
+
+    def by_layer(self) -> dict[str, Tensor]:
+        """Each layer's KL in nats, by dotted name; a shared posterior counts at the first layer that holds it."""
+        sums: dict[str, Tensor] = {}
+        for term in terms(self.root):
+            value = term.evaluate()
+            sums[term.layer_name] = sums[term.layer_name] + value if term.layer_name in sums else value
+        return sums
+
+    def reset(self) -> None:
+        """Forget which layers forward passes went through."""
+        for _, layer in variational_layers(self.root):
+            layer._reached = False
+
+    def __repr__(self) -> str:
+        return f"<KL of {type(self.root).__name__}: {len(list(terms(self.root)))} posteriors>"
+
+
+def total_kl(model: nn.Module, *, reached: bool = False) -> Tensor:
+    """`model.kl()` by function: works on any part of a converted model, and where a copy lost the attribute."""
+    found = terms(model)
+    if not found:
+        raise NotVariationalError(f"{type(model).__name__} has no variational layer: call bayesify.convert first")
+    values = [term.evaluate() for term in found if term.reached or not reached]
+    if not values:
+        return torch.zeros((), device=found[0].layers[0].weight.device)
+    return torch.stack([value.to(values[0].device) for value in values]).sum()
+
+
+def variational_layers(model: nn.Module) -> Iterator[tuple[str, Variational]]:
+    """(name, layer) for every variational layer, each once, in the model's order."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, Variational))
+
+
+def terms(model: nn.Module) -> list[Term]:
+    """One term per posterior, in the model's order."""
+    holders: dict[Parameter, list[tuple[str, str, Variational]]] = {}
+    for layer_name, layer in variational_layers(model):
+        for mean_name in layer.means():
+            holders.setdefault(getattr(layer, mean_name), []).append((layer_name, mean_name, layer))
+    return [Term(found[0][0], found[0][1], tuple(layer for *_, layer in found)) for found in holders.values()]

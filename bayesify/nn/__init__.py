@@ -1,0 +1,78 @@
+"""Stand-alone variational layers, each with the signature of the torch.nn layer that its name ends in.
+
+    FlipoutConv2d(3, 64, 3, padding=1)            LazyLRTLinear(10)
+"""
+
+from .conv import (
+    FlipoutConv1d,
+    FlipoutConv2d,
+    FlipoutConv3d,
+    FlipoutConvTranspose1d,
+    FlipoutConvTranspose2d,
+    FlipoutConvTranspose3d,
+    LRTConv1d,
+    LRTConv2d,
+    LRTConv3d,
+    LRTConvTranspose1d,
+    LRTConvTranspose2d,
+    LRTConvTranspose3d,
+    LazyFlipoutConv1d,
+    LazyFlipoutConv2d,
+    LazyFlipoutConv3d,
+    LazyFlipoutConvTranspose1d,
+    LazyFlipoutConvTranspose2d,
+    LazyFlipoutConvTranspose3d,
+    LazyLRTConv1d,
+    LazyLRTConv2d,
+    LazyLRTConv3d,
+    LazyLRTConvTranspose1d,
+    LazyLRTConvTranspose2d,
+    LazyLRTConvTranspose3d,
+)
+from .linear import (
+    FlipoutBilinear,
+    FlipoutLinear,
+    LRTBilinear,
+    LRTLinear,
+    LazyFlipoutLinear,
+    LazyLRTLinear,
+)
+from .settings import Settings
+from .variational import LRT, Flipout, Variational
+
+__all__ = [
+    "Flipout",
+    "FlipoutBilinear",
+    "FlipoutConv1d",
+    "FlipoutConv2d",
+    "FlipoutConv3d",
+    "FlipoutConvTranspose1d",
+    "FlipoutConvTranspose2d",
+    "FlipoutConvTranspose3d",
+    "FlipoutLinear",
+    "LRT",
+    "LRTBilinear",
+    "LRTConv1d",
+    "LRTConv2d",
+    "LRTConv3d",
+    "LRTConvTranspose1d",
+    "LRTConvTranspose2d",
+    "LRTConvTranspose3d",
+    "LRTLinear",
+    "LazyFlipoutConv1d",
+    "LazyFlipoutConv2d",
+    "LazyFlipoutConv3d",
+    "LazyFlipoutConvTranspose1d",
+    "LazyFlipoutConvTranspose2d",
+    "LazyFlipoutConvTranspose3d",
+    "LazyFlipoutLinear",
+    "LazyLRTConv1d",
+    "LazyLRTConv2d",
+    "LazyLRTConv3d",
+    "LazyLRTConvTranspose1d",
+    "LazyLRTConvTranspose2d",
+    "LazyLRTConvTranspose3d",
+    "LazyLRTLinear",
+    "Settings",
+    "Variational",
+]

@@ -1,0 +1,96 @@
+"""Which plain layer class has which variational variants. To add a layer: two classes in a family's file, one row here."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import nn
+
+from ..errors import UsageError
+from . import conv, linear, registered
+from .settings import Method
+from .variational import Variational
+
+Variants = dict[Method, type[Variational]]
+
+_VARIANTS: dict[type[nn.Module], Variants] = {
+    nn.Linear: {"flipout": linear.FlipoutLinear, "lrt": linear.LRTLinear},
+    nn.LazyLinear: {"flipout": linear.LazyFlipoutLinear, "lrt": linear.LazyLRTLinear},
+    nn.Bilinear: {"flipout": linear.FlipoutBilinear, "lrt": linear.LRTBilinear},
+    nn.Conv1d: {"flipout": conv.FlipoutConv1d, "lrt": conv.LRTConv1d},
+    nn.LazyConv1d: {"flipout": conv.LazyFlipoutConv1d, "lrt": conv.LazyLRTConv1d},
+    nn.Conv2d: {"flipout": conv.FlipoutConv2d, "lrt": conv.LRTConv2d},
+    nn.LazyConv2d: {"flipout": conv.LazyFlipoutConv2d, "lrt": conv.LazyLRTConv2d},
+    nn.Conv3d: {"flipout": conv.FlipoutConv3d, "lrt": conv.LRTConv3d},
+    nn.LazyConv3d: {"flipout": conv.LazyFlipoutConv3d, "lrt": conv.LazyLRTConv3d},
+    nn.ConvTranspose1d: {"flipout": conv.FlipoutConvTranspose1d, "lrt": conv.LRTConvTranspose1d},
+    nn.LazyConvTranspose1d: {"flipout": conv.LazyFlipoutConvTranspose1d, "lrt": conv.LazyLRTConvTranspose1d},
+    nn.ConvTranspose2d: {"flipout": conv.FlipoutConvTranspose2d, "lrt": conv.LRTConvTranspose2d},
+    nn.LazyConvTranspose2d: {"flipout": conv.LazyFlipoutConvTranspose2d, "lrt": conv.LazyLRTConvTranspose2d},
+    nn.ConvTranspose3d: {"flipout": conv.FlipoutConvTranspose3d, "lrt": conv.LRTConvTranspose3d},
+    nn.LazyConvTranspose3d: {"flipout": conv.LazyFlipoutConvTranspose3d, "lrt": conv.LazyLRTConvTranspose3d},
+}
+
+
+def variant(cls: type[nn.Module], method: Method) -> type[Variational] | None:
+    """The variational class for exactly `cls`, or None: subclasses have forwards of their own until registered."""
+    return _VARIANTS.get(cls, {}).get(method)
+
+
+def plain_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The plain class that a variational one came from: the inverse of `variant`."""
+    return next(plain for plain, variants in _VARIANTS.items() if cls in variants.values())
+
+
+def plain_classes() -> tuple[type[nn.Module], ...]:
+    """Every class that can become variational."""
+    return tuple(_VARIANTS)
+
+
+def lazy_twin(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """nn.Linear → nn.LazyLinear, or None where a class has no lazy form."""
+    twin = getattr(nn, f"Lazy{cls.__name__}", None)
+    return twin if twin in _VARIANTS and getattr(twin, "cls_to_become", None) is cls else None
+
+
+def register(cls: type[nn.Module], like: type[nn.Module] = nn.Linear) -> type[nn.Module]:
+    """Support a layer class of one's own: a subclass of `like` whose forward is `like`'s, or calls it by `super()`.
+
+    Returns `cls`, so that it also decorates. Call it before converting, and before loading what was converted.
+
+    Raises:
+        UsageError: `like` has no variational variants, `cls` is no subclass of it, or its forward reads the weight itself.
+    """
+    if like not in _VARIANTS:
+        raise UsageError(f"like={like.__name__} has no variational variants: choose a class such as nn.Linear, nn.Conv2d")
+    if not issubclass(cls, like):
+        raise UsageError(f"{cls.__name__} is no subclass of {like.__name__}, so that it cannot be registered like it")
+    if cls is not like and not forwards_to(cls, like):
+        raise UsageError(
+            f"{cls.__name__}.forward does not call super().forward, or reads the weight beside it: noise would bypass it"
+        )
+    if cls not in _VARIANTS:
+        _VARIANTS[cls] = {method: _derived(cls, base) for method, base in _VARIANTS[like].items()}
+    return cls
+
+
+def forwards_to(cls: type[nn.Module], like: type[nn.Module]) -> bool:
+    """Whether every forward between `cls` and `like` reaches the weight through `super().forward` only."""
+    between = cls.__mro__[: cls.__mro__.index(like)]
+    forwards = [base.__dict__["forward"] for base in between if "forward" in base.__dict__]
+    helpers = any("_conv_forward" in base.__dict__ for base in between)
+    return not helpers and all(_calls_super(forward) for forward in forwards)
+
+
+def _calls_super(forward: object) -> bool:
+    code = getattr(inspect.unwrap(forward), "__code__", None) if callable(forward) else None
+    return code is not None and {"super", "forward"} <= {*code.co_names} and not {"weight", "bias"} & {*code.co_names}
+
+
+def _derived(cls: type[nn.Module], base: type[Variational]) -> type[Variational]:
+    """`class FlipoutMyLinear(MyLinear, FlipoutLinear)`, importable from `bayesify.nn.registered` under a name of its own."""
+    name = base.method.replace("flipout", "Flipout").replace("lrt", "LRT") + cls.__name__
+    path = f"{name}__{cls.__module__}.{cls.__qualname__}".replace(".", "_")
+    derived = type(name, (cls, base), {"__module__": registered.__name__, "__qualname__": path, "__doc__": base.__doc__})
+    setattr(registered, path, derived)
+    return derived

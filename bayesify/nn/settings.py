@@ -1,0 +1,37 @@
+"""What a policy decides about one layer, beside its estimator: plain data that the layer carries and pickles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..posterior import Posterior, Scale
+from ..prior import Normal, Prior
+
+Method = Literal["flipout", "lrt"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One variational layer's settings. The defaults are those of a stand-alone layer, built fresh.
+
+    Attributes:
+        posterior: how the std is parameterized and where it starts.
+        prior: what KL is measured against.
+        bias: `variational` puts a posterior on the bias too.
+        signs: Flipout's signs, drawn per `example` of the batch or per `position` (pixel, token).
+        batch_dim: the input's dimension that holds the model's examples (1 in a sequence-first network).
+    """
+
+    posterior: Posterior = Posterior()
+    prior: Prior = Normal(0.0, Scale("constant", 1.0))
+    bias: Literal["deterministic", "variational"] = "deterministic"
+    signs: Literal["example", "position"] = "example"
+    batch_dim: int = 0
+
+    def for_depth(self, layers: int) -> Settings:
+        """The same settings with `auto` and `init_std` settled, for a network of `layers` converted layers."""
+        posterior = self.posterior.for_depth(layers)
+        assert posterior.init_std is not None
+        prior = self.prior.settled(posterior.init_std) if isinstance(self.prior, Normal) else self.prior
+        return replace(self, posterior=posterior, prior=prior)

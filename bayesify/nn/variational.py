@@ -1,0 +1,215 @@
+"""What all variational layers are: a plain layer, its weight now the posterior mean, and noise around it.
+
+    class FlipoutLinear(Flipout, LinearFamily, nn.Linear): ...
+
+`Flipout` and `LRT` are the estimators, a family says what product the layer computes, and the plain class does the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import Parameter, is_lazy
+
+from .. import estimators
+from ..errors import UninitializedLayerError
+from ..posterior import widened
+from ..prior import LogUniform, ScaleMixture, log_uniform_kl, normal_kl, scale_mixture_kl
+from ..products import Product
+from .settings import Method, Settings
+from .state import MEANS, NAMES, fan_in, posterior_tensors
+
+
+class Variational(nn.Module):
+    """A layer with a posterior q(w) = Normal(weight, weight_std²) over its weight, and over its bias if settings say so.
+
+    Args:
+        settings: keyword only; all other arguments are the plain layer's.
+
+    Attributes:
+        weight, bias: the posterior means (or the bias itself), under the plain layer's names.
+        weight_rho or weight_log_alpha: the scale parameter, by parameterization; likewise for a variational bias.
+        weight_prior_mean, weight_prior_std: buffers, where the prior cannot be computed from less.
+    """
+
+    method: Method
+    _settings: Settings
+    _quiet: bool
+    _reached: bool
+
+    def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        settings = (settings or Settings()).for_depth(1)
+        self.add_posterior(settings, posterior_tensors(self, settings))
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        plain = next((base for base in cls.__mro__ if base.__module__.startswith("torch.nn.modules.")), nn.Module)
+        if plain is not nn.Module:
+            cls.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
+
+    if TYPE_CHECKING:
+        weight: Parameter
+        bias: Parameter | None
+
+        def product(self, *inputs: Tensor, **kwargs: Any) -> tuple[Product, list[Tensor]]:
+            """The layer's product and the inputs that it takes; a family defines it."""
+
+        def noisy(self, product: Product, inputs: list[Tensor]) -> Tensor:
+            """The layer's output with noise; an estimator defines it."""
+
+    def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
+        """The plain layer's forward, with noise. With `return_kl`, (output, KL of this layer in nats)."""
+        if self._quiet:
+            output = super().forward(*inputs, **kwargs)
+        else:
+            output = self.noisy(*self.product(*inputs, **kwargs))
+        return (output, self.kl_divergence()) if return_kl else output
+
+    @property
+    def weight_std(self) -> Tensor:
+        """The posterior's std, of `weight`'s shape; differentiable in the scale parameter."""
+        return self.std_of("weight")
+
+    @property
+    def bias_std(self) -> Tensor | None:
+        """The bias's posterior std, or None where the bias is deterministic or absent."""
+        return None if self.scale_of("bias") is None else self.std_of("bias")
+
+    def means(self) -> list[str]:
+        """Which of `weight` and `bias` have a posterior."""
+        return [name for name in MEANS if self.scale_of(name) is not None]
+
+    def scale_of(self, name: str) -> Parameter | None:
+        """The scale parameter of `weight` or `bias`, or None where that has no posterior."""
+        return self._parameters.get(f"{name}_{self._settings.posterior.scale_name}")
+
+    def std_of(self, name: str) -> Tensor:
+        """The posterior's std of `weight` or `bias`, as `means` names them.
+
+        Raises:
+            RuntimeError: the mean was resized after conversion, so that its scale no longer fits.
+        """
+        mean, scale = self._parameters[name], self.scale_of(name)
+        assert mean is not None
+        assert scale is not None
+        if scale.shape != mean.shape:
+            raise RuntimeError(
+                f"{name} has shape {tuple(mean.shape)} but its posterior was made for {tuple(scale.shape)}: "
+                "resize first, then convert"
+            )
+        return self._settings.posterior.std(mean, scale)
+
+    def kl_divergence(self) -> Tensor:
+        """KL(q‖p) of this layer alone in nats: a 0-dim tensor in float32 or better, summed over weight and bias."""
+        return torch.stack([self.kl_term(name) for name in self.means()]).sum()
+
+    def kl_term(self, name: str) -> Tensor:
+        """KL(q‖p) of `weight` or `bias` in nats, a 0-dim tensor in float32 or better.
+
+        Raises:
+            UninitializedLayerError: the layer is lazy and has not seen data, or is on the meta device.
+        """
+        mean, scale = self._parameters[name], self.scale_of(name)
+        assert mean is not None
+        assert scale is not None
+        if isinstance(self, LazyModuleMixin):
+            raise UninitializedLayerError("has not seen data yet, so that it has no KL: run one batch first")
+        if scale.is_meta or mean.is_meta:
+            raise UninitializedLayerError(
+                "is on the meta device: load its weights, then call bayesify.reset_posterior(model)"
+            )
+        prior = self._settings.prior
+        if isinstance(prior, LogUniform):
+            return log_uniform_kl(scale)
+        mean = widened(mean)
+        std = self._settings.posterior.std(mean, widened(scale))
+        if isinstance(prior, ScaleMixture):
+            return scale_mixture_kl(mean, std, prior)
+        return normal_kl(mean, std, *self.normal_prior(name))
+
+    def normal_prior(self, name: str) -> tuple[Tensor | float, Tensor | float]:
+        """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
+        prior = self._settings.prior
+        kept_mean, kept_std = (self._buffers.get(f"{name}_prior_{part}") for part in ("mean", "std"))
+        mean = prior.mean if kept_mean is None else widened(kept_mean)
+        if kept_std is not None:
+            return mean, widened(kept_std)
+        return mean, prior.std.std(mean, fan_in(self))
+
+    def add_posterior(self, settings: Settings, tensors: dict[str, Tensor]) -> None:
+        """Give the plain layer its settings, scale parameters, prior buffers and the ledger's hook."""
+        self._settings, self._quiet, self._reached = settings, False, False
+        for name, tensor in tensors.items():
+            if isinstance(tensor, Parameter):
+                self.register_parameter(name, tensor)
+            else:
+                self.register_buffer(name, tensor)
+        self.register_forward_hook(mark_reached)
+
+    def remove_posterior(self) -> None:
+        """Take back all that `add_posterior` gave."""
+        for name in NAMES:
+            self._parameters.pop(name, None)
+            self._buffers.pop(name, None)
+        for key in [key for key, hook in self._forward_hooks.items() if hook is mark_reached]:
+            del self._forward_hooks[key]
+        del self._settings, self._quiet, self._reached
+
+    def reset_parameters(self) -> None:
+        """Initialize the means as the plain layer does, and the posterior around them."""
+        super().reset_parameters()  # type: ignore[misc]
+        if "_settings" in self.__dict__ and not any(is_lazy(self.scale_of(name)) for name in self.means()):
+            self.reset_posterior()
+
+    def reset_posterior(self) -> None:
+        """Put the scales and the prior's buffers where they start, given the means as they are now."""
+        for name, start in posterior_tensors(self, self._settings).items():
+            present = getattr(self, name)
+            if present.is_meta == start.is_meta:
+                present.data.copy_(start.data)
+            else:
+                setattr(self, name, start)
+
+    @torch.no_grad()
+    def draw(self, name: str) -> Tensor:
+        """One draw of `weight` or `bias` from its posterior."""
+        mean = self._parameters[name]
+        assert mean is not None
+        return mean + self.std_of(name) * torch.randn_like(mean)
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return f"{text}, q=({self._settings.posterior}), p={self._settings.prior}" if "_settings" in self.__dict__ else text
+
+
+class Flipout(Variational):
+    """The Flipout estimator (Wen et al. 2018): each example sees the marginal of one weight draw of its own."""
+
+    method: Method = "flipout"
+
+    def noisy(self, product: Product, inputs: list[Tensor]) -> Tensor:
+        settings = self._settings
+        return estimators.flipout(
+            product, inputs, self.weight, self.weight_std, self.bias, self.bias_std,
+            signs=settings.signs, batch_dim=settings.batch_dim,
+        )  # fmt: skip
+
+
+class LRT(Variational):
+    """The local reparameterization estimator (Kingma et al. 2015): noise per pre-activation."""
+
+    method: Method = "lrt"
+
+    def noisy(self, product: Product, inputs: list[Tensor]) -> Tensor:
+        return estimators.lrt(product, inputs, self.weight, self.weight_std, self.bias, self.bias_std)
+
+
+def mark_reached(module: Variational, args: Any, output: Any) -> None:
+    """The ledger's forward hook: enters the layer's term. Idempotent, and no tensor is kept."""
+    module._reached = True

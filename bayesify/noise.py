@@ -1,0 +1,69 @@
+"""Every random number that bayesify draws: from torch's default generators, on the tensor's device, out of place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+
+def normal_like(tensor: Tensor) -> Tensor:
+    """Standard normal numbers of `tensor`'s shape, dtype and device."""
+    if _inductor_is_slow(tensor):
+        return torch.ops.bayesify.normal_like(tensor)  # type: ignore[no-any-return]
+    return torch.randn_like(tensor)
+
+
+def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Random bytes, of shape (words, 8), that hold one fair bit for each element of `shape`. `signs` unpacks them."""
+    words = (prod(shape) + 63) // 64
+    if _inductor_is_slow(like):
+        bits = torch.ops.bayesify.random_words(like, words)
+    else:
+        bits = torch.randint(_LOWEST, _HIGHEST, (words, 1), dtype=torch.int64, device=like.device)
+    return bits.view(torch.uint8)  # type: ignore[no-any-return]
+
+
+def signs(bits: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The bits as ±1, of the given shape and dtype."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    spread = (bits.unsqueeze(-1) >> shifts) & 1
+    return (spread.flatten()[: prod(shape)].view(shape).to(dtype) * 2) - 1
+
+
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
+
+
+def _inductor_is_slow(tensor: Tensor) -> bool:
+    """On CPUs the compiler's own generator costs eleven times eager's, so that compiled code calls eager's here."""
+    return tensor.device.type == "cpu" and torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+# nondeterministic_seeded keeps the compiler from merging two draws, and from drawing again in the backward pass
+_library = torch.library.Library("bayesify", "DEF")
+_library.define("normal_like(Tensor like) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+_library.define("random_words(Tensor like, SymInt words) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+for _name in ("normal_like", "random_words"):
+    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+
+
+@torch.library.impl(_library, "normal_like", "CPU")
+def _normal_like(like: Tensor) -> Tensor:
+    return torch.randn_like(like)
+
+
+@torch.library.impl(_library, "random_words", "CPU")
+def _random_words(like: Tensor, words: int) -> Tensor:
+    return torch.randint(_LOWEST, _HIGHEST, (words, 1), dtype=torch.int64)
+
+
+@torch.library.register_fake("bayesify::normal_like", lib=_library)
+def _fake_normal_like(like: Tensor) -> Tensor:
+    return torch.empty_like(like)
+
+
+@torch.library.register_fake("bayesify::random_words", lib=_library)
+def _fake_random_words(like: Tensor, words: int) -> Tensor:
+    return like.new_empty((words, 1), dtype=torch.int64)

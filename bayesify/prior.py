@@ -1,0 +1,105 @@
+"""Priors p(w) over one weight tensor and KL(q‖p) in nats, summed over its elements.
+
+Every `kl` takes the posterior's mean and std in float32 or float64 and returns a 0-dim tensor, differentiable in both.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .posterior import Scale, widened
+
+
+@dataclass(frozen=True)
+class Normal:
+    """p(w) = Normal(mean, std²), elementwise.
+
+    Attributes:
+        mean: a number, or `pretrained`: the weights as they were at conversion, kept in a buffer.
+        std: a rule; `relative` and `init_std` refer to the weights as they were at conversion.
+    """
+
+    mean: float | Literal["pretrained"] = "pretrained"
+    std: Scale = Scale("init_std", 3.0)
+
+    def __str__(self) -> str:
+        centre = "w₀" if self.mean == "pretrained" else f"{self.mean:.4g}"
+        return f"N({centre}, {self.std})"
+
+    def settled(self, init_std: Scale) -> Normal:
+        """The same prior with `init_std` replaced by the rule that the posterior's initial std follows."""
+        return Normal(self.mean, init_std.times(self.std.value)) if self.std.kind == "init_std" else self
+
+    @property
+    def keeps_std(self) -> bool:
+        """Whether the std must be stored: it depends on the initial weights and they are not kept as the mean."""
+        return self.std.kind == "relative" and self.mean != "pretrained"
+
+
+@dataclass(frozen=True)
+class ScaleMixture:
+    """p(w) = pi·Normal(0, std1²) + (1 - pi)·Normal(0, std2²), elementwise (Blundell et al. 2015, eq. 7).
+
+    KL(q‖p) has no closed form: each evaluation is a fresh, unbiased Monte Carlo estimate from one weight draw made on
+    the spot, with the entropy of q exact: -H(q) - log p(mean + std·eps), eps ~ Normal(0, 1).
+    """
+
+    pi: float = 0.5
+    std1: float = 1.0
+    std2: float = math.exp(-6)
+
+    def __str__(self) -> str:
+        return f"{self.pi:.3g}·N(0, {self.std1:.3g}) + {1 - self.pi:.3g}·N(0, {self.std2:.3g})"
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """p(log|w|) = const, for the multiplicative posterior; KL depends on alpha = std²/mean² only.
+
+    KL is the approximation of Molchanov et al. 2017, eq. 14, with its constant chosen so that KL → 0 as alpha → ∞.
+    """
+
+    def __str__(self) -> str:
+        return "log-uniform"
+
+
+Prior = Normal | ScaleMixture | LogUniform
+
+
+def normal_kl(mean: Tensor, std: Tensor, prior_mean: Tensor | float, prior_std: Tensor | float) -> Tensor:
+    """Σ KL(N(mean, std²) ‖ N(prior_mean, prior_std²)) in nats.
+
+    Per element: log(prior_std/std) + (std² + (mean - prior_mean)²) / (2·prior_std²) - 1/2.
+    """
+    ratio = std / prior_std
+    shift = (mean - prior_mean) / prior_std
+    return (0.5 * (ratio.square() + shift.square() - 1) - torch.log(ratio)).sum()
+
+
+def scale_mixture_kl(mean: Tensor, std: Tensor, prior: ScaleMixture) -> Tensor:
+    """One unbiased Monte Carlo estimate of Σ KL(q‖p) in nats for the scale mixture, from a fresh draw of the weights."""
+    weight = mean + std * torch.randn_like(mean)
+    wide = _normal_log_density(weight, prior.std1) + math.log(prior.pi)
+    narrow = _normal_log_density(weight, prior.std2) + math.log1p(-prior.pi)
+    negative_entropy = -torch.log(std) - 0.5 * math.log(2 * math.pi * math.e)
+    return (negative_entropy - torch.logaddexp(wide, narrow)).sum()
+
+
+def log_uniform_kl(log_alpha: Tensor) -> Tensor:
+    """Σ KL(q‖log-uniform) in nats (Molchanov et al. 2017, eq. 14).
+
+    Per element: k1 - k1·sigmoid(k2 + k3·log alpha) + log(1 + 1/alpha)/2, with k1 = 0.63576, k2 = 1.87320, k3 = 1.48695.
+    """
+    log_alpha = widened(log_alpha)
+    k1, k2, k3 = 0.63576, 1.87320, 1.48695
+    return (k1 * torch.sigmoid(-(k2 + k3 * log_alpha)) + 0.5 * F.softplus(-log_alpha)).sum()
+
+
+def _normal_log_density(value: Tensor, std: float) -> Tensor:
+    return -0.5 * (value / std).square() - math.log(std) - 0.5 * math.log(2 * math.pi)

@@ -1,0 +1,112 @@
+"""Products of inputs and a weight, each linear in the weight and in every input, with their gradients.
+
+The estimators know a layer by its product alone: what they do to it is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Gradients = tuple[list[Tensor | None], Tensor | None, Tensor | None]
+
+
+class Product(Protocol):
+    """What an estimator needs to know of a layer.
+
+    `core_dims` is how many trailing dimensions of an input belong to one example; channels are the first of them.
+    """
+
+    @property
+    def core_dims(self) -> int: ...
+
+    def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The product plus the bias."""
+        ...
+
+    def gradients(self, grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, needs: Sequence[bool]) -> Gradients:
+        """Gradients for (inputs, weight, bias), None where `needs` (inputs..., weight, bias) says no."""
+        ...
+
+
+@dataclass(frozen=True)
+class LinearProduct:
+    """y = x Wᵀ: x (*, in), W (out, in), y (*, out)."""
+
+    core_dims: int = 1
+
+    def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(inputs[0], weight, bias)
+
+    def gradients(self, grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, needs: Sequence[bool]) -> Gradients:
+        rows = grad.reshape(-1, grad.shape[-1])
+        of_input = grad @ weight if needs[0] else None
+        of_weight = rows.T @ inputs[0].reshape(-1, inputs[0].shape[-1]) if needs[1] else None
+        return [of_input], of_weight, rows.sum(0) if needs[2] else None
+
+
+@dataclass(frozen=True)
+class BilinearProduct:
+    """y_k = x1ᵀ W_k x2: x1 (*, in1), x2 (*, in2), W (out, in1, in2), y (*, out)."""
+
+    core_dims: int = 1
+
+    def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = torch.einsum("...i,kij,...j->...k", inputs[0], weight, inputs[1])
+        return y if bias is None else y + bias
+
+    def gradients(self, grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, needs: Sequence[bool]) -> Gradients:
+        left, right = inputs
+        rows, lefts, rights = (each.reshape(-1, each.shape[-1]) for each in (grad, left, right))
+        of_left = torch.einsum("nk,kij,nj->ni", rows, weight, rights).view_as(left) if needs[0] else None
+        of_right = torch.einsum("nk,kij,ni->nj", rows, weight, lefts).view_as(right) if needs[1] else None
+        of_weight = torch.einsum("nk,ni,nj->kij", rows, lefts, rights) if needs[2] else None
+        return [of_left, of_right], of_weight, rows.sum(0) if needs[3] else None
+
+
+@dataclass(frozen=True)
+class ConvProduct:
+    """A convolution or transposed convolution, padded with zeros, over any number of spatial dimensions.
+
+    x (N, C_in, *spatial) or (C_in, *spatial); W (C_out, C_in/groups, *kernel), transposed (C_in, C_out/groups, *kernel).
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+    @property
+    def core_dims(self) -> int:
+        return len(self.stride) + 1
+
+    def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+        (x,) = inputs
+        batched = x if x.dim() > self.core_dims else x.unsqueeze(0)
+        y = torch.convolution(batched, weight, bias, *self._geometry())
+        return y if batched is x else y.squeeze(0)
+
+    def gradients(self, grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, needs: Sequence[bool]) -> Gradients:
+        (x,) = inputs
+        unbatched = x.dim() == self.core_dims
+        if unbatched:
+            grad, x = grad.unsqueeze(0), x.unsqueeze(0)
+        channels = [grad.shape[1]]
+        of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            grad, x, weight, channels, *self._geometry(), list(needs)
+        )
+        return [of_x.squeeze(0) if unbatched and of_x is not None else of_x], of_weight, of_bias
+
+    def _geometry(self) -> tuple[list[int], list[int], list[int], bool, list[int], int]:
+        output_padding = self.output_padding or (0,) * len(self.stride)
+        return (
+            list(self.stride), list(self.padding), list(self.dilation),
+            self.transposed, list(output_padding), self.groups,
+        )  # fmt: skip
