@@ -121,7 +121,8 @@ def known_kind(module: nn.Module) -> str | None:
         return f"{title} is recurrent: recurrent layers have no variational form yet"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return f"{title} looks rows up instead of multiplying: it has no variational form yet"
-    if any(f"{base.__module__}.{base.__name__}" == "transformers.pytorch_utils.Conv1D" for base in type(module).__mro__):
+    # By name: transformers need not be there.
+    if "transformers.pytorch_utils.Conv1D" in {f"{base.__module__}.{base.__name__}" for base in type(module).__mro__}:
         return f"{title} of transformers is a linear layer with its weight transposed: it has no variational form yet"
     return None
 
@@ -175,18 +176,18 @@ def tensor_type(module: nn.Module) -> str | None:
 
 def number_type(module: nn.Module) -> str | None:
     """Numbers that a Normal distribution over them would not make sense for."""
-    dtype = module.weight.dtype
-    if not dtype.is_floating_point or dtype.itemsize < 2:  # type: ignore[union-attr]
-        return f"its weight is {dtype}: noise needs real floating point numbers of 16 bits or more"
-    return None
+    weight = module._parameters["weight"]
+    if weight is None or (weight.dtype.is_floating_point and weight.dtype.itemsize > 1):
+        return None
+    return f"its weight is {weight.dtype}: noise needs real floating point numbers of 16 bits or more"
 
 
 def name_clash(module: nn.Module) -> str | None:
     """The user's own attribute stands where the posterior would."""
     needed = {*NAMES, *Variational.__annotations__, *dir(Flipout)} - set(dir(nn.Module))
     torchs = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
-    own = {*vars(module), *module._parameters, *module._buffers, *module._modules, *dir(type(module))} - set(dir(torchs))
-    taken = sorted(needed & own - set(MEANS))
+    own = {*vars(module), *module._parameters, *module._buffers, *module._modules, *dir(type(module))}
+    taken = sorted(needed & own - set(dir(torchs)) - set(MEANS))
     return f"it has {_listed(taken)} already, a name that bayesify needs: rename it" if taken else None
 
 
@@ -196,8 +197,8 @@ def replaced_method(module: nn.Module) -> str | None:
     replaced = sorted(name for name in used & vars(module).keys() if callable(getattr(type(module), name, None)))
     if not replaced:
         return None
-    undo = "accelerate.hooks.remove_hook_from_module(model, recurse=True)" if hasattr(module, "_hf_hook") else "undo that"
-    return f"its {_listed(replaced)} was replaced on the instance, so that a new class would change nothing: {undo} first"
+    undo = "accelerate.hooks.remove_hook_from_module(layer)" if hasattr(module, "_hf_hook") else "undo that"
+    return f"its {_listed(replaced)} was replaced on the instance, and would run past any noise: {undo} first"
 
 
 def _title(cls: type) -> str:

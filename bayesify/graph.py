@@ -56,8 +56,8 @@ def census(model: nn.Module) -> Census | None:
     """Trace the model's forward symbolically and count; None where that fails for any reason.
 
     A copy without weights is traced, so that a forward that counts, logs or clamps leaves the model as it is. Forward
-    hooks do not run. The user's forward itself runs, with proxies: what it prints is printed, and while it runs no other
-    thread should call a module (torch.fx patches nn.Module for that time).
+    hooks do not run. The user's forward itself runs, with proxies: what it prints is printed. Meanwhile no other thread
+    should call a module, since torch.fx patches nn.Module for that time.
     """
     with _same_randomness(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -75,7 +75,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, root: nn.Module) -> None:
         super().__init__(param_shapes_constant=True)
-        self.names = {id(module): name for name, module in root.named_modules()}
+        self.names: dict[int, str] = {id(module): name for name, module in root.named_modules()}
         self.calls: dict[str, int] = {}
         self.read_at: dict[str, str] = {}
 
@@ -180,7 +180,7 @@ def _argument_choices(model: nn.Module) -> list[dict[str, Any]]:
 @contextmanager
 def _same_randomness() -> Iterator[None]:
     """A forward may draw (LayerDrop asks `random` or numpy): put every generator back where it was."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):
@@ -197,22 +197,16 @@ def reads_without_calling(parent: nn.Module, path: str) -> bool:
     `self.<path>` (a loop over `children()`, an index) is not understood, and answers False unless it reads the weight.
     """
     parts = tuple(path.split("."))
-    mentions = [each[len(parts) :] for each in _attribute_chains(type(parent)) if each[: len(parts)] == parts]
+    chains = (each for code in _forward_code(type(parent)) for each in _self_chains(code))
+    mentions = [each[len(parts) :] for each in chains if each[: len(parts)] == parts]
     called = any(rest[:1] in ((), ("forward",), ("__call__",)) for rest in mentions)
     read = any(rest[:1] == ("weight",) and not _INNOCENT & set(rest[1:2]) for rest in mentions)
     return read and not called
 
 
-@lru_cache(maxsize=4096)
 def reached_names(cls: type) -> frozenset[str]:
     """Names that the class's forward mentions, and those that the methods so named mention in turn."""
     return frozenset(name for code in _forward_code(cls) for name in code.co_names)
-
-
-@lru_cache(maxsize=4096)
-def _attribute_chains(cls: type) -> frozenset[tuple[str, ...]]:
-    """("attn", "qkv", "weight") for each `self.attn.qkv.weight` in the code that the class's forward reaches."""
-    return frozenset(each for code in _forward_code(cls) for each in _chains(code))
 
 
 def _forward_code(cls: type) -> list[CodeType]:
@@ -244,17 +238,18 @@ def _method_code(cls: type, name: str) -> Iterator[CodeType]:
             return
 
 
-def _chains(code: CodeType) -> Iterator[tuple[str, ...]]:
-    """Runs of attribute loads that start at a local variable named self."""
-    run: list[str] | None = None
+@lru_cache(maxsize=4096)
+def _self_chains(code: CodeType) -> frozenset[tuple[str, ...]]:
+    """("attn", "qkv", "weight") for each `self.attn.qkv.weight` in the code."""
+    found: set[tuple[str, ...]] = set()
+    run: tuple[str, ...] | None = None
     for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            if run is not None:
-                run.append(step.argval)
+        if run is not None and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            run = (*run, step.argval)
             continue
-        if run:
-            yield tuple(run)
+        found.add(run or ())
         loads = step.opname.startswith(("LOAD_FAST", "LOAD_DEREF"))
         # Newer Pythons load two locals in one step.
         last = step.argval[-1] if loads and isinstance(step.argval, tuple) else step.argval
-        run = [] if loads and last == "self" else None
+        run = () if loads and last == "self" else None
+    return frozenset(found)

@@ -1,0 +1,295 @@
+"""Every reason why a layer stays is found, said in words, and found for nothing else."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+from bayesify.blockers import Site, bears_weight, blocker, kept_because
+from bayesify.graph import Census, census
+from bayesify.nn.registry import plain_classes
+
+
+class OwnForward(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class Inherits(nn.Linear):
+    def __init__(self, n: int) -> None:
+        super().__init__(n, n)
+
+    def extra_repr(self) -> str:
+        return "mine"
+
+
+class OtherConv(nn.Conv2d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, 2 * weight, bias)
+
+
+class Computes(nn.Linear):
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.raw = nn.Parameter(torch.zeros(2, 2))
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.raw.exp()
+
+
+class HalfLinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.other = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2, 2))
+        self.scale = nn.Parameter(torch.zeros(2))
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(2))
+
+
+class Adapter(nn.Module):
+    adapter_layer_names = ("lora_A",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base_layer, self.lora_A = nn.Linear(2, 2), nn.Linear(2, 2)
+
+
+class Tied(nn.Module):
+    """Reads a layer's weight where its decoder should be called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.called = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.called(x), self.read.weight) + self.called.weight.sum()
+
+
+class Packed(torch.Tensor):
+    pass
+
+
+def _with(layer: nn.Module, change: Callable[[nn.Module], object]) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        change(layer)
+    return layer
+
+
+def _as(layer: nn.Module, name: str, value: Tensor) -> nn.Module:
+    layer._parameters[name] = value  # type: ignore[assignment]
+    return layer
+
+
+def _of(base: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return _as(base, "weight", nn.Parameter(torch.zeros(2, 2).to(dtype), requires_grad=False))
+
+
+def _quantized() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.nn.quantized.dynamic.Linear(2, 2)
+
+
+def _scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(nn.Linear(2, 2))  # type: ignore[no-any-return]
+
+
+def _linear() -> nn.Linear:
+    return nn.Linear(2, 2)
+
+
+BLOCKED = {
+    "scripted": (_scripted, "TorchScript"),
+    "quantized": (_quantized, "a quantized layer: convert the float model"),
+    "adapter itself": (Adapter, "merge_and_unload"),
+    "own forward": (lambda: OwnForward(2, 2), "OwnForward is a subclass of nn.Linear with a forward of its own"),
+    "inherits": (lambda: Inherits(2), "unchanged: bayesify.register(Inherits, like=nn.Linear) converts it"),
+    "helper": (lambda: OtherConv(2, 2, 1), "overrides '_conv_forward', which nn.Conv2d's forward uses"),
+    "weight property": (Computes, "overrides 'weight'"),
+    "out_proj class": (
+        lambda: nn.modules.linear.NonDynamicallyQuantizableLinear(2, 2),
+        "bayesify.register(NonDynamicallyQuantizableLinear, like=nn.Linear)",
+    ),
+    "attention": (lambda: nn.MultiheadAttention(2, 1), "nn.MultiheadAttention uses its projections"),
+    "lstm": (lambda: nn.LSTM(2, 2), "nn.LSTM is recurrent"),
+    "gru cell": (lambda: nn.GRUCell(2, 2), "nn.GRUCell is recurrent"),
+    "embedding": (lambda: nn.Embedding(2, 2), "nn.Embedding looks rows up"),
+    "embedding bag": (lambda: nn.EmbeddingBag(2, 2), "nn.EmbeddingBag looks rows up"),
+    "generic": (HalfLinear, "it holds 'matrix', 'other' itself"),
+    "parameter list": (lambda: nn.ParameterList([torch.zeros(2, 2)]), "it holds '0' itself"),
+    "parametrized": (lambda: parametrizations.weight_norm(_linear()), "'weight' is computed by a parametrization"),
+    "parametrized bias": (
+        lambda: _with(_linear(), lambda layer: nn.utils.parametrize.register_parametrization(layer, "bias", nn.Tanh())),
+        "'bias' is computed by a parametrization",
+    ),
+    "parametrization": (
+        lambda: parametrizations.weight_norm(_linear()).parametrizations.weight,
+        "what a parametrization computes its layer's weight from",
+    ),
+    "weight_norm": (lambda: _with(_linear(), nn.utils.weight_norm), "torch.nn.utils.remove_weight_norm(layer)"),
+    "spectral_norm": (lambda: _with(_linear(), nn.utils.spectral_norm), "torch.nn.utils.remove_spectral_norm(layer)"),
+    "pruned": (
+        lambda: _with(_linear(), lambda layer: prune.l1_unstructured(layer, "weight", 0.5)),
+        "its weight is pruned by torch.nn.utils.prune: prune.remove(layer, 'weight')",
+    ),
+    "pruned bias": (
+        lambda: _with(_linear(), lambda layer: prune.l1_unstructured(layer, "bias", 0.5)),
+        "its bias is pruned by torch.nn.utils.prune: prune.remove(layer, 'bias')",
+    ),
+    "weight is a buffer": (
+        lambda: _with(_linear(), lambda layer: (delattr(layer, "weight"), layer.register_buffer("weight", None))),
+        "its weight is no Parameter of the layer",
+    ),
+    "packed weight": (
+        lambda: _as(_linear(), "weight", torch.zeros(2, 2).as_subclass(Packed)),
+        "its weight is a Packed: convert before quantizing",
+    ),
+    "packed bias": (lambda: _as(_linear(), "bias", torch.zeros(2).as_subclass(Packed)), "its bias is a Packed"),
+    "int8": (lambda: _of(_linear(), torch.int8), "its weight is torch.int8"),
+    "float8": (lambda: _of(_linear(), torch.float8_e4m3fn), "its weight is torch.float8_e4m3fn"),
+    "complex": (lambda: nn.Linear(2, 2, dtype=torch.complex64), "its weight is torch.complex64"),
+    "clash: buffer": (
+        lambda: _with(_linear(), lambda layer: layer.register_buffer("weight_rho", torch.zeros(1))),
+        "it has 'weight_rho' already",
+    ),
+    "clash: parameter": (
+        lambda: _with(_linear(), lambda layer: layer.register_parameter("bias_prior_mean", None)),
+        "it has 'bias_prior_mean' already",
+    ),
+    "clash: module": (
+        lambda: _with(_linear(), lambda layer: layer.add_module("weight_log_alpha", nn.Identity())),
+        "it has 'weight_log_alpha' already",
+    ),
+    "clash: attribute": (
+        lambda: _with(_linear(), lambda layer: setattr(layer, "weight_std", 1.0)),
+        "it has 'weight_std' already",
+    ),
+    "forward on the instance": (
+        lambda: _with(_linear(), lambda layer: setattr(layer, "forward", layer.forward)),
+        "its 'forward' was replaced on the instance",
+    ),
+    "_conv_forward on the instance": (
+        lambda: _with(nn.Conv2d(2, 2, 1), lambda layer: setattr(layer, "_conv_forward", layer._conv_forward)),
+        "its '_conv_forward' was replaced on the instance",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), BLOCKED.values(), ids=BLOCKED)
+def test_blocked(make: Callable[[], nn.Module], words: str) -> None:
+    module = make()
+    reason = blocker(Site(module, "layer"))
+    assert reason is not None
+    assert words in reason
+    assert "\n" not in reason
+    assert isinstance(module, Adapter) or bears_weight(module)
+
+
+def _plain(cls: type[nn.Module]) -> nn.Module:
+    sizes = {"Bilinear": (2, 2, 2), "Linear": (2, 2), "LazyLinear": (2,)}
+    lazy = (2, 1) if cls.__name__.startswith("Lazy") else (2, 2, 1)
+    return cls(*sizes.get(cls.__name__, lazy))
+
+
+TORCH = [cls for cls in plain_classes() if cls.__module__.startswith("torch.nn.")]
+
+
+@pytest.mark.parametrize("change", ["float", "half", "frozen", "no bias", "meta", "hooked"])
+@pytest.mark.parametrize("cls", TORCH, ids=lambda cls: cls.__name__)
+def test_every_plain_layer_is_free(cls: type[nn.Module], change: str) -> None:
+    module = _plain(cls)
+    if change == "half":
+        module.half()
+    elif change == "frozen":
+        for parameter in module.parameters():
+            parameter.requires_grad = False
+    elif change == "no bias":
+        module.register_parameter("bias", None)
+    elif change == "meta":
+        module.to("meta")
+    elif change == "hooked":
+        module.register_forward_hook(lambda *_: None)
+    assert blocker(Site(module, "")) is None
+    assert bears_weight(module)
+
+
+def test_a_weight_tied_to_an_embedding_s_is_free() -> None:
+    layer, embedding = nn.Linear(2, 3, bias=False), nn.Embedding(3, 2)
+    layer.weight = embedding.weight
+    assert blocker(Site(layer, "head")) is None
+
+
+@pytest.mark.parametrize(
+    "module", [nn.BatchNorm2d(2), nn.LayerNorm((2, 2)), nn.GroupNorm(1, 2), nn.PReLU(), nn.LazyBatchNorm1d(), Scale()],
+    ids=lambda module: type(module).__name__,
+)  # fmt: skip
+def test_what_has_no_matrix_is_kept_and_not_blocked(module: nn.Module) -> None:
+    assert bears_weight(module)
+    assert blocker(Site(module, "norm")) is None
+    name = type(module).__name__
+    assert kept_because(module) == f"{'' if name == 'Scale' else 'nn.'}{name} has no weight matrix"
+
+
+def test_a_container_bears_no_weight() -> None:
+    assert not bears_weight(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_inside_an_adapter() -> None:
+    model = nn.Sequential(Adapter())
+    parents = (("", model), ("0", model[0]))
+    reason = blocker(Site(model[0].lora_A, "0.lora_A", parents))
+    assert reason == "it is inside the peft adapter 0 (Adapter): model.merge_and_unload() first"
+
+
+def test_out_proj_is_blocked_for_its_parent_s_sake_under_any_alias() -> None:
+    attention = nn.MultiheadAttention(2, 1)
+    here = blocker(Site(attention.out_proj, "out_proj", (("", attention),)))
+    elsewhere = blocker(Site(attention.out_proj, "alias", (("", nn.Module()), ("attn", attention))))
+    assert here == elsewhere
+    assert here == "nn.MultiheadAttention reads its weight without calling it: noise in it would never be seen"
+
+
+def test_the_feed_forward_of_an_encoder_layer_is_free() -> None:
+    layer = nn.TransformerEncoderLayer(2, 1, 2)
+    assert blocker(Site(layer.linear1, "linear1", (("", layer),))) is None
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_a_weight_that_is_read_and_never_called(traced: bool) -> None:
+    model = Tied()
+    found = census(model) if traced else None
+    reason = blocker(Site(model.read, "read", (("", model),)), found)
+    assert reason is not None
+    assert (f"at {__file__}:" if traced else "Tied reads its weight") in reason
+    assert blocker(Site(model.called, "called", (("", model),)), found) is None
+
+
+def test_what_the_census_saw_called_outweighs_the_code() -> None:
+    model = Tied()
+    seen = Census(calls={"read": 1}, order=("read",), reads={"read": "here:1"}, unseen=frozenset())
+    assert blocker(Site(model.read, "read", (("", model),)), seen) is None
+
+
+def test_accelerate_s_hook_is_named() -> None:
+    layer = _with(_linear(), lambda layer: setattr(layer, "forward", layer.forward))
+    layer._hf_hook = object()  # type: ignore[assignment]
+    assert "accelerate.hooks.remove_hook_from_module" in str(blocker(Site(layer, "layer")))
+
+
+def test_the_transposed_linear_of_transformers_is_named() -> None:
+    conv1d = type("Conv1D", (HalfLinear,), {"__module__": "transformers.pytorch_utils"})
+    assert "with its weight transposed" in str(blocker(Site(conv1d(), "c_attn")))
