@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,10 @@ class Scale:
         forms = {"constant": "{:.4g}", "relative": "{:.4g}·|w|", "fan_in": "{:.4g}/√fan_in", "init_std": "{:.4g}×init"}
         return forms[self.kind].format(self.value)
 
+    def to_dict(self) -> float | dict[str, float]:
+        """As a policy writes it."""
+        return self.value if self.kind == "constant" else {self.kind: self.value}
+
     def times(self, factor: float) -> Scale:
         """The same rule, its std `factor` times as large."""
         return Scale(self.kind, self.value * factor, self.floor)
@@ -65,6 +69,13 @@ class Posterior:
 
     def __str__(self) -> str:
         return f"{self.parameterization}, std {self.init_std or 'auto'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a policy writes it."""
+        return {
+            "parameterization": self.parameterization,
+            "init_std": self.init_std.to_dict() if self.init_std else "auto",
+        }
 
     @property
     def scale_name(self) -> str:
@@ -107,7 +118,7 @@ class Posterior:
 
 def magnitude(weight: Tensor, fan_in: int, floor: float) -> Tensor:
     """|w|, but at least `floor` times the tensor's root mean square; 1/sqrt(fan_in) stands in where all are zero."""
-    rms = weight.square().mean().sqrt()
+    rms = torch.linalg.vector_norm(weight) / max(weight.numel(), 1) ** 0.5
     rms = torch.where(rms > 0, rms, torch.full_like(rms, max(fan_in, 1) ** -0.5))
     return weight.abs().maximum(floor * rms)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,10 @@ class Normal:
     def __str__(self) -> str:
         centre = "w₀" if self.mean == "pretrained" else f"{self.mean:.4g}"
         return f"N({centre}, {self.std})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a policy writes it."""
+        return {"family": "normal", "mean": self.mean, "std": self.std.to_dict()}
 
     def settled(self, init_std: Scale) -> Normal:
         """The same prior with `init_std` replaced by the rule that the posterior's initial std follows."""
@@ -57,6 +61,10 @@ class ScaleMixture:
     def __str__(self) -> str:
         return f"{self.pi:.3g}·N(0, {self.std1:.3g}) + {1 - self.pi:.3g}·N(0, {self.std2:.3g})"
 
+    def to_dict(self) -> dict[str, Any]:
+        """As a policy writes it."""
+        return {"family": "scale_mixture", "pi": self.pi, "std1": self.std1, "std2": self.std2}
+
 
 @dataclass(frozen=True)
 class LogUniform:
@@ -67,6 +75,10 @@ class LogUniform:
 
     def __str__(self) -> str:
         return "log-uniform"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a policy writes it."""
+        return {"family": "log_uniform"}
 
 
 Prior = Normal | ScaleMixture | LogUniform
@@ -80,6 +92,53 @@ def normal_kl(mean: Tensor, std: Tensor, prior_mean: Tensor | float, prior_std: 
     ratio = std / prior_std
     shift = (mean - prior_mean) / prior_std
     return (0.5 * (ratio.square() + shift.square() - 1) - torch.log(ratio)).sum()
+
+
+def softplus_normal_kl(
+    mean: Tensor, rho: Tensor, prior_mean: Tensor | float, prior_std: Tensor | float
+) -> Tensor:
+    """`normal_kl` for std = softplus(rho), in one pass: gradients are made along with the value."""
+    if torch.compiler.is_compiling() or not (mean.requires_grad or rho.requires_grad):
+        return normal_kl(mean, F.softplus(rho), prior_mean, prior_std)
+    return cast("Tensor", _SoftplusNormalKL.apply(mean, rho, prior_mean, prior_std)[0])  # type: ignore[no-untyped-call]
+
+
+class _SoftplusNormalKL(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(mean: Tensor, rho: Tensor, prior_mean: Any, prior_std: Any) -> tuple[Tensor, Tensor, Tensor]:
+        std = F.softplus(rho)
+        ratio, shift = std / prior_std, (mean - prior_mean).div_(prior_std)
+        total = 0.5 * (_square_sum(ratio) + _square_sum(shift) - ratio.numel()) - _log_sum(ratio)
+        of_rho = ratio.div_(prior_std).sub_(std.reciprocal_()).mul_(torch.sigmoid(rho))
+        return total, shift.div_(prior_std), of_rho
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.prior = inputs[2:]
+        ctx.save_for_backward(*inputs[:2], *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:  # type: ignore[override]
+        mean, rho, of_mean, of_rho = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            total = normal_kl(mean, F.softplus(rho), *ctx.prior)
+            return *torch.autograd.grad(total, (mean, rho), grad, create_graph=True), None, None
+        return grad * of_mean, grad * of_rho, None, None
+
+
+def _square_sum(tensor: Tensor) -> Tensor:
+    flat = tensor.reshape(-1)
+    return torch.dot(flat, flat)
+
+
+def _log_sum(ratio: Tensor) -> Tensor:
+    """Σ log(ratio) by half as many logarithms: of products of two, which stay within float32's range."""
+    flat = ratio.reshape(-1).clamp(1e-18, 1e18)
+    half = flat.numel() // 2
+    return torch.log(flat[:half] * flat[half : 2 * half]).sum() + torch.log(flat[2 * half :]).sum()
 
 
 def scale_mixture_kl(mean: Tensor, std: Tensor, prior: ScaleMixture) -> Tensor:

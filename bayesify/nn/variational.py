@@ -19,7 +19,7 @@ from torch.nn.parameter import Parameter, is_lazy
 from .. import estimators
 from ..errors import UninitializedLayerError
 from ..posterior import widened
-from ..prior import LogUniform, ScaleMixture, log_uniform_kl, normal_kl, scale_mixture_kl
+from ..prior import LogUniform, ScaleMixture, log_uniform_kl, normal_kl, scale_mixture_kl, softplus_normal_kl
 from ..products import Product
 from .settings import Method, Settings
 from .state import MEANS, NAMES, fan_in, posterior_tensors
@@ -127,11 +127,12 @@ class Variational(nn.Module):
         prior = self._settings.prior
         if isinstance(prior, LogUniform):
             return log_uniform_kl(scale)
-        mean = widened(mean)
-        std = self._settings.posterior.std(mean, widened(scale))
+        posterior, mean, scale = self._settings.posterior, widened(mean), widened(scale)
         if isinstance(prior, ScaleMixture):
-            return scale_mixture_kl(mean, std, prior)
-        return normal_kl(mean, std, *self.normal_prior(name))
+            return scale_mixture_kl(mean, posterior.std(mean, scale), prior)
+        if posterior.parameterization == "additive":
+            return softplus_normal_kl(mean, scale, *self.normal_prior(name))
+        return normal_kl(mean, posterior.std(mean, scale), *self.normal_prior(name))
 
     def normal_prior(self, name: str) -> tuple[Tensor | float, Tensor | float]:
         """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
@@ -175,6 +176,15 @@ class Variational(nn.Module):
                 present.data.copy_(start.data)
             else:
                 setattr(self, name, start)
+
+    @torch.no_grad()
+    def set_std(self, name: str, std: float) -> None:
+        """Give every element of `weight` or `bias` this posterior std."""
+        mean, scale = self._parameters[name], self.scale_of(name)
+        assert mean is not None
+        assert scale is not None
+        wide = widened(mean)
+        scale.copy_(self._settings.posterior.scale_of(torch.full_like(wide, std), wide))
 
     @torch.no_grad()
     def draw(self, name: str) -> Tensor:

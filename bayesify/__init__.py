@@ -1,0 +1,61 @@
+"""Turn any trained PyTorch model into a variational Bayesian one, without touching its code.
+
+    model = bayesify.convert(model, "flipout")
+    loss = nll + model.kl() / n_train
+"""
+
+import torch
+
+from . import functional, nn
+from .errors import BayesifyError
+from .kl import Ledger, variational_layers
+from .kl import total_kl as kl
+from .nn.registry import plain_classes, register, variant
+from .nn.settings import Settings
+from .nn.variational import mark_reached
+from .optim import extend_optimizer, param_groups
+from .plan import Plan, plan
+from .policy import Policy
+from .posterior import Posterior, Scale
+from .prior import LogUniform, Normal, ScaleMixture
+from .surgery import (
+    convert,
+    flipout,
+    keep_unfused,
+    load_weights,
+    lrt,
+    posterior_mean,
+    reset_posterior,
+    revert,
+    set_posterior_std,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BayesifyError",
+    "Plan",
+    "Policy",
+    "convert",
+    "extend_optimizer",
+    "flipout",
+    "functional",
+    "kl",
+    "load_weights",
+    "lrt",
+    "nn",
+    "param_groups",
+    "plan",
+    "posterior_mean",
+    "register",
+    "reset_posterior",
+    "revert",
+    "set_posterior_std",
+    "variational_layers",
+]
+
+# A converted model holds these beside its plain layers: torch.load(..., weights_only=True) may build them.
+_VARIANTS = [variant(cls, method) for cls in plain_classes() for method in ("flipout", "lrt")]
+torch.serialization.add_safe_globals(
+    [*_VARIANTS, Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture, Ledger, mark_reached, keep_unfused]
+)

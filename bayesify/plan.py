@@ -1,0 +1,289 @@
+"""The plan: one record for every module that bears a weight, made before anything changes. Touches nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .blockers import Site, bears_weight, blocker, kept_because
+from .claims import Claim, claim
+from .errors import NothingToConvertError, PolicyError
+from .graph import Census, census
+from .nn.registry import variant
+from .nn.settings import Method, Settings
+from .nn.state import MEANS
+from .parents import batch_dim, fused_parents
+from .policy import Policy, PolicyLike
+from .select import Candidate
+from .wrappers import refuse_model
+
+Verb = Literal["converts", "keeps", "blocked", "adjusted"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What happens to one module, and why.
+
+    Attributes:
+        name: its dotted name, the first in the model's order; "" is the model itself. `aliases` are its other names.
+        verb: converts, keeps (the policy or its kind says so), blocked (it cannot), adjusted (something else is switched).
+        type, becomes: class names; `becomes` is None unless it converts.
+        rule: the rule that owns it. `reason`: why it is kept, blocked or adjusted.
+        parameters_before, parameters_after: of this module itself; a tied Parameter counts where it stands first.
+        method, settings: what convert carries out.
+        notes: what a careful reader would want to know beside that.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    verb: Verb
+    type: str
+    rule: str | None = None
+    reason: str | None = None
+    becomes: str | None = None
+    parameters_before: int = 0
+    parameters_after: int = 0
+    method: Method | None = None
+    settings: Settings | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data under the keys that `bayesify convert --json` prints."""
+        return {
+            "name": self.name, "aliases": list(self.aliases), "verb": self.verb, "type": self.type,
+            "becomes": self.becomes, "rule": self.rule, "reason": self.reason,
+            "parameters_before": self.parameters_before, "parameters_after": self.parameters_after,
+            "posterior": self.settings and self.settings.posterior.to_dict(),
+            "prior": self.settings and self.settings.prior.to_dict(),
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decision for every site of a model. `print(plan)` shows it as a table."""
+
+    model: str
+    policy: Policy
+    rows: tuple[Row, ...]
+    totals: dict[str, int] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data, of one stable shape: model, policy, rows, totals."""
+        rows = [row.to_dict() for row in self.rows]
+        return {"model": self.model, "policy": self.policy.to_dict(), "rows": rows, "totals": dict(self.totals)}
+
+    def converting(self) -> Iterator[Row]:
+        """The rows that convert."""
+        return (row for row in self.rows if row.verb == "converts")
+
+    def __repr__(self) -> str:
+        from .report import as_text  # rich is imported only when something is shown
+
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        from .report import as_html
+
+        return as_html(self)
+
+
+def plan(model: nn.Module, policy: PolicyLike = "flipout") -> Plan:
+    """Decide for every module of `model` what `convert` would do, and why. Touches nothing.
+
+    Args:
+        model: any nn.Module, on any device, `meta` included.
+        policy: a Policy, a dict, the path of a YAML file, or the name of a preset or method.
+
+    Raises:
+        PolicyError: the policy is wrong in itself or does not fit the model; all its problems at once.
+        NothingToConvertError: no layer is left to convert.
+        WrappedModelError, AlreadyVariationalError, UsageError: the model as a whole cannot be converted.
+    """
+    refuse_model(model)
+    policy = Policy.parse(policy)
+    names = _names(model)
+    traced = census(model)
+    sites = _sites(model, names)
+    reasons = [blocker(site, traced) for site in sites]
+    claims = _claims(model, policy, sites, names, reasons)
+    depth = sum(each.method is not None for each in claims)
+    rows = [
+        _row(site, names[id(site.module)], reason, each, depth)
+        for site, reason, each in zip(sites, reasons, claims, strict=True)
+    ]
+    rows = _with_notes(_counted(rows, sites), sites, traced)
+    rows += _adjusted(model, names, [site.module for site, row in zip(sites, rows, strict=True) if row.method])
+    order = {found[0]: at for at, found in enumerate(names.values())}
+    rows.sort(key=lambda row: order[row.name])
+    return Plan(type(model).__name__, policy, tuple(rows), _totals(model, rows))
+
+
+def _names(model: nn.Module) -> dict[int, list[str]]:
+    """Every dotted name of every module, by id, in the model's order."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return names
+
+
+def _sites(model: nn.Module, names: dict[int, list[str]]) -> list[Site]:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    sites = []
+    for name, module in model.named_modules():
+        if bears_weight(module):
+            ancestors = {parent: modules[parent] for alias in names[id(module)] for parent in _parents(alias)}
+            sites.append(Site(module, name, tuple(ancestors.items())))
+    return sites
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".") if name else []
+    return [".".join(parts[:depth]) for depth in range(len(parts))]
+
+
+def _claims(
+    model: nn.Module, policy: Policy, sites: list[Site], names: dict[int, list[str]], reasons: list[str | None]
+) -> list[Claim]:
+    candidates = [
+        Candidate(tuple(names[id(site.module)]), type(site.module), _convertible(site, reason), reason)
+        for site, reason in zip(sites, reasons, strict=True)
+    ]
+    claims = claim(policy, candidates, [name for found in names.values() for name in found])
+    claims = [_unless_frozen(each, site.module, policy) for each, site in zip(claims, sites, strict=True)]
+    if not any(each.method for each in claims):
+        raise NothingToConvertError(
+            f"all that the policy selects in {type(model).__name__} is frozen (requires_grad=False): "
+            "`frozen: convert` converts it all the same"
+        )
+    return claims
+
+
+def _convertible(site: Site, reason: str | None) -> bool:
+    return reason is None and variant(type(site.module), "flipout") is not None
+
+
+def _unless_frozen(claimed: Claim, module: nn.Module, policy: Policy) -> Claim:
+    if claimed.method is None or policy.frozen == "convert" or module.weight.requires_grad:
+        return claimed
+    return replace(claimed, method=None, settings=None, reason="frozen (requires_grad=False)")
+
+
+def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth: int) -> Row:
+    module = site.module
+    row = Row(site.name, tuple(names[1:]), "keeps", type(module).__name__, rule=claimed.rule)
+    if reason is not None:
+        return replace(row, verb="blocked", rule=None, reason=reason)
+    if claimed.method is None or claimed.settings is None:
+        kept = claimed.reason if _convertible(site, reason) else kept_because(module)
+        return replace(row, reason=kept)
+    becomes = variant(type(module), claimed.method)
+    assert becomes is not None
+    settings = replace(claimed.settings.for_depth(depth), batch_dim=batch_dim(site))
+    return replace(row, verb="converts", becomes=becomes.__name__, method=claimed.method, settings=settings)
+
+
+def _counted(rows: list[Row], sites: list[Site]) -> list[Row]:
+    """Count each Parameter at its first row, and hold tied ones to one posterior."""
+    seen: dict[int, str] = {}
+    posteriors: dict[int, Row] = {}
+    counted = []
+    for row, site in zip(rows, sites, strict=True):
+        own = dict(site.module.named_parameters(recurse=False))
+        fresh = {name: each for name, each in own.items() if id(each) not in seen}
+        tied = tuple(f"{name} is tied to {seen[id(each)]}" for name, each in own.items() if id(each) in seen)
+        seen |= {id(each): f"{row.name}.{name}".lstrip(".") for name, each in fresh.items()}
+        new = 0
+        for name in _means(row):
+            mean = own.get(name)
+            if mean is None:
+                continue
+            first = posteriors.setdefault(id(mean), row)
+            _refuse_two_posteriors(first, row, name)
+            new += _size(mean) if first is row else 0
+        before = sum(_size(each) for each in fresh.values())
+        counted.append(replace(row, parameters_before=before, parameters_after=before + new, notes=tied))
+    return counted
+
+
+def _means(row: Row) -> tuple[str, ...]:
+    if row.settings is None:
+        return ()
+    return MEANS if row.settings.bias == "variational" else MEANS[:1]
+
+
+def _size(tensor: Tensor) -> int:
+    return 0 if is_lazy(tensor) else tensor.numel()
+
+
+def _refuse_two_posteriors(first: Row, row: Row, name: str) -> None:
+    assert first.settings is not None
+    assert row.settings is not None
+    if (first.settings.posterior, first.settings.prior) != (row.settings.posterior, row.settings.prior):
+        raise PolicyError(
+            [
+                f"{first.name!r} ({first.rule}) and {row.name!r} ({row.rule}) share one {name}, which can have only one "
+                "posterior and prior: give both layers to one rule"
+            ]
+        )
+
+
+def _with_notes(rows: list[Row], sites: list[Site], traced: Census | None) -> list[Row]:
+    sequences = any(isinstance(site.module, _ON_SEQUENCES) for site in sites)
+    return [
+        replace(row, notes=(*row.notes, *_notes(row, site, traced, sequences)))
+        for row, site in zip(rows, sites, strict=True)
+    ]
+
+
+_ON_SEQUENCES = (nn.Embedding, nn.MultiheadAttention, nn.RNNBase, nn.LayerNorm)
+
+
+def _notes(row: Row, site: Site, traced: Census | None, sequences: bool) -> Iterator[str]:
+    if row.verb != "converts" or row.settings is None:
+        return
+    calls = traced.calls.get(row.name, 0) if traced else 0
+    if traced is not None and traced.never_called(row.name):
+        yield "never called in the traced forward"
+    if calls > 1:
+        yield f"called {calls} times"
+    if row.method == "lrt":
+        if isinstance(site.module, nn.modules.conv._ConvNd):
+            yield "approximate: LRT ignores that all positions share one kernel"
+        elif sequences:
+            yield "approximate where its input is a sequence: LRT draws per position"
+        if calls > 1 or row.aliases:
+            yield "approximate: LRT ignores that its calls share one weight"
+    if row.settings.signs == "position" and row.method == "flipout":
+        yield "approximate: signs per position ignore that positions share one weight"
+    if row.settings.batch_dim:
+        yield f"examples along dimension {row.settings.batch_dim}"
+
+
+def _adjusted(model: nn.Module, names: dict[int, list[str]], converted: list[nn.Module]) -> list[Row]:
+    parents = fused_parents(model, converted)
+    reasons = [(module, _FUSED) for _, module in parents.layers] + [(module, _NESTED) for _, module in parents.encoders]
+    return [
+        Row(names[id(module)][0], tuple(names[id(module)][1:]), "adjusted", type(module).__name__, reason=reason)
+        for module, reason in reasons
+    ]
+
+
+_FUSED = "its fused inference path reads linear1.weight past the noise: switched off"
+_NESTED = "its nested-tensor path is switched off: outputs under the padding mask are computed, no longer zeros"
+
+
+def _totals(model: nn.Module, rows: list[Row]) -> dict[str, int]:
+    verbs = Counter(row.verb for row in rows)
+    before = sum(_size(each) for each in model.parameters())
+    added = sum(row.parameters_after - row.parameters_before for row in rows)
+    return {
+        **{verb: verbs[verb] for verb in ("converts", "keeps", "blocked", "adjusted")},
+        "parameters_before": before,
+        "parameters_after": before + added,
+    }  # fmt: skip
