@@ -129,6 +129,16 @@ def test_defaults_stand_where_a_proxy_for_them_does_not_trace() -> None:
     assert found.never_called("b")
 
 
+def test_a_layer_of_the_user_s_own_counts_as_one_call_whatever_it_does_inside() -> None:
+    class Picky(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) if input.sum() > 0 else input
+
+    found = census(nn.Sequential(Picky(2, 2), nn.ReLU()))
+    assert found is not None
+    assert found.calls == {"": 1, "0": 1, "1": 1}
+
+
 @pytest.mark.parametrize("layer", [nn.Linear(2, 2), nn.LazyLinear(2)], ids=["plain", "lazy"])
 def test_the_root_may_be_the_layer(layer: nn.Module) -> None:
     found = census(layer)
