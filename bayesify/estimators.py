@@ -7,6 +7,7 @@ signs as bits, all else computed again in the backward pass.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -104,6 +105,17 @@ def _flip(
     return of_output, [x * sign for x, sign in zip(inputs, of_inputs, strict=True)], of_inputs
 
 
+def _without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward called inside autocast must not round what forward kept wide: squares overflow in half precision."""
+
+    @functools.wraps(backward)
+    def wide(ctx: Any, grad: Tensor, *others: Any) -> Any:
+        with torch.autocast(grad.device.type, enabled=False):
+            return backward(ctx, grad, *others)
+
+    return wide
+
+
 class _FlipoutNoise(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -117,6 +129,7 @@ class _FlipoutNoise(torch.autograd.Function):
         ctx.save_for_backward(delta, *bits_and_inputs)
 
     @staticmethod
+    @_without_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         delta, *bits_and_inputs = ctx.saved_tensors
         of_output, flipped, of_inputs = _flip(ctx.shapes, delta.dtype, bits_and_inputs)
@@ -164,6 +177,7 @@ class _LRTNoise(torch.autograd.Function):
         ctx.save_for_backward(output[1], *tensors)
 
     @staticmethod
+    @_without_autocast
     def backward(ctx: Any, grad: Tensor, _: Any) -> Any:  # type: ignore[override]
         slope, std, bias_std, *inputs = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted, and the slope depends on all inputs too
