@@ -10,7 +10,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from .graph import Census, reached_names, reads_without_calling
-from .nn.registry import plain_classes
+from .nn.registry import forwards_to, plain_classes
 from .nn.state import MEANS, NAMES
 from .nn.variational import Flipout, Variational
 
@@ -146,6 +146,11 @@ def _subclass(cls: type, base: type) -> str:
     used = _ALWAYS_USED | reached_names(base)
     changed = sorted(name for name in used if getattr(cls, name, None) is not getattr(base, name, None))
     title, parent = _title(cls), _title(base)
+    if changed == ["forward"] and forwards_to(cls, base):
+        return (
+            f"{title} is a subclass of {parent} whose forward calls {parent}'s: "
+            f"bayesify.register({cls.__name__}, like={parent}) converts it"
+        )
     if "forward" in changed:
         return f"{title} is a subclass of {parent} with a forward of its own, which bayesify does not know"
     if changed:

@@ -41,7 +41,8 @@ class Term:
         try:
             return self.layers[0].kl_term(self.mean_name)
         except UninitializedLayerError as error:
-            raise UninitializedLayerError(f"layer {self.layer_name!r} {error}") from None
+            layer = f"layer {self.layer_name!r}" if self.layer_name else type(self.layers[0]).__name__
+            raise UninitializedLayerError(f"{layer} {error}") from None
 
 
 class Ledger:

@@ -249,7 +249,7 @@ def _notes(row: Row, site: Site, traced: Census | None, sequences: bool) -> Iter
         return
     calls = traced.calls.get(row.name, 0) if traced else 0
     if traced is not None and traced.never_called(row.name):
-        yield "never called in the traced forward"
+        yield f"never called in the traced forward ({'train' if site.module.training else 'eval'} mode)"
     if calls > 1:
         yield f"called {calls} times"
     if row.method == "lrt":

@@ -135,10 +135,11 @@ def _square_sum(tensor: Tensor) -> Tensor:
 
 
 def _log_sum(ratio: Tensor) -> Tensor:
-    """Σ log(ratio) by half as many logarithms: of products of two, which stay within float32's range."""
-    flat = ratio.reshape(-1).clamp(1e-18, 1e18)
+    """Σ log(ratio) by half as many logarithms, of products of two: these stay within float32's range."""
+    flat = ratio.reshape(-1)
     half = flat.numel() // 2
-    return torch.log(flat[:half] * flat[half : 2 * half]).sum() + torch.log(flat[2 * half :]).sum()
+    pairs = (flat[:half] * flat[half : 2 * half]).clamp_(1e-37, 1e37)
+    return torch.log(pairs).sum() + torch.log(flat[2 * half :]).sum()
 
 
 def scale_mixture_kl(mean: Tensor, std: Tensor, prior: ScaleMixture) -> Tensor:

@@ -21,6 +21,8 @@ from .policy import PolicyLike
 
 Model = TypeVar("Model", bound=nn.Module)
 
+_NESTED = "_nested_when_plain"  # on encoders whose nested-tensor path conversion switched off
+
 
 def convert(model: Model, policy: PolicyLike = "flipout", *, inplace: bool = False, kl_name: str = "kl") -> Model:
     """Make the model variational: its plan, carried out.
@@ -91,15 +93,16 @@ def posterior_mean(model: nn.Module) -> Iterator[None]:
     Raises:
         NotVariationalError: the model has no variational layer.
     """
-    layers = _layers(model)
-    before = [layer._quiet for layer in layers]
-    for layer in layers:
-        layer._quiet = True
+    switches = [(layer, "_quiet") for layer in _layers(model)]
+    switches += [(module, "use_nested_tensor") for module in model.modules() if hasattr(module, _NESTED)]
+    before = [getattr(module, switch) for module, switch in switches]
+    for module, switch in switches:
+        setattr(module, switch, True)
     try:
         yield
     finally:
-        for layer, quiet in zip(layers, before, strict=True):
-            layer._quiet = quiet
+        for (module, switch), value in zip(switches, before, strict=True):
+            setattr(module, switch, value)
 
 
 def reset_posterior(model: nn.Module) -> None:
@@ -236,6 +239,7 @@ def _put_back(layer: Variational) -> None:
 
 def _adjust(module: nn.Module) -> None:
     if isinstance(module, nn.TransformerEncoder):
+        setattr(module, _NESTED, True)
         module.use_nested_tensor = False
     else:
         module.register_forward_pre_hook(keep_unfused)
@@ -244,7 +248,8 @@ def _adjust(module: nn.Module) -> None:
 def _readjust(module: nn.Module) -> None:
     for key in [key for key, hook in module._forward_pre_hooks.items() if hook is keep_unfused]:
         del module._forward_pre_hooks[key]
-    if isinstance(module, nn.TransformerEncoder) and module.enable_nested_tensor:
+    if hasattr(module, _NESTED):
         module.use_nested_tensor = True
+        delattr(module, _NESTED)
     for name in [name for name, value in vars(module).items() if isinstance(value, Ledger)]:
         delattr(module, name)
