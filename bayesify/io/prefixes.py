@@ -1,0 +1,39 @@
+"""The prefixes that wrappers put before the names of a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Names that only wrappers use (torch.compile, FSDP, activation checkpointing): stripped wherever they stand in a name.
+ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+LEADING = "module."  # DataParallel, DDP, AveragedModel; a model may have a `module` of its own, so only where all names have it
+
+
+def strip(weights: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The weights without wrappers' prefixes, and which prefixes those were, outermost first."""
+    kept = {name: value for name, value in weights.items() if name != "n_averaged" or not _all_lead(weights)}
+    stripped: list[str] = []
+    while True:
+        if kept and all(name.startswith(LEADING) for name in kept):
+            kept = {name.removeprefix(LEADING): value for name, value in kept.items()}
+            stripped.append(LEADING)
+        elif (inner := next((each for each in ANYWHERE if any(_holds(name, each) for name in kept)), None)) is not None:
+            kept = {_without(name, inner): value for name, value in kept.items()}
+            stripped.append(inner)
+        else:
+            return kept, tuple(dict.fromkeys(stripped))
+
+
+def _all_lead(weights: Mapping[str, Any]) -> bool:
+    """AveragedModel has one buffer of its own beside `module.*`."""
+    others = [name for name in weights if name != "n_averaged"]
+    return bool(others) and all(name.startswith(LEADING) for name in others)
+
+
+def _holds(name: str, prefix: str) -> bool:
+    return name.startswith(prefix) or f".{prefix}" in name
+
+
+def _without(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix).replace(f".{prefix}", ".")
