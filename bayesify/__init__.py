@@ -18,17 +18,8 @@ from .plan import Plan, plan
 from .policy import Policy
 from .posterior import Posterior, Scale
 from .prior import LogUniform, Normal, ScaleMixture
-from .surgery import (
-    convert,
-    flipout,
-    keep_unfused,
-    load_weights,
-    lrt,
-    posterior_mean,
-    reset_posterior,
-    revert,
-    set_posterior_std,
-)
+from .start import load_weights, reset_posterior, set_posterior_std
+from .surgery import convert, flipout, keep_unfused, lrt, posterior_mean, revert
 
 __version__ = "0.1.0"
 

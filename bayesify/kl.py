@@ -82,9 +82,8 @@ class Ledger:
 
 def total_kl(model: nn.Module, *, reached: bool = False) -> Tensor:
     """`model.kl()` by function: works on any part of a converted model, and where a copy lost the attribute."""
+    layers_of(model)
     found = terms(model)
-    if not found:
-        raise NotVariationalError(f"{type(model).__name__} has no variational layer: call bayesify.convert first")
     values = [term.evaluate() for term in found if term.reached or not reached]
     if not values:
         return torch.zeros((), device=found[0].layers[0].weight.device)
@@ -94,6 +93,18 @@ def total_kl(model: nn.Module, *, reached: bool = False) -> Tensor:
 def variational_layers(model: nn.Module) -> Iterator[tuple[str, Variational]]:
     """(name, layer) for every variational layer, each once, in the model's order."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Variational))
+
+
+def layers_of(model: nn.Module) -> list[Variational]:
+    """The variational layers of a model that must have some.
+
+    Raises:
+        NotVariationalError: the model has no variational layer.
+    """
+    layers = [layer for _, layer in variational_layers(model)]
+    if not layers:
+        raise NotVariationalError(f"{type(model).__name__} has no variational layer: call bayesify.convert first")
+    return layers
 
 
 def terms(model: nn.Module) -> list[Term]:

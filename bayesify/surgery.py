@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from .errors import NameClashError, NotCopyableError, NotVariationalError, UsageError, did_you_mean
-from .kl import Ledger, terms, variational_layers
+from .errors import NameClashError, NotCopyableError, UsageError, did_you_mean
+from .kl import Ledger, layers_of, terms
 from .nn.registry import plain_class, variant
-from .nn.state import SUFFIXES, posterior_tensors
-from .nn.variational import Variational
+from .nn.state import NAMES, posterior_tensors
+from .nn.variational import Flipout, Variational
 from .plan import Plan, Row, plan
 from .policy import PolicyLike
+from .start import refuse_lazy
 
 Model = TypeVar("Model", bound=nn.Module)
 
 _NESTED = "_nested_when_plain"  # on encoders whose nested-tensor path conversion switched off
+_RESERVED = {*NAMES, *Variational.__annotations__, *dir(Flipout)}
 
 
 def convert(model: Model, policy: PolicyLike = "flipout", *, inplace: bool = False, kl_name: str = "kl") -> Model:
@@ -44,9 +45,10 @@ def convert(model: Model, policy: PolicyLike = "flipout", *, inplace: bool = Fal
     """
     made = plan(model, policy)
     _refuse_clash(model, kl_name)
-    target = model if inplace else _copied(model)
-    _carry_out(made, target)
-    setattr(target, kl_name, Ledger(target))
+    # tensors made in inference mode would never get a gradient
+    with torch.inference_mode(False):
+        target = model if inplace else _copied(model)
+        _carry_out(made, target, kl_name)
     return target
 
 
@@ -69,20 +71,21 @@ def revert(model: Model, weights: Literal["mean", "sample"] = "mean", *, inplace
 
     Raises:
         NotVariationalError: the model has no variational layer.
-        UsageError: `weights` is another word.
+        UsageError: `weights` is another word, or a layer's class was derived from a variational one.
+        UninitializedLayerError: `sample`, and a lazy layer has not seen data.
     """
     if weights not in ("mean", "sample"):
         raise UsageError(f"weights={weights!r} is neither 'mean' nor 'sample'.{did_you_mean(weights, ('mean', 'sample'))}")
-    _layers(model)
+    for layer in layers_of(model):
+        _plain_class(layer)
+    if weights == "sample":
+        refuse_lazy(model, "there is nothing to draw")
     target = model if inplace else _copied(model)
     if weights == "sample":
         for term in terms(target):
             layer = term.layers[0]
             getattr(layer, term.mean_name).data.copy_(layer.draw(term.mean_name))
-    for layer in _layers(target):
-        _put_back(layer)
-    for module in target.modules():
-        _readjust(module)
+    _take_back(target)
     return target
 
 
@@ -93,7 +96,7 @@ def posterior_mean(model: nn.Module) -> Iterator[None]:
     Raises:
         NotVariationalError: the model has no variational layer.
     """
-    switches = [(layer, "_quiet") for layer in _layers(model)]
+    switches = [(layer, "_quiet") for layer in layers_of(model)]
     switches += [(module, "use_nested_tensor") for module in model.modules() if hasattr(module, _NESTED)]
     before = [getattr(module, switch) for module, switch in switches]
     for module, switch in switches:
@@ -105,86 +108,17 @@ def posterior_mean(model: nn.Module) -> Iterator[None]:
             setattr(module, switch, value)
 
 
-def reset_posterior(model: nn.Module) -> None:
-    """Start the posterior anew around the means as they are now: scales, and priors centred at `pretrained` weights.
-
-    For a model that was converted on the meta device, or whose means were loaded from a plain checkpoint.
-
-    Raises:
-        NotVariationalError: the model has no variational layer.
-    """
-    done: dict[nn.Parameter, Variational] = {}
-    for layer in _layers(model):
-        if any(is_lazy(getattr(layer, name)) for name in layer.means()):
-            continue
-        first = done.setdefault(layer.weight, layer)
-        if first is layer:
-            layer.reset_posterior()
-        else:
-            _share(first, layer)
-
-
-def set_posterior_std(model: nn.Module, std: float) -> None:
-    """Give every posterior of the model this std.
-
-    Raises:
-        UsageError: std is not a positive, finite number.
-        NotVariationalError: the model has no variational layer.
-    """
-    if not 0 < std < float("inf"):
-        raise UsageError(f"std={std} is not a positive, finite number")
-    _layers(model)
-    for term in terms(model):
-        term.layers[0].set_std(term.mean_name, std)
-
-
-def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, assign: bool = False) -> None:
-    """Load a plain model's checkpoint into the converted one, strictly but for what conversion added; then reset.
-
-    The posterior and a `pretrained` prior start anew at the loaded weights, as if they had been there at conversion.
-
-    Args:
-        state_dict: the plain model's, complete.
-        assign: as in `Module.load_state_dict`: needed where the model is on the meta device.
-
-    Raises:
-        NotVariationalError: the model has no variational layer.
-        RuntimeError: keys are missing or unexpected, or shapes differ; nothing but the fitting tensors was loaded.
-    """
-    _layers(model)
-    added = {f"{name}.{own}".lstrip(".") for name, layer in variational_layers(model) for own in _added(layer)}
-    expected = model.state_dict(keep_vars=True).keys() - added
-    missing, unexpected = sorted(expected - state_dict.keys()), sorted(state_dict.keys() - expected)
-    if missing or unexpected:
-        raise UsageError(
-            f"the checkpoint does not fit {type(model).__name__}: missing {missing or 'nothing'}, "
-            f"unexpected {unexpected or 'nothing'}"
-        )
-    model.load_state_dict(state_dict, strict=False, assign=assign)
-    reset_posterior(model)
-
-
 def keep_unfused(module: nn.Module, args: Any) -> None:
     """A forward pre-hook that does nothing: with any hook on it, torch's encoder layer calls its layers one by one."""
-
-
-def _layers(model: nn.Module) -> list[Variational]:
-    layers = [layer for _, layer in variational_layers(model)]
-    if not layers:
-        raise NotVariationalError(f"{type(model).__name__} has no variational layer: call bayesify.convert first")
-    return layers
-
-
-def _added(layer: Variational) -> list[str]:
-    return [name for name in layer.state_dict(keep_vars=True) if name.endswith(tuple(f"_{end}" for end in SUFFIXES))]
 
 
 def _refuse_clash(model: nn.Module, kl_name: str) -> None:
     if not kl_name.isidentifier():
         raise UsageError(f"kl_name={kl_name!r} is no name for an attribute")
-    if hasattr(model, kl_name):
+    if hasattr(model, kl_name) or kl_name in _RESERVED:
+        whose = type(model).__name__ if hasattr(model, kl_name) else "a variational layer"
         raise NameClashError(
-            f"{type(model).__name__} has an attribute {kl_name!r} already: name another, convert(..., kl_name='kl_q')"
+            f"{whose} has an attribute {kl_name!r} already: name another, convert(..., kl_name='kl_q')"
         )
 
 
@@ -194,20 +128,25 @@ def _copied(model: Model) -> Model:
     except Exception as error:
         raise NotCopyableError(
             f"torch cannot deep-copy this {type(model).__name__} ({type(error).__name__}: {str(error).splitlines()[0]}); "
-            "inplace=True converts the model itself"
+            "inplace=True works on the model itself"
         ) from error
 
 
-def _carry_out(made: Plan, model: nn.Module) -> None:
-    """All that can fail comes first, so that a failure leaves the model as it was."""
+def _carry_out(made: Plan, model: nn.Module, kl_name: str) -> None:
+    """All that is known to fail comes first, and the rest is undone if it fails: the model is as it was then."""
     modules = dict(model.named_modules(remove_duplicate=False))
     prepared = list(_prepare(made, modules))
-    for module, cls, row, tensors in prepared:
-        module.__class__ = cls
-        module.add_posterior(row.settings, tensors)
-    for row in made.rows:
-        if row.verb == "adjusted":
-            _adjust(modules[row.name])
+    try:
+        for module, cls, row, tensors in prepared:
+            module.__class__ = cls
+            module.add_posterior(row.settings, tensors)
+        for row in made.rows:
+            if row.verb == "adjusted":
+                _adjust(modules[row.name])
+        setattr(model, kl_name, Ledger(model))
+    except BaseException:
+        _take_back(model)
+        raise
 
 
 def _prepare(made: Plan, modules: dict[str, nn.Module]) -> Iterator[tuple[Any, type, Row, dict[str, Tensor]]]:
@@ -225,16 +164,21 @@ def _prepare(made: Plan, modules: dict[str, nn.Module]) -> Iterator[tuple[Any, t
         yield module, cls, row, tensors
 
 
-def _share(first: Variational, layer: Variational) -> None:
-    for name in _added(first):
-        if name in layer._parameters or name in layer._buffers:
-            setattr(layer, name, getattr(first, name))
+def _take_back(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, Variational):
+            plain = _plain_class(module)
+            module.remove_posterior()
+            module.__class__ = plain  # type: ignore[assignment]
+        _readjust(module)
 
 
-def _put_back(layer: Variational) -> None:
-    cls = plain_class(type(layer))
-    layer.remove_posterior()
-    layer.__class__ = cls  # type: ignore[assignment]
+def _plain_class(layer: Variational) -> type[nn.Module]:
+    try:
+        return plain_class(type(layer))
+    except StopIteration:
+        name = type(layer).__name__
+        raise UsageError(f"{name} was derived from a variational layer: there is no plain class to go back to") from None
 
 
 def _adjust(module: nn.Module) -> None:

@@ -160,7 +160,8 @@ class Variational(nn.Module):
             self._buffers.pop(name, None)
         for key in [key for key, hook in self._forward_hooks.items() if hook is mark_reached]:
             del self._forward_hooks[key]
-        del self._settings, self._quiet, self._reached
+        for name in ("_settings", "_quiet", "_reached"):
+            vars(self).pop(name, None)
 
     def reset_parameters(self) -> None:
         """Initialize the means as the plain layer does, and the posterior around them."""
