@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import FileRefusedError
-from .listing import Listing, MalformedPickleError, Name, listing
+from .listing import Listing, MalformedPickleError, listing
+from .names import Name
 from .sniff import sniff
 
 # Stands before an old-format note about a class's source code, and is called for the class.
@@ -43,8 +44,8 @@ class Archive:
             raise FileRefusedError(f"{self.path}: refers to data outside the file; save it again with torch.save")
         if found.unreadable:
             raise FileRefusedError(
-                f"{self.path}: written with a pickle protocol (opcode {min(found.unreadable)}) that torch's safe reader doesn't "
-                "know; save it again with plain torch.save(...), without pickle_protocol="
+                f"{self.path}: written with a pickle protocol (opcode {min(found.unreadable)}) that torch's safe "
+                "reader doesn't know; save it again with plain torch.save(...), without pickle_protocol="
             )
         self._check_storages()
 
@@ -73,6 +74,7 @@ class Archive:
 
 
 _CALL_NOTE = "c{}\n{}\n".format(*NOTE.rsplit(".", 1)).encode()
+_FOREIGN = "as torch.save never writes; save it again with torch.save"
 _SHORT = "the file is cut off or damaged; fetch or save it again"
 
 
@@ -106,9 +108,9 @@ def _open_zip(path: Path) -> Archive:
         names = [entry.filename for entry in entries]
         root = names[0].split("/", 1)[0] + "/"
         if len(set(names)) != len(names) or f"{root}data.pkl" not in names:
-            raise FileRefusedError(f"{path}: holds entries twice or outside its folder, as torch.save never writes; refused")
+            raise FileRefusedError(f"{path}: holds entries twice or outside its folder, {_FOREIGN}")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise FileRefusedError(f"{path}: holds compressed entries, as torch.save never writes; save it again with torch.save")
+            raise FileRefusedError(f"{path}: holds compressed entries, {_FOREIGN}")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise FileRefusedError(f"{path}: its entries claim more bytes than it has; {_SHORT}")
         sizes = {entry.filename.removeprefix(f"{root}data/"): entry.file_size for entry in entries}
@@ -116,7 +118,7 @@ def _open_zip(path: Path) -> Archive:
 
 
 def _open_old(path: Path) -> Archive:
-    """An old-format file is a row of pickles (magic number, version, platform, the object, storage keys), then raw storages."""
+    """An old-format file: pickles of a magic number, version, platform, the object, storage keys; then raw bytes."""
     with path.open("rb") as file:
         for _ in range(3):
             _skip(file)
@@ -134,7 +136,9 @@ def _skip(file: BinaryIO) -> None:
 
 def _without_notes(file: BinaryIO, archive: Archive) -> BinaryIO:
     content = file.read()
-    edits = [(at, _CALL_NOTE, 0) for at, _ in archive.listing.sources] + [(at, b"R", 1) for _, at in archive.listing.sources]
+    edits = [(at, _CALL_NOTE, 0) for at, _ in archive.listing.sources] + [
+        (at, b"R", 1) for _, at in archive.listing.sources
+    ]
     parts, done = [], 0
     for at, new, replaced in sorted(edits):
         parts += [content[done:at], new]

@@ -33,8 +33,8 @@ def build_model(
 ) -> nn.Module:
     """Call a model's factory and load weights into what it returns.
 
-    With weights the model is built on the meta device and takes the file's memory; where the factory cannot run there, or
-    leaves anything there that the file doesn't fill, it is built a second time for real.
+    With weights the model is built on the meta device and takes the file's memory; where the factory cannot run
+    there, or leaves anything there that the file doesn't fill, it is built a second time for real.
 
     Args:
         spec: `package.module:callable`; the current directory is looked into first, as under `python -m`.
@@ -112,7 +112,8 @@ def _import(spec: str, module_name: str) -> Any:
         if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise FactoryError(f"{spec}: importing {module_name} fails: {error}") from error
         parent, _, last = error.name.rpartition(".")
-        raise FactoryError(f"{spec}: there is no module {error.name!r}.{did_you_mean(last, _modules(parent))}") from None
+        hint = did_you_mean(last, _modules(parent))
+        raise FactoryError(f"{spec}: there is no module {error.name!r}.{hint}") from None
     except (Exception, SystemExit) as error:
         raise FactoryError(f"{spec}: importing {module_name} fails: {_one_line(error)}") from error
 

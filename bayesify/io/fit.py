@@ -68,7 +68,7 @@ def _load(model: nn.Module, given: dict[str, Tensor], source: str) -> tuple[list
 
 
 def _ready(given: dict[str, Tensor], state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors to assign: of the model's dtype, and each with memory of its own, as copying into the model would leave them."""
+    """Tensors to assign: of the model's dtype and with memory of their own, as copying would leave them."""
     seen: set[int] = set()
     for name, value in given.items():
         place = state.get(name)
@@ -107,8 +107,9 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _differs(place: object, value: object) -> bool:
-    tensors = isinstance(place, Tensor) and isinstance(value, Tensor)
-    return tensors and not is_lazy(place) and place.shape != value.shape  # type: ignore[union-attr,attr-defined]
+    if not isinstance(place, Tensor) or not isinstance(value, Tensor):
+        return False
+    return not is_lazy(place) and place.shape != value.shape
 
 
 def _shape_problems(expected: dict[str, Tensor], given: dict[str, Tensor], wrong: Sequence[str]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Inert placeholders: what objects of foreign classes become that stand beside the weights in a checkpoint.
 
-They are read as data and never imported. The names that a listing shows settle what each becomes: an object that the
-pickle fills like a dict is a dict, one that it fills like a list is a list, any other keeps its arguments and its state.
+They are read as data and never imported. The listing settles what each becomes: an object that the pickle fills like a
+dict is a dict, one that it fills like a list is a list, any other keeps its arguments and its state.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections import OrderedDict
 from typing import Any
 
 from .archive import NOTE
-from .listing import Listing, Name
+from .listing import Listing
+from .names import Name, words
 
 
 class Placeholder:
@@ -34,18 +35,18 @@ class Placeholder:
 
 
 class _Filled:
-    """Stands for a class whose objects the pickle fills with items: calling it or `__new__` gives an empty container."""
+    """Stands for a class whose objects the pickle fills with items: a call or `__new__` gives an empty container."""
 
     def __init__(self, name: str, kind: type) -> None:
         self.name = name
         self.kind = kind
-        self.__new__ = lambda cls, *args: kind()  # type: ignore[method-assign,assignment]
+        self.__new__ = lambda cls, *args: kind()  # type: ignore[method-assign]
 
     def __call__(self, *args: Any) -> Any:
         return self.kind()
 
 
-def placeholders(found: Listing) -> list[tuple[Any, str]]:
+def placeholders(found: Listing) -> list[Any]:
     """A placeholder for every name of the listing, in the form that `torch.serialization.safe_globals` takes.
 
     torch's reader prefers its own meaning of the names that it knows (tensors, dtypes, OrderedDict).
@@ -76,10 +77,11 @@ def _second(kind: str, cls: Any, *_: Any) -> Any:
 def dangerous(found: Listing) -> list[Name]:
     """The names that weights have no need of and that run code where a pickle is opened without care."""
     called = {maker for maker, _ in found.calls}
-    return [name for name in found.names if _is_dangerous(name, name in called)]
+    return [name for name in found.names if is_dangerous(name, name in called)]
 
 
-def _is_dangerous(name: Name, called: bool) -> bool:
+def is_dangerous(name: Name, called: bool) -> bool:
+    """Whether a global is one that runs code; of torch's own, which functions the pickle may call is settled too."""
     parts = str(name).split(".")
     if parts[0] in sys.stdlib_module_names - {"__main__"}:
         return not (str(name) in _HARMLESS or name.module in _HARMLESS or parts[0] in _HARMLESS)
@@ -91,18 +93,17 @@ def _is_dangerous(name: Name, called: bool) -> bool:
 
 
 # Names or whole modules of the standard library whose objects people keep in checkpoints.
-_HARMLESS = frozenset(
-    "argparse.Namespace collections datetime pathlib enum decimal fractions uuid types.SimpleNamespace typing zoneinfo "
-    "functools.partial copyreg._reconstructor copyreg.__newobj__ copyreg.__newobj_ex__ _codecs.encode random.Random "
-    "dataclasses logging.Logger logging.getLogger _collections_abc numbers ipaddress array.array operator.itemgetter "
-    "builtins.dict builtins.list builtins.set builtins.frozenset builtins.tuple builtins.int builtins.float builtins.str "
-    "builtins.bytes builtins.bytearray builtins.complex builtins.bool builtins.object builtins.slice builtins.range "
-    "builtins.type builtins.getattr".split()
-)
-_NEVER = frozenset(
-    "os posix nt sys subprocess importlib builtins ctypes shutil socket runpy pickle marshal code inspect multiprocessing".split()
-)
-_TOOLS = frozenset("pip setuptools pkg_resources dill cloudpickle joblib jsonpickle IPython".split())
-_TORCH_CALLS = frozenset("torch.device torch.serialization._get_layout torch.distributed._shard.sharded_tensor.api".split())
-_NUMPY_NEVER = frozenset("numpy.load numpy.loads numpy.fromfile numpy.save numpy.savez numpy.genfromtxt numpy.loadtxt".split())
-
+_HARMLESS = words("""
+    argparse.Namespace collections datetime pathlib enum decimal fractions uuid types.SimpleNamespace typing zoneinfo
+    functools.partial copyreg._reconstructor copyreg.__newobj__ copyreg.__newobj_ex__ _codecs.encode random.Random
+    dataclasses logging.Logger logging.getLogger _collections_abc numbers ipaddress array.array operator.itemgetter
+    builtins.dict builtins.list builtins.set builtins.frozenset builtins.tuple builtins.int builtins.float builtins.str
+    builtins.bytes builtins.bytearray builtins.complex builtins.bool builtins.object builtins.slice builtins.range
+    builtins.type builtins.getattr
+""")
+_NEVER = words("""
+    os posix nt sys subprocess importlib builtins ctypes shutil socket runpy pickle marshal code inspect multiprocessing
+""")
+_TOOLS = words("pip setuptools pkg_resources dill cloudpickle joblib jsonpickle IPython")
+_TORCH_CALLS = words("torch.device torch.serialization._get_layout")
+_NUMPY_NEVER = words("numpy.load numpy.fromfile numpy.save numpy.savez numpy.genfromtxt numpy.loadtxt")

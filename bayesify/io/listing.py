@@ -7,39 +7,26 @@ values tells exactly which global meets which operation.
 from __future__ import annotations
 
 import pickletools
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-
+from .names import Name, modern, words
 
 # What torch's weights_only reader knows (torch/_weights_only_unpickler.py); it stops at any other.
-READABLE = frozenset(
-    "APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD EMPTY_DICT EMPTY_LIST "
-    "EMPTY_SET EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET LONG_BINPUT MARK NEWFALSE NEWOBJ NEWTRUE NONE PROTO REDUCE SETITEM "
-    "SETITEMS SHORT_BINSTRING STOP TUPLE TUPLE1 TUPLE2 TUPLE3".split()
-)
+READABLE = words("""
+    APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD EMPTY_DICT EMPTY_LIST
+    EMPTY_SET EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET LONG_BINPUT MARK NEWFALSE NEWOBJ NEWTRUE NONE PROTO REDUCE SETITEM
+    SETITEMS SHORT_BINSTRING STOP TUPLE TUPLE1 TUPLE2 TUPLE3
+""")
 
 
 class MalformedPickleError(Exception):
     """The bytes are no pickle, or one that no pickler writes."""
 
 
-@dataclass(frozen=True)
-class Name:
-    """A global that the pickle names: `torch.nn.modules.linear` + `Linear`."""
-
-    module: str
-    qualname: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.qualname}"
-
-
 @dataclass(eq=False)
 class Made:
-    """What a call or a `__new__` of `maker` would return; `fills` says whether items are put in like into a dict or a list."""
+    """What a call or a `__new__` of `maker` would return; `fills`: items are put in like into a `dict` or a `list`."""
 
     maker: Any
     args: Any = ()
@@ -48,7 +35,7 @@ class Made:
 
 
 class Tuple(tuple[Any, ...]):
-    """A tuple of stand-ins that remembers at which byte it opens."""
+    """A tuple of stand-ins that remembers at which byte it opens, where it opens with a mark."""
 
     start: int = -1
 
@@ -104,15 +91,8 @@ def listing(stream: bytes | BinaryIO) -> Listing:
     return machine.found
 
 
-def modern(module: str, qualname: str) -> Name:
-    """The global under its present name: protocol 2 writes `__builtin__` for `builtins`, `commands` for `subprocess`."""
-    if (module, qualname) in NAME_MAPPING:
-        return Name(*NAME_MAPPING[(module, qualname)])
-    return Name(IMPORT_MAPPING.get(module, module), qualname)
-
-
 class _Machine:
-    """The pickle machine's stack and memo over stand-ins: strings, numbers, Tuple, Name, Made; None for all else."""
+    """The pickle machine's stack and memo over stand-ins: strings, numbers, Tuple, Name, Made; None for the rest."""
 
     def __init__(self) -> None:
         self.found = Listing()
@@ -193,7 +173,7 @@ class _Machine:
         self._make(self.stack.pop(), Tuple(items), called=True)
 
     def _obj(self, *_: Any) -> None:
-        items, _ = self._to_mark()
+        items = self._to_mark()[0]
         self._make(items[0], Tuple(items[1:]), called=True)
 
     def _build(self, *_: Any) -> None:
@@ -226,9 +206,9 @@ class _Machine:
 
     def _tuple(self, *_: Any) -> None:
         items, start = self._to_mark()
-        made = Tuple(items)
-        made.start = start
-        self.stack.append(made)
+        marked = Tuple(items)
+        marked.start = start
+        self.stack.append(marked)
 
     def _tuple1(self, *_: Any) -> None:
         self.stack[-1:] = [Tuple(self.stack[-1:])]
@@ -290,8 +270,3 @@ def _reached(maker: Any, args: Any) -> Name | None:
         if isinstance(owner, Name) and isinstance(attribute, str):
             return Name(owner.module, f"{owner.qualname}.{attribute}")
     return None
-
-
-def dotted(names: Iterator[Name] | list[Name]) -> str:
-    """The names as a comma-separated list."""
-    return ", ".join(str(name) for name in names)

@@ -7,7 +7,8 @@ from typing import Any
 
 # Names that only wrappers use (torch.compile, FSDP, activation checkpointing): stripped wherever they stand in a name.
 ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-LEADING = "module."  # DataParallel, DDP, AveragedModel; a model may have a `module` of its own, so only where all names have it
+# DataParallel, DDP, AveragedModel. A model may have a `module` of its own: stripped only where every name has it.
+LEADING = "module."
 
 
 def strip(weights: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -14,13 +14,14 @@ from torch import nn
 
 from ..errors import FileRefusedError, UsageError
 from .archive import NOTE, Archive, open_archive, reason
-from .listing import Listing, Name, dotted
+from .listing import Listing
+from .names import Name, dotted, words
 from .sniff import sniff
 from .trust import LIBRARIES, Refused, Trusted, judge
 from .weights import read_weights
 
 _PARTIAL = Name("functools", "partial")
-_NOT_OBJECTS = frozenset({"builtins.dict", "builtins.list", "builtins.set", "collections.OrderedDict", "collections.defaultdict"})
+_NOT_OBJECTS = words("builtins.dict builtins.list builtins.set collections.OrderedDict collections.defaultdict")
 _SAFE_TO_CONSTRUCT = ("torch.nn.", "torch._C.", "torchvision.ops.", "timm.layers.")
 
 
@@ -54,7 +55,7 @@ def load_model(path: str | PathLike[str], *, allow: Sequence[str] = (), meta: bo
 
 
 def _load(archive: Archive, trusted: dict[Name, Trusted], meta: bool) -> Any:
-    pairs = [(trust.target, str(name)) for name, trust in trusted.items() if trust.target is not None]
+    pairs: list[Any] = [(trust.target, str(name)) for name, trust in trusted.items() if trust.target is not None]
     try:
         with archive.opened() as file, warnings.catch_warnings(), torch.serialization.safe_globals(pairs):
             warnings.simplefilter("ignore")
@@ -66,7 +67,9 @@ def _load(archive: Archive, trusted: dict[Name, Trusted], meta: bool) -> Any:
 def _check_allow(allow: Sequence[str]) -> None:
     for pattern in allow:
         if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.([A-Za-z_]\w*|\*)", pattern):
-            raise UsageError(f"--allow {pattern!r}: give a class, `mypkg.models.Net`, or a module's models, `mypkg.models.*`")
+            raise UsageError(
+                f"--allow {pattern!r}: write mypkg.models.Net, or mypkg.models.* for a module's nn.Modules"
+            )
 
 
 def _decide(path: Path, found: Listing, allow: Sequence[str]) -> dict[Name, Trusted]:
@@ -88,18 +91,19 @@ def _explain(refused: dict[Name, Refused]) -> str:
     never = [name for name, verdict in refused.items() if verdict.never and not verdict.why]
     if never:
         return (
-            f"names {dotted(never[:10])}, which no model needs and which could run code when opened; refused, and no --allow lifts "
-            "this. Ask its author for a state_dict or a safetensors file"
+            f"names {dotted(never[:10])}, which no model needs and which could run code when opened; refused, and no "
+            "--allow lifts this. Ask its author for a state_dict or a safetensors file"
         )
     for verdict in refused.values():
         if verdict.why:
             return verdict.why
     flags = " ".join(f"--allow {name}" for name in refused)
-    wide = {f"--allow '{name.module}.*'" for name in refused}
-    shorter = f" (all nn.Modules of its modules: {' '.join(sorted(wide))})" if len(refused) > 1 else ""
+    wide = " ".join(sorted({f"--allow '{name.module}.*'" for name in refused}))
+    shorter = f" (or, for all nn.Modules there, {wide})" if len(refused) > 1 else ""
+    count = "a class that is" if len(refused) == 1 else f"{len(refused)} classes that are"
     return (
-        f"stores {len(refused)} {'class' if len(refused) == 1 else 'classes'} that are not part of {', '.join(LIBRARIES)}: "
-        f"{dotted(list(refused))}. If you trust them, add {flags}{shorter}"
+        f"stores {count} not part of {', '.join(LIBRARIES)}: {dotted(list(refused))}. "
+        f"If you trust {'it' if len(refused) == 1 else 'them'}, add {flags}{shorter}"
     )
 
 

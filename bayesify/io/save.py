@@ -43,7 +43,7 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """A new file beside the target, with the permissions that any new file gets; it takes the target's place at the end."""
+    """A new file beside the target, with any new file's permissions, that takes the target's place at the end."""
     beside = target.with_name(f".{target.name[:200]}.{os.getpid()}.tmp")
     try:
         with beside.open("xb") as file:

@@ -27,7 +27,7 @@ class Sniffed:
     """What a file is.
 
     Attributes:
-        kind: one of `Kind`. Of these `torch zip` and `torch old` (one format each of torch.save) and `safetensors` can be read.
+        kind: one of `Kind`; `torch zip` and `torch old` (torch.save's two formats) and `safetensors` can be read.
         refusal: for every other kind, what it is and what to do instead, as the end of a sentence that names the file.
     """
 
@@ -142,7 +142,7 @@ def _onnx(head: bytes) -> Kind | None:
 
 _MAGICS: dict[bytes, Kind] = {b"\x89HDF\r\n\x1a\n": "HDF5", b"\x93NUMPY": "numpy", b"GGUF": "GGUF"}
 
-_NO_LAYERS = "has no torch layers to convert; name the model's code instead: bayesify convert package.module:Net --weights FILE"
+_NO_LAYERS = "has no torch layers to convert; name the model's code: bayesify convert package.module:Net --weights FILE"
 
 _REFUSALS: dict[Kind, str] = {
     "TorchScript": f"is a TorchScript archive, which {_NO_LAYERS}, FILE being its state_dict",
@@ -152,8 +152,8 @@ _REFUSALS: dict[Kind, str] = {
     "ONNX": f"is an ONNX file, which {_NO_LAYERS}, FILE being a torch state_dict",
     "GGUF": f"is a GGUF file, which {_NO_LAYERS}, FILE being a torch state_dict",
     "zip": "is a zip file but not one of torch.save's; unpack it and give the model file that is inside",
-    "torch tar": "is a tar archive (torch.save before 0.1.10 wrote these); unpack it, or load it with the program that wrote it "
-    "and torch.save it again",
+    "torch tar": "is a tar archive (as torch.save before 0.1.10 wrote); unpack it, or load it with the program that "
+    "wrote it and torch.save it again",
     "pickle": "is a plain pickle, not a file of torch.save; load it with the program that wrote it and "
     "torch.save(model.state_dict(), FILE)",
     "empty": "is empty; save or download it again",

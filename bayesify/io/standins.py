@@ -12,20 +12,23 @@ import numpy as np
 import torch
 from torch import nn
 
+from .names import words
+
 # `torch.relu` is pickled as getattr(torch._C._VariableFunctionsClass, "relu"), `nn.functional.relu` by its own name
-ACTIVATIONS = frozenset(
-    "relu relu_ relu6 gelu silu silu_ elu elu_ selu selu_ celu leaky_relu leaky_relu_ softplus softsign mish hardswish hardtanh "
-    "hardsigmoid tanh tanhshrink sigmoid logsigmoid softmax log_softmax softmin glu rrelu prelu tanh_ sigmoid_ sin cos exp square "
-    "normalize pairwise_distance cosine_similarity interpolate".split()
-)
-LAZY_HOOKS = frozenset({"_infer_parameters", "_lazy_load_hook", "load_hook"})
+ACTIVATIONS = words("""
+    relu relu_ relu6 gelu silu silu_ elu elu_ selu selu_ celu leaky_relu leaky_relu_ softplus softsign mish hardswish
+    hardtanh hardsigmoid tanh tanhshrink sigmoid logsigmoid softmax log_softmax softmin glu rrelu prelu tanh_ sigmoid_
+    sin cos exp square normalize pairwise_distance cosine_similarity interpolate
+""")
+HOOKS = words("_infer_parameters _lazy_load_hook load_hook")
+VARIABLE_FUNCTIONS: Any = vars(torch._C)["_VariableFunctionsClass"]  # not in torch's type stubs
 
 
 def attribute(owner: Any, name: str) -> Any:
-    """In place of `builtins.getattr`: torch's own activation functions, lazy layers' hooks and nested classes, nothing else."""
-    if owner is torch._C._VariableFunctionsClass and name in ACTIVATIONS:
+    """In place of `builtins.getattr`: torch's own activations, lazy layers' hooks and nested classes, nothing else."""
+    if owner is VARIABLE_FUNCTIONS and name in ACTIVATIONS:
         return getattr(torch, name)
-    if isinstance(owner, nn.Module) and name in LAZY_HOOKS:
+    if isinstance(owner, nn.Module) and name in HOOKS:
         return getattr(owner, name)
     inner = vars(owner).get(name) if isinstance(owner, type) else None
     if isinstance(inner, type) and inner.__qualname__ == f"{owner.__qualname__}.{name}":

@@ -21,8 +21,9 @@ from torch import nn
 
 from ..errors import did_you_mean
 from .archive import NOTE
-from .listing import Name
-from .standins import ACTIVATIONS, NumpyType, attribute, class_of_note, numpy_scalar
+from .inert import is_dangerous
+from .names import Name, words
+from .standins import ACTIVATIONS, VARIABLE_FUNCTIONS, NumpyType, attribute, class_of_note, numpy_scalar
 
 Role = Literal["call", "enum", "module", "plain", "value"]
 
@@ -53,10 +54,10 @@ def judge(name: Name, allow: Sequence[str]) -> Trusted | Refused:
         return known
     if _within(name.module, OURS) or (_within(name.module, LIBRARIES) and "__main__" not in name.module):
         return _of_library(name)
-    if name.module.partition(".")[0] in sys.stdlib_module_names - {"__main__"}:
+    if name.module.partition(".")[0] in _STANDARD or is_dangerous(name, called=True) or _is_no_class(name):
         return Refused()
     if name.module == "__main__":
-        return Refused(why=f"{name} was defined in a script, where no other program finds it; move it into a module of its own")
+        return Refused(why=f"{name} was defined in a script, where no other program finds it; move it into a module")
     exact = str(name) in allow
     if exact or any(str(name).startswith(pattern[:-1]) for pattern in allow if pattern.endswith(".*")):
         return _of_user(name, exact)
@@ -105,7 +106,7 @@ def _of_user(name: Name, exact: bool) -> Trusted | Refused:
         found = _find(name)
     if isinstance(found, Refused):
         return found
-    if not isinstance(found, type) or found.__module__.partition(".")[0] in sys.stdlib_module_names - {"__main__"}:
+    if not isinstance(found, type) or found.__module__.partition(".")[0] in _STANDARD:
         return Refused()
     if issubclass(found, nn.Module):
         return Refused() if issubclass(found, _RUNS_CODE) else Trusted("module", found)
@@ -114,15 +115,21 @@ def _of_user(name: Name, exact: bool) -> Trusted | Refused:
     return Trusted("enum" if issubclass(found, enum.Enum) else "plain", found)
 
 
+def _is_no_class(name: Name) -> bool:
+    """Whether a module that is imported already has something else than a class under this name."""
+    found = getattr(sys.modules.get(name.module), name.qualname, None)
+    return found is not None and not isinstance(found, type)
+
+
 def _find(name: Name) -> Any:
     """Import what a trusted module calls so; a class inside a class is followed, a module inside a module is not."""
     top = name.module.partition(".")[0]
     try:
         found: Any = importlib.import_module(name.module)
     except Exception as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == top
-        reason = f"{top} is not installed or not on the path" if missing else f"importing {name.module} fails ({_line(error)})"
-        return Refused(why=f"{name}: {reason}")
+        if isinstance(error, ModuleNotFoundError) and error.name == top:
+            return Refused(why=f"{name}: {top} is not installed or not on the path")
+        return Refused(why=f"{name}: importing {name.module} fails ({_line(error)})")
     for part in name.qualname.split("."):
         inner = getattr(found, part, None)
         if inner is None or isinstance(inner, type(sys)):
@@ -153,35 +160,38 @@ def _within(module: str, packages: Sequence[str]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
+_STANDARD = sys.stdlib_module_names - {"__main__"}
 _VARIABLE_FUNCTIONS = "torch._C._VariableFunctionsClass"
 _RUNS_CODE = (torch.jit.ScriptModule, torch.fx.GraphModule)  # their state is source code, or compiled code
 _CONFIGS = frozenset({"PreTrainedConfig", "PretrainedConfig", "GenerationConfig"})  # of transformers
 
 # What torch's reader knows by itself and may call. Its rebuilders of nested tensors and of wrapper subclasses, which
 # take any offset, stay out.
-_REBUILDERS = (
-    "torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state torch._utils._rebuild_tensor "
-    "torch._utils._rebuild_tensor_v2 torch._utils._rebuild_tensor_v3 torch._utils._rebuild_sparse_tensor "
-    "torch._utils._rebuild_qtensor torch._utils._rebuild_meta_tensor_no_storage torch._tensor._rebuild_from_type_v2 "
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor torch.serialization._get_layout torch.Size torch.device "
-    "torch.nn.parameter.Parameter torch.Tensor collections.OrderedDict collections.Counter builtins.set builtins.complex "
-    "builtins.bytearray _codecs.encode"
-)
+_REBUILDERS = words("""
+    torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state torch._utils._rebuild_tensor
+    torch._utils._rebuild_tensor_v2 torch._utils._rebuild_tensor_v3 torch._utils._rebuild_sparse_tensor
+    torch._utils._rebuild_qtensor torch._utils._rebuild_meta_tensor_no_storage torch._tensor._rebuild_from_type_v2
+    torch._utils._rebuild_device_tensor_from_cpu_tensor torch.serialization._get_layout torch.Size torch.device
+    torch.nn.parameter.Parameter torch.Tensor collections.OrderedDict collections.Counter builtins.set builtins.complex
+    builtins.bytearray _codecs.encode
+""")
 
 # The handful of plain things that trained models of the four libraries store beside modules.
-HELPERS = frozenset(
-    "torch.nn.modules.module._WrappedHook torch.nn.utils.weight_norm.WeightNorm torch.nn.utils.spectral_norm.SpectralNorm "
-    "torch.nn.utils.spectral_norm.SpectralNormStateDictHook torch.nn.utils.spectral_norm.SpectralNormLoadStateDictPreHook "
-    "torch.nn.utils.prune.L1Unstructured torch.nn.utils.prune.RandomUnstructured torch.nn.utils.prune.LnStructured "
-    "torch.nn.utils.prune.RandomStructured torch.nn.utils.prune.CustomFromMask torch.nn.utils.prune.Identity "
-    "torch.nn.utils.prune.PruningContainer torchvision.ops.boxes.box_iou torchvision.models.detection._utils.BoxCoder "
-    "torchvision.models.detection._utils.Matcher torchvision.models.detection._utils.SSDMatcher "
-    "torchvision.models.detection._utils.BalancedPositiveNegativeSampler "
-    "torchvision.models.optical_flow.raft._pass_through_h timm.models._features.FeatureInfo".split()
-)
+HELPERS = words("""
+    torch.nn.modules.module._WrappedHook torch.nn.utils.weight_norm.WeightNorm
+    torch.nn.utils.spectral_norm.SpectralNorm torch.nn.utils.spectral_norm.SpectralNormStateDictHook
+    torch.nn.utils.spectral_norm.SpectralNormLoadStateDictPreHook
+    torch.nn.utils.prune.L1Unstructured torch.nn.utils.prune.RandomUnstructured torch.nn.utils.prune.LnStructured
+    torch.nn.utils.prune.RandomStructured torch.nn.utils.prune.CustomFromMask torch.nn.utils.prune.Identity
+    torch.nn.utils.prune.PruningContainer
+    torchvision.ops.boxes.box_iou torchvision.models.optical_flow.raft._pass_through_h
+    torchvision.models.detection._utils.BoxCoder torchvision.models.detection._utils.Matcher
+    torchvision.models.detection._utils.SSDMatcher torchvision.models.detection._utils.BalancedPositiveNegativeSampler
+    timm.models._features.FeatureInfo
+""")
 
 KNOWN: dict[str, Trusted] = {
-    **{name: Trusted("call") for name in _REBUILDERS.split()},
+    **{name: Trusted("call") for name in _REBUILDERS},
     "torch.nn.parameter.UninitializedParameter": Trusted("call", nn.UninitializedParameter),
     "torch.nn.parameter.UninitializedBuffer": Trusted("call", nn.UninitializedBuffer),
     "torch.utils.hooks.RemovableHandle": Trusted("plain", torch.utils.hooks.RemovableHandle),
@@ -191,6 +201,6 @@ KNOWN: dict[str, Trusted] = {
     "numpy.dtype": Trusted("call", NumpyType),
     "numpy.core.multiarray.scalar": Trusted("call", numpy_scalar),
     "numpy._core.multiarray.scalar": Trusted("call", numpy_scalar),
-    _VARIABLE_FUNCTIONS: Trusted("value", torch._C._VariableFunctionsClass),
+    _VARIABLE_FUNCTIONS: Trusted("value", VARIABLE_FUNCTIONS),
     "torch.optim.swa_utils.AveragedModel": Trusted("module", torch.optim.swa_utils.AveragedModel),
 }

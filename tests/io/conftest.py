@@ -76,7 +76,7 @@ def net() -> nn.Sequential:
 
 @pytest.fixture(scope="session")
 def vision():
-    """torchvision, also where its compiled operators don't fit the torch at hand: its Python models need their names only."""
+    """torchvision, also where its compiled operators don't fit the torch at hand: its models need their names only."""
     found = importlib.util.find_spec("torchvision")
     if found is None:
         pytest.skip("torchvision is not installed")

@@ -141,10 +141,20 @@ def test_a_factory_that_fails_is_one_line(spec, args, error, words, zoo, package
 
 
 def test_args_are_yaml():
-    pairs = ["num_classes=10", "weights=null", "name=resnet", "lr=1e-3", "dims=[1, 2]", "on=off", "yes=true", "empty=", "eq=a=b"]
+    pairs = [
+        "num_classes=10",
+        "weights=null",
+        "name=resnet",
+        "lr=1e-3",
+        "dims=[1, 2]",
+        "on=off",
+        "yes=true",
+        "empty=",
+        "eq=a=b",
+    ]
     assert parse_args(pairs) == {
-        "num_classes": 10, "weights": None, "name": "resnet", "lr": 1e-3, "dims": [1, 2], "on": "off", "yes": True, "empty": "",
-        "eq": "a=b",
+        "num_classes": 10, "weights": None, "name": "resnet", "lr": 1e-3, "dims": [1, 2], "on": "off",
+        "yes": True, "empty": "", "eq": "a=b",
     }  # fmt: skip
 
 

@@ -86,7 +86,14 @@ def test_a_lazy_model_still_takes_shape(file):
 
 
 def timm_models():
-    return ["resnet18", "vit_tiny_patch16_224", "efficientnet_lite0", "dm_nfnet_f0", "tf_efficientnet_b0", "vitamin_small_224"]
+    return [
+        "resnet18",
+        "vit_tiny_patch16_224",
+        "efficientnet_lite0",
+        "dm_nfnet_f0",
+        "tf_efficientnet_b0",
+        "vitamin_small_224",
+    ]
 
 
 @pytest.mark.parametrize("name", timm_models())
@@ -108,7 +115,13 @@ def test_torchvision(name, file, vision):
 @pytest.mark.parametrize("name", ["Bert", "GPT2", "Llama", "Gemma", "Mamba", "T5", "Reformer"])
 def test_transformers(name, file, vision):
     transformers = pytest.importorskip("transformers")
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 50,
+    }
     own = {
         "GPT2": {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 50},
         "T5": {"d_model": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 50, "d_kv": 8},
@@ -207,7 +220,9 @@ def test_weights_given_as_the_model_name_the_call_that_would_work(old, file):
     with pytest.raises(FileRefusedError, match=rf"holds 9 tensors but no architecture.*--weights {path}$"):
         load_model(path)
     path = file(saved({"epoch": 3, "model_state": net().state_dict(), "args": pathlib.Path("x")}, old))
-    with pytest.raises(FileRefusedError, match=rf"9 tensors under key 'model_state'.*--weights {path} --key model_state$"):
+    with pytest.raises(
+        FileRefusedError, match=rf"9 tensors under key 'model_state'.*--weights {path} --key model_state$"
+    ):
         load_model(path)
     path = file(saved({"epoch": 3, "model": net()}, old))
     with pytest.raises(FileRefusedError, match=r"--key model$"):
