@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import UsageError
 from . import conv, linear, registered
@@ -91,6 +92,19 @@ def _derived(cls: type[nn.Module], base: type[Variational]) -> type[Variational]
     """`class FlipoutMyLinear(MyLinear, FlipoutLinear)`, importable from `bayesify.nn.registered` under a name of its own."""
     name = base.method.replace("flipout", "Flipout").replace("lrt", "LRT") + cls.__name__
     path = f"{name}__{cls.__module__}.{cls.__qualname__}".replace(".", "_")
-    derived = type(name, (cls, base), {"__module__": registered.__name__, "__qualname__": path, "__doc__": base.__doc__})
+    own = {"__module__": registered.__name__, "__qualname__": path, "__doc__": base.__doc__}
+    derived = type(name, (cls, base), own | _becomes(cls, base.method))
     setattr(registered, path, derived)
     return derived
+
+
+def _becomes(cls: type[nn.Module], method: Method) -> dict[str, type[Variational]]:
+    """A lazy class turns into another at its first batch: into that one's variant, or the noise would be lost there."""
+    if not issubclass(cls, LazyModuleMixin):
+        return {}
+    target = variant(cls.cls_to_become, method)  # type: ignore[arg-type]
+    if target is None:
+        raise UsageError(
+            f"{cls.__name__} becomes {cls.cls_to_become.__name__} at its first batch: register that class first"  # type: ignore[union-attr]
+        )
+    return {"cls_to_become": target}

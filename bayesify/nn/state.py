@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,15 @@ def _prior_std(mean: Tensor, fan_in: int, settings: Settings) -> Tensor:
 
 def _uninitialized(name: str, mean: Parameter, settings: Settings) -> dict[str, Tensor]:
     scale_name, buffers = _names(name, settings)
-    where = {"device": mean.device, "dtype": mean.dtype}
+    where: dict[str, Any] = {"device": mean.device, "dtype": mean.dtype}
     scale = UninitializedParameter(requires_grad=mean.requires_grad, **where)
-    return {scale_name: scale, **{buffer: UninitializedBuffer(requires_grad=False, **where) for buffer in buffers}}
+    return {scale_name: scale, **{buffer: LazyBuffer(requires_grad=False, **where) for buffer in buffers}}
+
+
+class LazyBuffer(UninitializedBuffer):
+    """torch's own cannot be deep-copied; this one can, as an uninitialized Parameter can."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LazyBuffer:
+        where: dict[str, Any] = {"device": self.data.device, "dtype": self.data.dtype}
+        copied: LazyBuffer = memo.setdefault(id(self), LazyBuffer(requires_grad=self.requires_grad, **where))
+        return copied
