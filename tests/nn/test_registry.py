@@ -1,0 +1,201 @@
+"""Which classes have variants, and how users add their own."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bayesify.errors import UsageError
+from bayesify.nn import Variational, registry
+from bayesify.nn.registry import plain_class, plain_classes, register, variant
+from bayesify.nn.settings import Method
+
+from ..support import METHODS, assert_moments, covariance, draws, judge_moments, quiet, same_example, variational
+
+
+class Inherits(nn.Linear):
+    """Nothing of its own."""
+
+
+class Scaled(nn.Linear):
+    """Calls super and changes the result."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 3 * super().forward(input)
+
+
+class ScaledTwice(Scaled):
+    """Calls super, which calls super."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) - 1
+
+
+class Reads(nn.Linear):
+    """Reads its weight: noise would pass it by."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight)
+
+
+class ReadsBeside(nn.Linear):
+    """Calls super, and reads its weight beside it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + self.weight.sum()
+
+
+class BelowReads(Reads):
+    """Calls super, but that reads the weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)
+
+
+class OwnConv(nn.Conv2d):
+    """Replaces the helper that reads the weight."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, weight * 0.5, bias)
+
+
+class ScaledConv(nn.ConvTranspose2d):
+    """Calls super with an argument of its own."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return 2 * super().forward(input, output_size)
+
+
+class LazyScaled(nn.LazyLinear):
+    """Becomes a class of the user's own."""
+
+    cls_to_become = Scaled  # type: ignore[assignment]
+
+
+@pytest.fixture(autouse=True)
+def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_VARIANTS", dict(registry._VARIANTS))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_variant_is_a_named_subclass(method: Method) -> None:
+    for cls in plain_classes():
+        found = variant(cls, method)
+        assert found is not None
+        assert issubclass(found, cls)
+        assert issubclass(found, Variational)
+        assert found.method == method
+        assert plain_class(found) is cls
+        assert pickle.loads(pickle.dumps(found)) is found
+        assert found.__doc__
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_the_exact_class_has_a_variant(method: Method) -> None:
+    """Not by name, and not by inheritance: a subclass may do anything with its weight."""
+    assert variant(Inherits, method) is None
+    assert variant(nn.modules.linear.NonDynamicallyQuantizableLinear, method) is None
+    assert variant(nn.BatchNorm1d, method) is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("cls", "factor"), [(Inherits, 1), (Scaled, 3), (ScaledTwice, 3)])
+def test_a_registered_subclass_is_noisy(method: Method, cls: Any, factor: int) -> None:
+    assert register(cls) is cls
+    plain, inputs = cls(5, 3).double(), torch.randn(2, 5, dtype=torch.float64)
+    layer = variational(plain, method)
+    assert isinstance(layer, cls)
+    assert type(layer).__name__.endswith(cls.__name__)
+    with quiet(layer):
+        assert torch.equal(layer(inputs), plain(inputs))
+    assert_moments(plain, layer, [inputs])
+    assert (covariance(plain, layer, inputs) / covariance(nn.Linear(5, 3), layer, inputs)).diagonal().allclose(
+        torch.tensor(float(factor**2)).double()
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_registered_transposed_convolution_passes_its_arguments_on(method: Method) -> None:
+    register(ScaledConv, like=nn.ConvTranspose2d)
+    plain, inputs = ScaledConv(2, 2, 2, 2).double(), torch.randn(1, 2, 2, 2, dtype=torch.float64)
+    assert_moments(plain, variational(plain, method), [inputs], count=2000, output_size=[5, 4])
+
+
+@pytest.mark.parametrize(
+    ("cls", "like", "reason"),
+    [
+        (Reads, nn.Linear, "Reads.forward does not call super"),
+        (ReadsBeside, nn.Linear, "reads the weight beside it"),
+        (BelowReads, nn.Linear, "noise would bypass it"),
+        (OwnConv, nn.Conv2d, "noise would bypass it"),
+        (Inherits, nn.Conv2d, "Inherits is no subclass of Conv2d"),
+        (Inherits, nn.Embedding, "like=Embedding has no variational variants"),
+    ],
+)
+def test_what_cannot_be_registered(cls: Any, like: Any, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        register(cls, like=like)
+    assert variant(cls, "flipout") is None
+
+
+def test_registering_twice_changes_nothing() -> None:
+    register(Scaled)
+    first = variant(Scaled, "lrt")
+    register(Scaled)
+    assert variant(Scaled, "lrt") is first
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_registered_layers_are_copied_and_pickled(method: Method) -> None:
+    register(Scaled)
+    layer, inputs = variational(Scaled(5, 3), method), torch.randn(2, 5)
+    outputs = []
+    for twin in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        torch.manual_seed(2)
+        outputs.append(twin(inputs))
+        assert type(twin) is type(layer)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_a_class_that_is_not_registered_here_says_so() -> None:
+    from bayesify.nn import registered
+
+    with pytest.raises(AttributeError, match=r"call bayesify\.register first"):
+        _ = registered.FlipoutNobody
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_registered_lazy_class_stays_noisy_when_it_becomes_its_own_class(method: Method) -> None:
+    register(Scaled)
+    register(LazyScaled, like=nn.LazyLinear)
+    layer = variational(LazyScaled(3), method, uneven=False)
+    inputs = torch.randn(2, 5)
+    layer(inputs)
+    assert isinstance(layer, Scaled)
+    assert isinstance(layer, Variational)
+    assert not torch.equal(layer(inputs), layer(inputs))
+
+
+def test_a_lazy_class_is_registered_after_the_one_that_it_becomes() -> None:
+    with pytest.raises(UsageError, match="LazyScaled becomes Scaled at its first batch: register that class first"):
+        register(LazyScaled, like=nn.LazyLinear)
+    assert variant(LazyScaled, "flipout") is None
+
+
+def test_two_calls_of_super_are_two_draws() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) + super().forward(input)
+
+    register(Doubled)
+    plain, inputs = Doubled(4, 2).double(), torch.randn(2, 4, dtype=torch.float64)
+    layer = variational(plain, "flipout")
+    once = covariance(nn.Linear(4, 2), layer, inputs) * same_example(plain(inputs))
+    judge_moments(draws(layer, 4000, inputs), plain(inputs).detach(), 2 * once)
