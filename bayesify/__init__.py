@@ -12,6 +12,7 @@ from .kl import Ledger, variational_layers
 from .kl import total_kl as kl
 from .nn.registry import plain_classes, register, variant
 from .nn.settings import Settings
+from .nn.state import LazyBuffer
 from .nn.variational import mark_reached
 from .optim import extend_optimizer, param_groups
 from .plan import Plan, plan
@@ -48,5 +49,5 @@ __all__ = [
 # A converted model holds these beside its plain layers: torch.load(..., weights_only=True) may build them.
 _VARIANTS = [variant(cls, method) for cls in plain_classes() for method in ("flipout", "lrt")]
 torch.serialization.add_safe_globals(
-    [*_VARIANTS, Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture, Ledger, mark_reached, keep_unfused]
+    [*_VARIANTS, Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture, Ledger, LazyBuffer, mark_reached, keep_unfused]
 )

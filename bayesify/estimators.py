@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -60,7 +61,7 @@ def lrt(
     the noise is zero; there is no floor under it.
     """
     output = product(_autocast(*inputs), *_autocast(mean, bias))
-    with torch.autocast(mean.device.type, enabled=False):
+    with _no_autocast(mean):
         eps = noise.normal_like(widened(output))
         spread = _in_mode(_lrt_noise, _LRTNoise)(product, eps, std, bias_std, *inputs)
     spread = spread[0] if isinstance(spread, tuple) else spread
@@ -74,10 +75,15 @@ def _in_mode(formula: Callable[..., Any], function: type[torch.autograd.Function
 def _autocast(*tensors: Tensor | None) -> list[Any]:
     """What autocast does to the arguments of a product: the backward pass runs outside of it and must see one dtype."""
     device = next(each.device.type for each in tensors if each is not None)
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [each if each is None or each.dtype is torch.float64 else each.to(dtype) for each in tensors]
+
+
+def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    # torch knows no autocast on meta
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def _sign_shape(tensor: Tensor, core_dims: int, signs: Signs, batch_dim: int) -> list[int]:
@@ -110,7 +116,7 @@ def _without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(backward)
     def wide(ctx: Any, grad: Tensor, *others: Any) -> Any:
-        with torch.autocast(grad.device.type, enabled=False):
+        with _no_autocast(grad):
             return backward(ctx, grad, *others)
 
     return wide

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from .errors import NotVariationalError, UsageError
-from .kl import variational_layers
+from .errors import UsageError
+from .kl import layers_of
 
 SCALE_SPEED = 10.0  # docs/defaults.md
 
@@ -46,23 +46,30 @@ def extend_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
             "the optimizer holds none of this model's weights: it was made for the model that was copied; convert with "
             "inplace=True, or make a new optimizer from bayesify.param_groups(model)"
         )
+    names = {id(each): name for name, each in model.named_parameters()}
     joining: dict[int, tuple[dict[str, Any], list[nn.Parameter]]] = {}
     for scale, mean in scales.values():
         if id(mean) in group_of and id(scale) not in group_of:
             group = group_of[id(mean)]
             joining.setdefault(id(group), (group, []))[1].append(scale)
     for group, params in joining.values():
-        optimizer.add_param_group({**group, "params": params, "lr": SCALE_SPEED * group["lr"], "weight_decay": 0.0})
+        optimizer.add_param_group(_fast_group(group, params, names))
+
+
+def _fast_group(group: dict[str, Any], scales: list[nn.Parameter], names: dict[int, str]) -> dict[str, Any]:
+    """The group of some means as the scales' own; `initial_lr` is what a scheduler left there, for the next one."""
+    fast = {key: SCALE_SPEED * value if key in ("lr", "initial_lr") else value for key, value in group.items()}
+    # where one group names its parameters, torch wants names in all
+    params = [(names[id(each)], each) for each in scales] if fast.pop("param_names", None) else scales
+    return {**fast, "params": params, "weight_decay": 0.0}
 
 
 def _scales(model: nn.Module) -> dict[int, tuple[nn.Parameter, nn.Parameter]]:
     """(scale, its mean) by the scale's id."""
     found = {}
-    for _, layer in variational_layers(model):
+    for layer in layers_of(model):
         for name in layer.means():
             scale = layer.scale_of(name)
             assert scale is not None
             found[id(scale)] = scale, getattr(layer, name)
-    if not found:
-        raise NotVariationalError(f"{type(model).__name__} has no variational layer: call bayesify.convert first")
     return found

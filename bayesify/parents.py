@@ -1,13 +1,13 @@
-"""What known parents do with the layers inside them: torch's fused encoder, and sequence-first layouts."""
+"""What parents do with the layers inside them: torch's fused encoder, layouts, and modules held without registering."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
-from .blockers import Site
+from .blockers import Site, bears_weight
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,42 @@ def batch_dim(site: Site) -> int:
         if known and not getattr(parent.self_attn, "batch_first", True):
             return 1
     return 0
+
+
+def sequence_first(site: Site) -> str | None:
+    """The name of the nn.MultiheadAttention in the nearest block around the layer that has one, if it is sequence-first."""
+    for name, parent in reversed(site.parents):
+        found = [(key, child) for key, child in parent.named_children() if isinstance(child, nn.MultiheadAttention)]
+        if found:
+            key, attention = found[0]
+            return None if attention.batch_first else f"{name}.{key}".lstrip(".")
+    return None
+
+
+def folds_windows(site: Site) -> bool:
+    """Whether a block of windowed attention holds the layer: it hands its layers windows for examples."""
+    return any(hasattr(parent, "window_size") and "Attention" in type(parent).__name__ for _, parent in site.parents)
+
+
+def unregistered(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of weight-bearing modules that the model holds in plain lists, tuples, dicts or past registration.
+
+    By torch's count they are no part of the model: no parameters(), no state_dict(), no train(). Looks one level deep.
+    """
+    seen = {id(module) for module in model.modules()}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key in ("_modules", "_parameters", "_buffers"):
+                continue
+            for inner, held in _held(value):
+                for below, each in held.named_modules(prefix=f"{name}.{key}{inner}".lstrip(".")):
+                    if id(each) not in seen and bears_weight(each):
+                        seen.add(id(each))
+                        yield below, each
+
+
+def _held(value: object) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(value, nn.Module):
+        yield "", value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    yield from ((f"[{key!r}]", each) for key, each in items if isinstance(each, nn.Module))

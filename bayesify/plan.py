@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,7 +17,8 @@ from .graph import Census, census
 from .nn.registry import variant
 from .nn.settings import Method, Settings
 from .nn.state import MEANS
-from .parents import batch_dim, fused_parents
+from .notes import ON_SEQUENCES, notes
+from .parents import batch_dim, fused_parents, unregistered
 from .policy import Policy, PolicyLike
 from .select import Candidate
 from .wrappers import refuse_model
@@ -117,10 +118,11 @@ def plan(model: nn.Module, policy: PolicyLike = "flipout") -> Plan:
         _row(site, names[id(site.module)], reason, each, depth)
         for site, reason, each in zip(sites, reasons, claims, strict=True)
     ]
-    rows = _with_notes(_counted(rows, sites), sites, traced)
-    rows += _adjusted(model, names, [site.module for site, row in zip(sites, rows, strict=True) if row.method])
+    rows = list(_with_notes(_counted(rows, sites), sites, traced))
+    rows = _adjusted(model, names, rows, sites)
     order = {found[0]: at for at, found in enumerate(names.values())}
     rows.sort(key=lambda row: order[row.name])
+    rows += [_outside(*each) for each in unregistered(model)]
     return Plan(type(model).__name__, policy, tuple(rows), _totals(model, rows))
 
 
@@ -172,6 +174,11 @@ def _unless_frozen(claimed: Claim, module: nn.Module, policy: Policy) -> Claim:
     if claimed.method is None or policy.frozen == "convert" or module.weight.requires_grad:
         return claimed
     return replace(claimed, method=None, settings=None, reason="frozen (requires_grad=False)")
+
+
+def _outside(name: str, module: nn.Module) -> Row:
+    reason = "not registered in the model, so neither trained nor saved with it: hold it in an nn.ModuleList or ModuleDict"
+    return Row(name, (), "blocked", type(module).__name__, reason=reason)
 
 
 def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth: int) -> Row:
@@ -233,45 +240,27 @@ def _refuse_two_posteriors(first: Row, row: Row, name: str) -> None:
         )
 
 
-def _with_notes(rows: list[Row], sites: list[Site], traced: Census | None) -> list[Row]:
-    sequences = any(isinstance(site.module, _ON_SEQUENCES) for site in sites)
-    return [
-        replace(row, notes=(*row.notes, *_notes(row, site, traced, sequences)))
-        for row, site in zip(rows, sites, strict=True)
-    ]
+def _with_notes(rows: list[Row], sites: list[Site], traced: Census | None) -> Iterator[Row]:
+    sequences = any(isinstance(site.module, ON_SEQUENCES) for site in sites)
+    for row, site in zip(rows, sites, strict=True):
+        more: Iterable[str] = ()
+        if row.method is not None and row.settings is not None:
+            aliases = bool(row.aliases)
+            more = notes(site, row.method, row.settings, aliases=aliases, census=traced, sequences=sequences)
+        yield replace(row, notes=(*row.notes, *more))
 
 
-_ON_SEQUENCES = (nn.Embedding, nn.MultiheadAttention, nn.RNNBase, nn.LayerNorm)
-
-
-def _notes(row: Row, site: Site, traced: Census | None, sequences: bool) -> Iterator[str]:
-    if row.verb != "converts" or row.settings is None:
-        return
-    calls = traced.calls.get(row.name, 0) if traced else 0
-    if traced is not None and traced.never_called(row.name):
-        yield f"never called in the traced forward ({'train' if site.module.training else 'eval'} mode)"
-    if calls > 1:
-        yield f"called {calls} times"
-    if row.method == "lrt":
-        if isinstance(site.module, nn.modules.conv._ConvNd):
-            yield "approximate: LRT ignores that all positions share one kernel"
-        elif sequences:
-            yield "approximate where its input is a sequence: LRT draws per position"
-        if calls > 1 or row.aliases:
-            yield "approximate: LRT ignores that its calls share one weight"
-    if row.settings.signs == "position" and row.method == "flipout":
-        yield "approximate: signs per position ignore that positions share one weight"
-    if row.settings.batch_dim:
-        yield f"examples along dimension {row.settings.batch_dim}"
-
-
-def _adjusted(model: nn.Module, names: dict[int, list[str]], converted: list[nn.Module]) -> list[Row]:
-    parents = fused_parents(model, converted)
+def _adjusted(model: nn.Module, names: dict[int, list[str]], rows: list[Row], sites: list[Site]) -> list[Row]:
+    """The rows, and those of what is switched beside; a module that has a row of its own already keeps one."""
+    parents = fused_parents(model, [site.module for site, row in zip(sites, rows, strict=True) if row.method])
+    found = {row.name: row for row in rows}
     reasons = [(module, _FUSED) for _, module in parents.layers] + [(module, _NESTED) for _, module in parents.encoders]
-    return [
-        Row(names[id(module)][0], tuple(names[id(module)][1:]), "adjusted", type(module).__name__, reason=reason)
-        for module, reason in reasons
-    ]
+    for module, reason in reasons:
+        name, *aliases = names[id(module)]
+        row = found.get(name, Row(name, tuple(aliases), "adjusted", type(module).__name__))
+        more = (row.reason,) if row.reason else ()
+        found[name] = replace(row, verb="adjusted", rule=None, reason=reason, notes=(*row.notes, *more))
+    return list(found.values())
 
 
 _FUSED = "its fused inference path reads linear1.weight past the noise: switched off"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .errors import UninitializedLayerError, UsageError
-from .kl import Term, layers_of, terms, variational_layers
+from .kl import Term, layers_of, terms
 from .nn.state import NAMES
 from .nn.variational import Variational
 
@@ -25,7 +25,7 @@ def reset_posterior(model: nn.Module) -> None:
     """
     for layer in layers_of(model):
         # a lazy layer starts at its first forward, around a mean that was loaded meanwhile too
-        if not any(is_lazy(layer.scale_of(name)) for name in layer.means()):
+        if not any(map(is_lazy, layer._parameters.values())):
             layer.reset_posterior()
     for term in terms(model):
         _share(term)

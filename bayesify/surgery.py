@@ -96,7 +96,7 @@ def posterior_mean(model: nn.Module) -> Iterator[None]:
     Raises:
         NotVariationalError: the model has no variational layer.
     """
-    switches = [(layer, "_quiet") for layer in layers_of(model)]
+    switches: list[tuple[nn.Module, str]] = [(layer, "_quiet") for layer in layers_of(model)]
     switches += [(module, "use_nested_tensor") for module in model.modules() if hasattr(module, _NESTED)]
     before = [getattr(module, switch) for module, switch in switches]
     for module, switch in switches:
@@ -177,8 +177,8 @@ def _plain_class(layer: Variational) -> type[nn.Module]:
     try:
         return plain_class(type(layer))
     except StopIteration:
-        name = type(layer).__name__
-        raise UsageError(f"{name} was derived from a variational layer: there is no plain class to go back to") from None
+        words = "was derived from a variational layer: there is no plain class to go back to"
+        raise UsageError(f"{type(layer).__name__} {words}") from None
 
 
 def _adjust(module: nn.Module) -> None:

@@ -1,0 +1,58 @@
+"""What a careful reader would want to know of a layer that converts, beside that it does: one sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from .blockers import Site
+from .graph import Census
+from .nn.settings import Method, Settings
+from .parents import folds_windows, sequence_first
+
+ON_SEQUENCES = (nn.Embedding, nn.MultiheadAttention, nn.RNNBase, nn.LayerNorm)
+
+
+def notes(
+    site: Site, method: Method, settings: Settings, *, aliases: bool, census: Census | None, sequences: bool
+) -> Iterator[str]:
+    """The notes on one layer.
+
+    Args:
+        site: the layer.
+        method, settings: how it converts.
+        aliases: whether it has more than one name.
+        census: what the traced forward called, if it traced.
+        sequences: whether the model works on sequences, so far as its layers tell.
+    """
+    calls = census.calls.get(site.name, 0) if census else 0
+    if census is not None and census.never_called(site.name):
+        yield f"never called in the traced forward ({'train' if site.module.training else 'eval'} mode)"
+    if calls > 1:
+        yield f"called {calls} times"
+    if method == "lrt":
+        if isinstance(site.module, nn.modules.conv._ConvNd):
+            yield "approximate: LRT ignores that all positions share one kernel"
+        elif sequences:
+            yield "approximate where its input is a sequence: LRT draws per position"
+        if calls > 1 or aliases:
+            yield "approximate: LRT ignores that its calls share one weight"
+    elif settings.signs == "position":
+        yield "approximate: signs per position ignore that positions share one weight"
+    elif settings.batch_dim:
+        yield f"examples along dimension {settings.batch_dim}"
+    else:
+        yield from _layout(site)
+
+
+def _layout(site: Site) -> Iterator[str]:
+    """Where Flipout's signs, drawn along dimension 0, may not follow the model's examples."""
+    attention = sequence_first(site)
+    if attention is not None:
+        yield (
+            f"approximate if its input is (sequence, batch, ...), as {attention!r} beside it takes it: "
+            "the signs follow dimension 0"
+        )
+    if folds_windows(site):
+        yield "approximate if windows are folded into its batch: each window has signs of its own"
