@@ -73,7 +73,7 @@ def scripted(module: nn.Module) -> str | None:
 def inside_adapter(site: Site) -> str | None:
     """A layer that peft wraps: its base weight is merged and unmerged behind the layer's back."""
     for name, module in (*site.parents, (site.name, site.module)):
-        if hasattr(module, "base_layer") and hasattr(module, "adapter_layer_names"):
+        if "base_layer" in module._modules and hasattr(type(module), "adapter_layer_names"):
             where = name or "the model"
             return f"it is inside the peft adapter {where} ({_title(type(module))}): model.merge_and_unload() first"
     return None

@@ -124,6 +124,7 @@ class Variational(nn.Module):
             raise UninitializedLayerError(
                 "is on the meta device: load its weights, then call bayesify.reset_posterior(model)"
             )
+        mean, scale = _whole(mean), _whole(scale)
         prior = self._settings.prior
         if isinstance(prior, LogUniform):
             return log_uniform_kl(scale)
@@ -224,3 +225,8 @@ class LRT(Variational):
 def mark_reached(module: Variational, args: Any, output: Any) -> None:
     """The ledger's forward hook: enters the layer's term. Idempotent, and no tensor is kept."""
     module._reached = True
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A Parameter that FSDP2 sharded, gathered; its gradient goes back to the shards."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
