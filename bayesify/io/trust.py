@@ -95,6 +95,8 @@ def _class(cls: type) -> Trusted | None:
         return None if issubclass(cls, _RUNS_CODE) else Trusted("module", cls)
     if issubclass(cls, enum.Enum):
         return Trusted("enum", cls)
+    if issubclass(cls, _UNINITIALIZED):
+        return Trusted("call", cls)
     name = f"{cls.__module__}.{cls.__qualname__}"
     if name in HELPERS or _within(cls.__module__, OURS) or any(base.__name__ in _CONFIGS for base in cls.__mro__):
         return Trusted("plain", cls)
@@ -160,6 +162,7 @@ def _within(module: str, packages: Sequence[str]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
+_UNINITIALIZED: Any = vars(nn.parameter)["UninitializedTensorMixin"]  # not in torch's type stubs
 _STANDARD = sys.stdlib_module_names - {"__main__"}
 _VARIABLE_FUNCTIONS = "torch._C._VariableFunctionsClass"
 _RUNS_CODE = (torch.jit.ScriptModule, torch.fx.GraphModule)  # their state is source code, or compiled code
@@ -192,8 +195,6 @@ HELPERS = words("""
 
 KNOWN: dict[str, Trusted] = {
     **{name: Trusted("call") for name in _REBUILDERS},
-    "torch.nn.parameter.UninitializedParameter": Trusted("call", nn.UninitializedParameter),
-    "torch.nn.parameter.UninitializedBuffer": Trusted("call", nn.UninitializedBuffer),
     "torch.utils.hooks.RemovableHandle": Trusted("plain", torch.utils.hooks.RemovableHandle),
     "functools.partial": Trusted("call", functools.partial),
     "builtins.getattr": Trusted("call", attribute),

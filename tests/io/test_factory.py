@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import saved
+from files import saved
 from torch import nn
 
 from bayesify.errors import FactoryError, FileRefusedError, UsageError

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import net
+from files import net
 from torch import nn
 
 from bayesify.errors import FileRefusedError

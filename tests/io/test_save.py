@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from conftest import net
+from files import net
 from torch import nn
 
 from bayesify.errors import UsageError

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 import torch
-from conftest import net, safetensors_bytes, saved
+from files import net, safetensors_bytes, saved
 from test_broken_files import FILES
 
 from bayesify.errors import UsageError

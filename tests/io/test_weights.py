@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import edit_pickle, net, saved
+from files import edit_pickle, net, saved
 from safetensors.torch import save_file
 from torch import nn
 
@@ -227,7 +227,7 @@ def test_torch_load_is_always_told_weights_only(file, monkeypatch):
 
 def test_the_archive_helper_makes_what_torch_makes(file):
     """The hand-made files of these tests are refused for what is wrong in them and for nothing else."""
-    from conftest import as_zip
+    from files import as_zip
 
     source = zipfile.ZipFile(io.BytesIO(saved(STATE)))
     records = {name.split("/", 1)[1]: source.read(name) for name in source.namelist() if "/data/" in name}
