@@ -91,34 +91,32 @@ def protocol_0(command: str) -> bytes:
     return f"cos\nsystem\n(S'{command}'\ntR.".encode()
 
 
+def unicode(text: str) -> bytes:
+    return b"X" + len(text).to_bytes(4, "little") + text.encode()
+
+
 def stack_global(command: str) -> bytes:
     """Protocol 4, the names by way of the memo."""
-    text = lambda value: b"\x8c" + bytes([len(value)]) + value.encode() + b"\x94"  # noqa: E731
-    return b"\x80\x04" + text("os") + text("system") + b"00" + b"h\x00h\x01\x93" + text(command) + b"\x85R."
+    names = b"\x80\x04" + unicode("os") + b"\x94" + unicode("system") + b"\x94" + b"00h\x00h\x01\x93"
+    return names + unicode(command) + b"\x85R."
 
 
-@pytest.mark.parametrize(
-    "stream",
-    [
-        protocol_0,
-        stack_global,
-        lambda command: f"(S'{command}'\nios\nsystem\n.".encode(),  # INST
-        lambda command: f"(cos\nsystem\nS'{command}'\no.".encode(),  # OBJ
-        lambda command: (
-            b"\x80\x02c__builtin__\ngetattr\nctorch\nos\nX\x06\x00\x00\x00system\x86RX"
-            + len(command).to_bytes(4, "little")
-            + command.encode()
-            + b"\x85R."
-        ),
-        lambda command: (
-            b"\x80\x02ctorch.serialization\nos.system\nX"
-            + len(command).to_bytes(4, "little")
-            + command.encode()
-            + b"\x85R."
-        ),
-    ],
-    ids=["GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "getattr", "dotted"],
-)
+def by_getattr(command: str) -> bytes:
+    return b"\x80\x02c__builtin__\ngetattr\nctorch\nos\n" + unicode("system") + b"\x86R" + unicode(command) + b"\x85R."
+
+
+STREAMS = {
+    "GLOBAL": protocol_0,
+    "STACK_GLOBAL": stack_global,
+    "INST": lambda command: f"(S'{command}'\nios\nsystem\n.".encode(),
+    "OBJ": lambda command: f"(cos\nsystem\nS'{command}'\no.".encode(),
+    "getattr": by_getattr,
+    "dotted": lambda command: b"\x80\x02ctorch.serialization\nos.system\n" + unicode(command) + b"\x85R.",
+    "dotted and foreign": lambda command: b"\x80\x02cafar.models\nos.system\n" + unicode(command) + b"\x85R.",
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
 @pytest.mark.parametrize("wrap", [as_zip, as_old])
 def test_every_way_to_name_a_global_is_seen(stream, wrap, file, marker):
     made = file(wrap(stream(marker[1])))

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from files import edit_pickle, net, saved
+from files import as_zip, edit_pickle, net, saved
 from torch import nn
 from torch.nn.utils import prune
 
@@ -251,3 +251,11 @@ def test_torch_load_is_always_told_weights_only(file, monkeypatch):
     load_model(file(saved(net())))
     assert [each["weights_only"] for each in seen] == [True]
     assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_a_module_whose_state_is_code_is_never_allowed(package, file):
+    package.write("mypkg", "import torch\nclass Traced(torch.fx.GraphModule):\n    pass\n")
+    path = file(as_zip(b"\x80\x02cmypkg.models\nTraced\n)\x81."))
+    for allow in (["mypkg.models.Traced"], ["mypkg.models.*"]):
+        with pytest.raises(FileRefusedError, match="no --allow lifts this"):
+            load_model(path, allow=allow)
