@@ -84,7 +84,8 @@ def _ready(given: dict[str, Tensor], state: dict[str, Tensor]) -> Iterator[tuple
 def _ties(model: nn.Module) -> list[list[str]]:
     """Groups of names that are one Parameter or buffer of the model."""
     groups: dict[int, list[str]] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, value in tensors:
         groups.setdefault(id(value), []).append(name)
     return [names for names in groups.values() if len(names) > 1]
 

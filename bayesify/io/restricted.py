@@ -21,6 +21,7 @@ from .trust import LIBRARIES, Refused, Trusted, judge
 from .weights import read_weights
 
 _PARTIAL = Name("functools", "partial")
+_FROM_TYPE = Name("torch._tensor", "_rebuild_from_type_v2")  # calls its first argument
 _NOT_OBJECTS = words("builtins.dict builtins.list builtins.set collections.OrderedDict collections.defaultdict")
 _SAFE_TO_CONSTRUCT = ("torch.nn.", "torch._C.", "torchvision.ops.", "timm.layers.")
 
@@ -112,7 +113,9 @@ def _misuses(found: Listing, trusted: dict[Name, Trusted]) -> Iterator[str]:
     for maker, args in found.calls:
         if not isinstance(maker, Name) or trusted[maker].role not in ("call", "enum"):
             yield f"calls {maker if isinstance(maker, Name) else 'what a call returned'}"
-        elif maker == _PARTIAL and not _may_be_partial(args[:1]):
+        elif maker == _FROM_TYPE and not (args and str(args[0]).startswith("torch._utils._rebuild_")):
+            yield f"calls {args[0] if args else 'nothing'} by way of {maker}"
+        elif maker == _PARTIAL and not _may_be_partial(args):
             yield "prepares a call (functools.partial) of something else than a layer or an activation of torch"
     for made in found.made:
         if made.maker == _PARTIAL and made.state is not None and not _may_be_partial(made.state):

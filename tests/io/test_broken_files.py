@@ -136,6 +136,12 @@ def test_a_module_class_that_the_file_calls_is_refused(file):
     assert "calls torch.nn.modules.linear.Linear" in refused(load_model, made)
 
 
+def test_a_constructor_by_way_of_a_rebuilder_is_refused(file):
+    model = net()
+    model.extra = Evil(torch._tensor._rebuild_from_type_v2, nn.Linear, nn.Linear, (2, 2), {})
+    assert "calls torch.nn.modules.linear.Linear by way of" in refused(load_model, file(saved(model)))
+
+
 class Partial:
     """Pickles as a functools.partial whose call and whose state name different functions."""
 
