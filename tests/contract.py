@@ -1,4 +1,4 @@
-"""What holds for every layer kind × method × parameterization. To test a new kind: inherit and say what it looks like.
+"""What holds for every layer kind, method and parameterization. To test a new kind: inherit and say what it looks like.
 
     class TestConv1d(LayerContract):
         def plain(self): return nn.Conv1d(4, 6, 3, groups=2)

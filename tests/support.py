@@ -62,7 +62,7 @@ def quiet(layer: Variational) -> Iterator[None]:
 
 def as_if_compiling() -> Any:
     """Choose the formulas that the compiler sees, in eager mode."""
-    return mock.patch("torch.compiler.is_compiling", lambda: True)
+    return mock.patch("torch.compiler.is_compiling", return_value=True)
 
 
 @contextmanager

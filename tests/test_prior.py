@@ -78,7 +78,8 @@ def test_softplus_kl_has_second_derivatives() -> None:
 def exact_log_uniform_kl(log_alpha: Tensor) -> Tensor:
     """KL(N(1, alpha) ‖ log-uniform) by quadrature, with the constant that makes it vanish for alpha → ∞.
 
-    It is E log|m + z| + (γ + log 2)/2 for m = 1/sqrt(alpha), z ~ N(0, 1). With |m + z| = exp(u) the integrand is smooth.
+    It is E log|m + z| + (EULER + log 2)/2 for m = 1/sqrt(alpha), z ~ N(0, 1). With |m + z| = exp(u) the integrand is
+    smooth.
     """
     m = (-log_alpha / 2).exp()[:, None]
     u = torch.linspace(-40, 5, 90_001, dtype=torch.float64)
@@ -138,7 +139,7 @@ def test_scale_mixture_kl_is_finite(std: float) -> None:
 
 
 def test_priors_as_policies_write_them() -> None:
-    assert str(Normal()) == "N(w₀, 3×init)"
+    assert str(Normal()) == "N(w₀, 3×init)"  # noqa: RUF001
     assert str(Normal(0.0, Scale("constant", 1.0))) == "N(0, 1)"
     assert str(LogUniform()) == "log-uniform"
     assert Normal(0.0, Scale("fan_in", 1.0)).to_dict() == {"family": "normal", "mean": 0.0, "std": {"fan_in": 1.0}}

@@ -14,6 +14,8 @@ from bayesify.nn.settings import Method
 from ..contract import LayerContract
 from ..support import METHODS, assert_moments, covariance, draws, judge, judge_mean, noisy, quiet, variational
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # by the plain layer
+
 Shape = tuple[int, ...]
 
 
