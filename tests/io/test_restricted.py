@@ -1,5 +1,6 @@
 """A pickled model opens if all that it names is torch's, a known library's, bayesify's or the user's own word."""
 
+import importlib
 import pathlib
 import sys
 
@@ -11,6 +12,8 @@ from torch.nn.utils import prune
 
 from bayesify.errors import FileRefusedError, UsageError
 from bayesify.io import load_model
+from bayesify.io.names import Name
+from bayesify.io.trust import Refused, judge
 
 SOURCE = """
 import enum, dataclasses, math
@@ -259,3 +262,9 @@ def test_a_module_whose_state_is_code_is_never_allowed(package, file):
     for allow in (["mypkg.models.Traced"], ["mypkg.models.*"]):
         with pytest.raises(FileRefusedError, match="no --allow lifts this"):
             load_model(path, allow=allow)
+
+
+def test_a_librarys_module_whose_state_is_code_is_refused(vision):
+    importlib.import_module("torchvision.models.feature_extraction")
+    verdict = judge(Name("torchvision.models.feature_extraction", "DualGraphModule"), ())
+    assert verdict == Refused()
