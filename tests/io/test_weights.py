@@ -73,6 +73,8 @@ NAMED_OPTIMIZER = {"state": {"0.weight": {"exp_avg": torch.ones(3)}}, "param_gro
         ({"model": {"state_dict": STATE, "config": {"lr": 1}}}, "model.state_dict"),
         ({"step": 1, "anything": {"deep": {"er": STATE}}}, "anything.deep.er"),
         ({"model.state_dict": STATE, "epoch": 1}, "model.state_dict"),
+        ({"any": STATE, "optimizer": {"master": {"a": torch.ones(9)}}}, "any"),
+        ({"any": STATE, "extra": {"exp_avg": torch.ones(9)}}, "any"),
         ({"net": STATE, "criterion": {"weight": torch.ones(1)}}, "net"),
     ],
 )
