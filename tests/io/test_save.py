@@ -63,10 +63,11 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("place", [".", "none/m.pt", "/dev/null", "file/m.pt", "x" * 300])
+@pytest.mark.parametrize("place", [".", "none/m.pt", "pipe", "file/m.pt", "x" * 300])
 def test_places_that_cannot_be_written(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UsageError, match=place[:40] if place != "." else "folder"):
         save(net(), place)
 
