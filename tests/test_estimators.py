@@ -41,7 +41,7 @@ def test_equal_examples_of_a_batch_get_noise_of_their_own(method: Method) -> Non
     plain, x = nn.Linear(64, 1, bias=False).double(), torch.ones(1, 64, dtype=torch.float64)
     layer = variational(plain, method)
     noise = (layer(x.expand(20_000, 64)) - plain(x)).detach().squeeze()
-    assert noise.unique().numel() > 19_000
+    assert (noise.abs() * 1e9).round().unique().numel() > 19_000  # more than signs: other combinations of weights
     judge("mean", noise.mean(), noise.std() / math.sqrt(len(noise)))
     exact = covariance(plain, layer, x).item()
     assert noise.var().item() == pytest.approx(exact, rel=1 if method == "flipout" else 0.07)

@@ -92,13 +92,13 @@ def test_flipout_signs_per_position_keep_marginals_only() -> None:
     judge_mean("covariance of two tokens", noise[:, 0, 0] * noise[:, 0, 1], 0.0)
 
 
-def test_a_sign_flipped_on_either_input_of_a_bilinear_layer_flips_the_noise() -> None:
-    """Flipout needs signs on both inputs: with none on the second, two examples that share the first correlate."""
-    plain = nn.Bilinear(3, 2, 1, bias=False).double()
-    layer = variational(plain, "flipout")
-    left, right = torch.ones(2, 3, dtype=torch.float64), torch.ones(2, 2, dtype=torch.float64)
-    noise = (draws(layer, 4000, left, right) - plain(left, right).detach()).squeeze(-1)
-    judge_mean("covariance of two equal examples", noise[:, 0] * noise[:, 1], 0.0)
+@pytest.mark.parametrize("sizes", [(1, 32), (32, 1)])
+def test_bilinear_flipout_has_signs_on_both_inputs(sizes: tuple[int, int]) -> None:
+    """With none on the wider one, equal examples would get the same noise but for its sign."""
+    layer = variational(nn.Bilinear(*sizes, 1, bias=False).double(), "flipout")
+    left, right = (torch.ones(500, size, dtype=torch.float64) for size in sizes)
+    noise = layer(left, right).detach() - layer.weight.sum().detach()
+    assert (noise.abs() * 1e9).round().unique().numel() > 450
 
 
 @pytest.mark.parametrize("method", METHODS)
