@@ -46,7 +46,7 @@ class Term:
 
 
 class Ledger:
-    """A model's `kl`: call it for the sum of its terms. A plain object that deepcopy and pickle carry with the model."""
+    """A model's `kl`: call it for the sum of its terms. Plain data: deepcopy and pickle carry it with the model."""
 
     def __init__(self, root: nn.Module) -> None:
         self.root = root

@@ -18,7 +18,7 @@ def param_groups(model: nn.Module, lr: float = 1e-3, **options: Any) -> list[dic
 
     Args:
         lr: the learning rate of the means and all other parameters; scales get ten times that.
-        options: further options of the first group (`weight_decay=...`); scales take them too, but have no weight decay.
+        options: further options of both groups (`weight_decay=...`), but that scales have no weight decay.
 
     Raises:
         NotVariationalError: the model has no variational layer.
@@ -32,8 +32,8 @@ def param_groups(model: nn.Module, lr: float = 1e-3, **options: Any) -> list[dic
 def extend_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
     """Tell an optimizer, made before `convert(..., inplace=True)`, of the scales that conversion added.
 
-    Each scale joins with the settings of its mean's group, ten times its learning rate and no weight decay. Scales whose
-    mean the optimizer does not have are left out, and so are those that it has already. Make schedulers afterwards.
+    Each scale joins with the settings of its mean's group, ten times its learning rate and no weight decay. Left out
+    are scales whose mean the optimizer does not have, and those that it has already. Make schedulers afterwards.
 
     Raises:
         UsageError: the optimizer holds none of the model's means: it belongs to the model that was copied.

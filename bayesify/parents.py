@@ -58,7 +58,7 @@ def batch_dim(site: Site) -> int:
 
 
 def sequence_first(site: Site) -> str | None:
-    """The name of the nn.MultiheadAttention in the nearest block around the layer that has one, if it is sequence-first."""
+    """The name of the nn.MultiheadAttention in the nearest block that has one, if that is sequence-first."""
     for name, parent in reversed(site.parents):
         found = [(key, child) for key, child in parent.named_children() if isinstance(child, nn.MultiheadAttention)]
         if found:

@@ -32,7 +32,7 @@ class Row:
 
     Attributes:
         name: its dotted name, the first in the model's order; "" is the model itself. `aliases` are its other names.
-        verb: converts, keeps (the policy or its kind says so), blocked (it cannot), adjusted (something else is switched).
+        verb: converts, keeps (the policy or its kind says so), blocked (it cannot), adjusted (a switch in it is set).
         type, becomes: class names; `becomes` is None unless it converts.
         rule: the rule that owns it. `reason`: why it is kept, blocked or adjusted.
         parameters_before, parameters_after: of this module itself; a tied Parameter counts where it stands first.
@@ -177,7 +177,7 @@ def _unless_frozen(claimed: Claim, module: nn.Module, policy: Policy) -> Claim:
 
 
 def _outside(name: str, module: nn.Module) -> Row:
-    reason = "not registered in the model, so neither trained nor saved with it: hold it in an nn.ModuleList or ModuleDict"
+    reason = "not registered in the model, so neither trained nor saved with it: an nn.ModuleList or ModuleDict would"
     return Row(name, (), "blocked", type(module).__name__, reason=reason)
 
 
@@ -234,8 +234,8 @@ def _refuse_two_posteriors(first: Row, row: Row, name: str) -> None:
     if (first.settings.posterior, first.settings.prior) != (row.settings.posterior, row.settings.prior):
         raise PolicyError(
             [
-                f"{first.name!r} ({first.rule}) and {row.name!r} ({row.rule}) share one {name}, which can have only one "
-                "posterior and prior: give both layers to one rule"
+                f"{first.name!r} ({first.rule}) and {row.name!r} ({row.rule}) share one {name}, which can have "
+                "only one posterior and prior: give both layers to one rule"
             ]
         )
 

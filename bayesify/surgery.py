@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
 
 from .errors import NameClashError, NotCopyableError, UsageError, did_you_mean
 from .kl import Ledger, layers_of, terms
@@ -53,7 +54,7 @@ def convert(model: Model, policy: PolicyLike = "flipout", *, inplace: bool = Fal
 
 
 def flipout(layer: Model, **settings: Any) -> Model:
-    """Make one layer variational under Flipout: `convert` in place; `settings` are a policy's (`prior={"std": 1.0}`)."""
+    """Make one layer variational under Flipout: `convert` in place; `settings` as in a policy, `prior={"std": 1.0}`."""
     return convert(layer, {"method": "flipout", **settings}, inplace=True)
 
 
@@ -75,7 +76,8 @@ def revert(model: Model, weights: Literal["mean", "sample"] = "mean", *, inplace
         UninitializedLayerError: `sample`, and a lazy layer has not seen data.
     """
     if weights not in ("mean", "sample"):
-        raise UsageError(f"weights={weights!r} is neither 'mean' nor 'sample'.{did_you_mean(weights, ('mean', 'sample'))}")
+        near = did_you_mean(weights, ("mean", "sample"))
+        raise UsageError(f"weights={weights!r} is neither 'mean' nor 'sample'.{near}")
     for layer in layers_of(model):
         _plain_class(layer)
     if weights == "sample":
@@ -123,12 +125,16 @@ def _refuse_clash(model: nn.Module, kl_name: str) -> None:
 
 
 def _copied(model: Model) -> Model:
+    lazy: Any = [each for each in model.buffers() if type(each) is UninitializedBuffer]
+    # torch's LazyBatchNorm has buffers that torch cannot copy
+    fresh: Any = UninitializedBuffer
+    memo: dict[int, Any] = {id(each): fresh(False, each.device, each.dtype) for each in lazy}
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     except Exception as error:
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise NotCopyableError(
-            f"torch cannot deep-copy this {type(model).__name__} ({type(error).__name__}: {str(error).splitlines()[0]}); "
-            "inplace=True works on the model itself"
+            f"torch cannot deep-copy this {type(model).__name__} ({why}); inplace=True works on the model itself"
         ) from error
 
 
@@ -189,7 +195,7 @@ def _adjust(module: nn.Module) -> None:
         module.register_forward_pre_hook(keep_unfused)
 
 
-def _readjust(module: nn.Module) -> None:
+def _readjust(module: Any) -> None:
     for key in [key for key, hook in module._forward_pre_hooks.items() if hook is keep_unfused]:
         del module._forward_pre_hooks[key]
     if hasattr(module, _NESTED):

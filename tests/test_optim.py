@@ -94,7 +94,9 @@ def test_momentum_of_the_means_is_kept_and_scales_move() -> None:
 def test_each_scale_joins_as_its_mean_s_group_says() -> None:
     model = SmallResNet()
     head, rest = list(model.fc.parameters()), [each for key, each in model.named_parameters() if "fc" not in key]
-    stepper = torch.optim.SGD([{"params": rest, "lr": 0.1}, {"params": head, "lr": 0.01, "momentum": 0.5}], weight_decay=0.2)
+    stepper = torch.optim.SGD(
+        [{"params": rest, "lr": 0.1}, {"params": head, "lr": 0.01, "momentum": 0.5}], weight_decay=0.2
+    )
     bayesify.convert(model, inplace=True)
     bayesify.extend_optimizer(stepper, model)
     assert len(stepper.param_groups) == 4

@@ -88,7 +88,9 @@ def test_a_module_that_is_switched_and_bears_a_weight_has_one_row_with_both() ->
     assert any("no weight matrix" in note for note in row.notes)
 
 
-@pytest.mark.parametrize("policy", ["flipout", "lrt", EVERYTHING, {"posterior": {"parameterization": "multiplicative"}}])
+@pytest.mark.parametrize(
+    "policy", ["flipout", "lrt", EVERYTHING, {"posterior": {"parameterization": "multiplicative"}}]
+)
 @pytest.mark.parametrize("make", [SmallResNet, Tangled, ScaledEncoderLayer])
 def test_the_numbers_of_parameters_are_those_of_the_converted_model(make: Any, policy: Any) -> None:
     model = make()
@@ -128,7 +130,14 @@ def test_the_dictionary_has_the_one_stable_shape(policy: Any) -> None:
     assert given.keys() == {"model", "policy", "rows", "totals"}
     assert given["model"] == "Everything"
     assert all(row.keys() == KEYS for row in given["rows"])
-    assert given["totals"].keys() >= {"converts", "keeps", "blocked", "adjusted", "parameters_before", "parameters_after"}
+    assert given["totals"].keys() >= {
+        "converts",
+        "keeps",
+        "blocked",
+        "adjusted",
+        "parameters_before",
+        "parameters_after",
+    }
     row = next(row for row in given["rows"] if row["verb"] == "converts")
     assert (row["posterior"]["parameterization"], row["prior"]["family"]) == ("additive", "normal")
     kept = next(row for row in given["rows"] if row["verb"] == "keeps")
@@ -152,6 +161,7 @@ def test_a_dry_run_touches_nothing(make: Any, mode: str) -> None:
 
 def test_the_snapshot_sees_what_it_should() -> None:
     """The guard's own guard."""
+
     def changed(change: Any) -> bool:
         model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
         before = snapshot(model)
@@ -199,16 +209,18 @@ def test_the_root_may_be_the_layer() -> None:
     (row,) = made.rows
     assert (row.name, row.verb, row.becomes, row.parameters_after) == ("", "converts", "LRTLinear", 14)
     assert row.settings is not None
-    assert (row.settings.posterior.init_std, made.model) == (bayesify.Scale("relative", 0.15, 0.1), "Linear")
+    assert (row.settings.posterior.init_std, made.model) == (bayesify.Scale("relative", 0.05, 0.1), "Linear")
 
 
 @pytest.mark.parametrize("depth", [1, 4, 9])
 def test_auto_shares_one_budget_over_the_layers_that_convert(depth: int) -> None:
-    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(depth)), nn.Linear(2, 2).requires_grad_(False), nn.LayerNorm(2))
+    model = nn.Sequential(
+        *(nn.Linear(2, 2) for _ in range(depth)), nn.Linear(2, 2).requires_grad_(False), nn.LayerNorm(2)
+    )
     for row in plan(model).converting():
         assert row.settings is not None
         assert row.settings.posterior.init_std is not None
-        assert row.settings.posterior.init_std.value == pytest.approx(0.15 / depth**0.5)
+        assert row.settings.posterior.init_std.value == pytest.approx(0.05 / depth**0.5)
 
 
 def notes_of(model: nn.Module, name: str, policy: Any = "lrt") -> str:

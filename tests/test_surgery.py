@@ -71,7 +71,9 @@ def test_in_place_keeps_every_object(make: Any, data: Any) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_layer_had_it_has(method: Any) -> None:
-    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(2, 2)).to(torch.float64, memory_format=torch.channels_last).eval()
+    model = (
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(2, 2)).to(torch.float64, memory_format=torch.channels_last).eval()
+    )
     model[0].note, model[1].bias.requires_grad = "mine", False  # type: ignore[assignment, union-attr]
     model[0].train()
     bayesify.convert(model, {"method": method, "bias": "variational"}, inplace=True)
@@ -176,7 +178,9 @@ FAILING = {
 }
 
 
-@pytest.mark.parametrize(("where", "at"), [(where, at) for where in FAILING for at in (0, 1, 2) if where != "kl" or not at])
+@pytest.mark.parametrize(
+    ("where", "at"), [(where, at) for where in FAILING for at in (0, 1, 2) if where != "kl" or not at]
+)
 def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch, where: str, at: int) -> None:
     model = nn.Sequential(encoder(), Tangled(), nn.Conv1d(2, 2, 1))
     original, calls = getattr(*FAILING[where]), []
@@ -282,10 +286,14 @@ def test_revert_of_a_part_leaves_the_rest() -> None:
     torch.testing.assert_close(model.kl(), whole - part)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("call", ["revert", "reset_posterior", "kl", "param_groups", "set_posterior_std", "load_weights"])
+@pytest.mark.parametrize(
+    "call", ["revert", "reset_posterior", "kl", "param_groups", "set_posterior_std", "load_weights"]
+)
 def test_a_plain_model_is_refused(call: str) -> None:
     more = {"set_posterior_std": (0.1,), "load_weights": ({},)}.get(call, ())
-    with pytest.raises(NotVariationalError, match=r"SmallResNet has no variational layer: call bayesify\.convert first"):
+    with pytest.raises(
+        NotVariationalError, match=r"SmallResNet has no variational layer: call bayesify\.convert first"
+    ):
         getattr(bayesify, call)(SmallResNet(), *more)
     with pytest.raises(NotVariationalError), bayesify.posterior_mean(SmallResNet()):
         pass
@@ -508,7 +516,9 @@ def test_conversion_itself_peaks_at_little_more_than_what_it_adds(monkeypatch: p
 
     def counting(*args: Any) -> Any:
         made = original(*args)
-        peaks.append(sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in alive()}.values()))
+        peaks.append(
+            sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in alive()}.values())
+        )
         return made
 
     monkeypatch.setattr(surgery, "posterior_tensors", counting)
