@@ -12,7 +12,7 @@ from torch import Tensor
 Parameterization = Literal["additive", "multiplicative"]
 
 SMALLEST_STD = 1e-8  # below it a std is no longer told from zero next to a float32 weight
-DEPTH_BUDGET = 0.15  # the relative std of a network of one layer under `auto`; docs/defaults.md has the measurements
+DEPTH_BUDGET = 0.05  # the relative std of a network of one layer under `auto`; docs/defaults.md has the measurements
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Posterior:
     def for_depth(self, layers: int) -> Posterior:
         """The same posterior with `auto` settled for a network that has `layers` converted layers.
 
-        Relative noise adds up over depth, so the layers share one budget: r = 0.15/sqrt(layers) of |w|.
+        Relative noise adds up over depth, so the layers share one budget: r = 0.05/sqrt(layers) of |w|.
         """
         if self.init_std is not None:
             return self
