@@ -4,6 +4,8 @@
     loss = nll + model.kl() / n_train
 """
 
+from typing import Any
+
 import torch
 
 from . import functional, nn
@@ -47,7 +49,6 @@ __all__ = [
 ]
 
 # A converted model holds these beside its plain layers: torch.load(..., weights_only=True) may build them.
-_VARIANTS = [variant(cls, method) for cls in plain_classes() for method in ("flipout", "lrt")]
-torch.serialization.add_safe_globals(
-    [*_VARIANTS, Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture, Ledger, LazyBuffer, mark_reached, keep_unfused]
-)
+_VARIANTS: list[Any] = [variant(cls, method) for cls in plain_classes() for method in ("flipout", "lrt")]
+_SETTINGS = [Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture]
+torch.serialization.add_safe_globals([*_VARIANTS, *_SETTINGS, Ledger, LazyBuffer, mark_reached, keep_unfused])

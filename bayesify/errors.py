@@ -7,13 +7,16 @@ from collections.abc import Iterable, Sequence
 
 
 class BayesifyError(Exception):
-    """Base of all: `except bayesify.BayesifyError` catches whatever bayesify refuses. `exit_code` is the command line's."""
+    """Base of all: `except bayesify.BayesifyError` catches whatever bayesify refuses.
+
+    `exit_code` is the command line's.
+    """
 
     exit_code = 1
 
 
 class PolicyError(BayesifyError, ValueError):
-    """A policy that cannot be read, or that does not fit the model. `problems` holds every line of it, not the first only.
+    """A policy that cannot be read, or that does not fit the model; all its `problems`, not the first only.
 
     Args:
         problems: one sentence per problem, each with its rule and line where it has one.

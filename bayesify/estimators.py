@@ -44,7 +44,8 @@ def flipout(
     output = product(inputs, mean, bias)
     shapes = [_sign_shape(each, product.core_dims, signs, batch_dim) for each in (output, *inputs)]
     bits = [noise.sign_bits(shape, delta) for shape in shapes]
-    return output + _in_mode(_flipout_noise, _FlipoutNoise)(product, shapes, delta, bias_delta, *bits, *inputs)
+    spread: Tensor = _in_mode(_flipout_noise, _FlipoutNoise)(product, shapes, delta, bias_delta, *bits, *inputs)
+    return output + spread
 
 
 def lrt(
@@ -63,8 +64,8 @@ def lrt(
     output = product(_autocast(*inputs), *_autocast(mean, bias))
     with _no_autocast(mean):
         eps = noise.normal_like(widened(output))
-        spread = _in_mode(_lrt_noise, _LRTNoise)(product, eps, std, bias_std, *inputs)
-    spread = spread[0] if isinstance(spread, tuple) else spread
+        found = _in_mode(_lrt_noise, _LRTNoise)(product, eps, std, bias_std, *inputs)
+    spread: Tensor = found[0] if isinstance(found, tuple) else found
     return output + spread.to(output.dtype)
 
 
@@ -136,7 +137,7 @@ class _FlipoutNoise(torch.autograd.Function):
 
     @staticmethod
     @_without_autocast
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         delta, *bits_and_inputs = ctx.saved_tensors
         of_output, flipped, of_inputs = _flip(ctx.shapes, delta.dtype, bits_and_inputs)
         _, _, delta_needs, bias_needs, *rest = ctx.needs_input_grad
@@ -184,7 +185,7 @@ class _LRTNoise(torch.autograd.Function):
 
     @staticmethod
     @_without_autocast
-    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
         slope, std, bias_std, *inputs = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted, and the slope depends on all inputs too
             deviation = _safe_sqrt(_variance(ctx.product, std, bias_std, inputs))

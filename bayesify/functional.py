@@ -87,7 +87,7 @@ def _flipout_conv(n: int) -> Callable[..., Tensor]:
         product, padded = conv(x, mean.shape[2:], stride, padding, dilation, groups)
         return flipout(product, [padded], mean, std, bias, bias_std, signs=signs, batch_dim=batch_dim)
 
-    return _named(flipout_conv, f"flipout_conv{n}d", f"Flipout of `F.conv{n}d`, its arguments with `weight` as mean, std.")
+    return _named(flipout_conv, f"flipout_conv{n}d", f"Flipout of `F.conv{n}d`, with `weight` as mean, std.")
 
 
 def _lrt_conv(n: int) -> Callable[..., Tensor]:
@@ -99,7 +99,7 @@ def _lrt_conv(n: int) -> Callable[..., Tensor]:
         product, padded = conv(x, mean.shape[2:], stride, padding, dilation, groups)
         return lrt(product, [padded], mean, std, bias, bias_std)
 
-    return _named(lrt_conv, f"lrt_conv{n}d", f"LRT of `F.conv{n}d`, its arguments with `weight` as mean, std.")
+    return _named(lrt_conv, f"lrt_conv{n}d", f"LRT of `F.conv{n}d`, with `weight` as mean, std.")
 
 
 def _flipout_conv_transpose(n: int) -> Callable[..., Tensor]:

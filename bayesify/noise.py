@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def _inductor_is_slow(tensor: Tensor) -> bool:
 
 
 # nondeterministic_seeded keeps the compiler from merging two draws, and from drawing again in the backward pass
-_library = torch.library.Library("bayesify", "DEF")
+_library: Any = torch.library.Library("bayesify", "DEF")  # type: ignore[no-untyped-call]
 _library.define("normal_like(Tensor like) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
 _library.define("random_words(Tensor like, SymInt words) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
 for _name in ("normal_like", "random_words"):
@@ -59,11 +60,11 @@ def _random_words(like: Tensor, words: int) -> Tensor:
     return torch.randint(_LOWEST, _HIGHEST, (words, 1), dtype=torch.int64)
 
 
-@torch.library.register_fake("bayesify::normal_like", lib=_library)
+@torch.library.register_fake("bayesify::normal_like", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_normal_like(like: Tensor) -> Tensor:
     return torch.empty_like(like)
 
 
-@torch.library.register_fake("bayesify::random_words", lib=_library)
+@torch.library.register_fake("bayesify::random_words", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_random_words(like: Tensor, words: int) -> Tensor:
     return like.new_empty((words, 1), dtype=torch.int64)

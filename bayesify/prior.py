@@ -121,7 +121,7 @@ class _SoftplusNormalKL(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:2], *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
         mean, rho, of_mean, of_rho = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted
             total = normal_kl(mean, F.softplus(rho), *ctx.prior)
@@ -143,7 +143,7 @@ def _log_sum(ratio: Tensor) -> Tensor:
 
 
 def scale_mixture_kl(mean: Tensor, std: Tensor, prior: ScaleMixture) -> Tensor:
-    """One unbiased Monte Carlo estimate of Σ KL(q‖p) in nats for the scale mixture, from a fresh draw of the weights."""
+    """One unbiased Monte Carlo estimate of Σ KL(q‖p) in nats for the scale mixture, from a fresh weight draw."""
     weight = mean + std * torch.randn_like(mean)
     wide = _normal_log_density(weight, prior.std1) + math.log(prior.pi)
     narrow = _normal_log_density(weight, prior.std2) + math.log1p(-prior.pi)

@@ -73,7 +73,8 @@ class BilinearProduct:
 class ConvProduct:
     """A convolution or transposed convolution, padded with zeros, over any number of spatial dimensions.
 
-    x (N, C_in, *spatial) or (C_in, *spatial); W (C_out, C_in/groups, *kernel), transposed (C_in, C_out/groups, *kernel).
+    x (N, C_in, *spatial) or (C_in, *spatial); W (C_out, C_in/groups, *kernel), or transposed
+    (C_in, C_out/groups, *kernel).
     """
 
     stride: tuple[int, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from .errors import UninitializedLayerError, UsageError
 from .kl import Term, layers_of, terms
@@ -25,7 +25,7 @@ def reset_posterior(model: nn.Module) -> None:
     """
     for layer in layers_of(model):
         # a lazy layer starts at its first forward, around a mean that was loaded meanwhile too
-        if not any(map(is_lazy, layer._parameters.values())):
+        if not any(isinstance(each, UninitializedParameter) for each in layer._parameters.values()):
             layer.reset_posterior()
     for term in terms(model):
         _share(term)

@@ -10,12 +10,6 @@ from .conv import (
     FlipoutConvTranspose1d,
     FlipoutConvTranspose2d,
     FlipoutConvTranspose3d,
-    LRTConv1d,
-    LRTConv2d,
-    LRTConv3d,
-    LRTConvTranspose1d,
-    LRTConvTranspose2d,
-    LRTConvTranspose3d,
     LazyFlipoutConv1d,
     LazyFlipoutConv2d,
     LazyFlipoutConv3d,
@@ -28,19 +22,26 @@ from .conv import (
     LazyLRTConvTranspose1d,
     LazyLRTConvTranspose2d,
     LazyLRTConvTranspose3d,
+    LRTConv1d,
+    LRTConv2d,
+    LRTConv3d,
+    LRTConvTranspose1d,
+    LRTConvTranspose2d,
+    LRTConvTranspose3d,
 )
 from .linear import (
     FlipoutBilinear,
     FlipoutLinear,
-    LRTBilinear,
-    LRTLinear,
     LazyFlipoutLinear,
     LazyLRTLinear,
+    LRTBilinear,
+    LRTLinear,
 )
 from .settings import Settings
 from .variational import LRT, Flipout, Variational
 
 __all__ = [
+    "LRT",
     "Flipout",
     "FlipoutBilinear",
     "FlipoutConv1d",
@@ -50,7 +51,6 @@ __all__ = [
     "FlipoutConvTranspose2d",
     "FlipoutConvTranspose3d",
     "FlipoutLinear",
-    "LRT",
     "LRTBilinear",
     "LRTConv1d",
     "LRTConv2d",

@@ -34,12 +34,10 @@ class ConvTransposeFamily(_ConvTranspose):
     """A transposed convolution over 1 to 3 dimensions, batched or not."""
 
     def product(self, input: Tensor, output_size: list[int] | None = None) -> tuple[ConvProduct, list[Tensor]]:
-        output_padding = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
-        )  # type: ignore[arg-type]
-        return ConvProduct(
-            self.stride, self.padding, self.dilation, self.groups, True, tuple(output_padding)  # type: ignore[arg-type]
-        ), [input]
+        geometry: Any = self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
+        output_padding = tuple(self._output_padding(input, output_size, *geometry))
+        stride, padding, *_, dilation = geometry
+        return ConvProduct(stride, padding, dilation, self.groups, True, output_padding), [input]
 
 
 class FlipoutConv1d(Flipout, ConvFamily, nn.Conv1d):
@@ -49,7 +47,7 @@ class FlipoutConv1d(Flipout, ConvFamily, nn.Conv1d):
 class LazyFlipoutConv1d(LazyVariational, Flipout, ConvFamily, nn.LazyConv1d):
     """nn.LazyConv1d under Flipout."""
 
-    cls_to_become = FlipoutConv1d  # type: ignore[assignment]
+    cls_to_become = FlipoutConv1d
 
 
 class LRTConv1d(LRT, ConvFamily, nn.Conv1d):
@@ -59,7 +57,7 @@ class LRTConv1d(LRT, ConvFamily, nn.Conv1d):
 class LazyLRTConv1d(LazyVariational, LRT, ConvFamily, nn.LazyConv1d):
     """nn.LazyConv1d under local reparameterization, which ignores that outputs share a kernel."""
 
-    cls_to_become = LRTConv1d  # type: ignore[assignment]
+    cls_to_become = LRTConv1d
 
 
 class FlipoutConv2d(Flipout, ConvFamily, nn.Conv2d):
@@ -69,7 +67,7 @@ class FlipoutConv2d(Flipout, ConvFamily, nn.Conv2d):
 class LazyFlipoutConv2d(LazyVariational, Flipout, ConvFamily, nn.LazyConv2d):
     """nn.LazyConv2d under Flipout."""
 
-    cls_to_become = FlipoutConv2d  # type: ignore[assignment]
+    cls_to_become = FlipoutConv2d
 
 
 class LRTConv2d(LRT, ConvFamily, nn.Conv2d):
@@ -79,7 +77,7 @@ class LRTConv2d(LRT, ConvFamily, nn.Conv2d):
 class LazyLRTConv2d(LazyVariational, LRT, ConvFamily, nn.LazyConv2d):
     """nn.LazyConv2d under local reparameterization, which ignores that outputs share a kernel."""
 
-    cls_to_become = LRTConv2d  # type: ignore[assignment]
+    cls_to_become = LRTConv2d
 
 
 class FlipoutConv3d(Flipout, ConvFamily, nn.Conv3d):
@@ -89,7 +87,7 @@ class FlipoutConv3d(Flipout, ConvFamily, nn.Conv3d):
 class LazyFlipoutConv3d(LazyVariational, Flipout, ConvFamily, nn.LazyConv3d):
     """nn.LazyConv3d under Flipout."""
 
-    cls_to_become = FlipoutConv3d  # type: ignore[assignment]
+    cls_to_become = FlipoutConv3d
 
 
 class LRTConv3d(LRT, ConvFamily, nn.Conv3d):
@@ -99,7 +97,7 @@ class LRTConv3d(LRT, ConvFamily, nn.Conv3d):
 class LazyLRTConv3d(LazyVariational, LRT, ConvFamily, nn.LazyConv3d):
     """nn.LazyConv3d under local reparameterization, which ignores that outputs share a kernel."""
 
-    cls_to_become = LRTConv3d  # type: ignore[assignment]
+    cls_to_become = LRTConv3d
 
 
 class FlipoutConvTranspose1d(Flipout, ConvTransposeFamily, nn.ConvTranspose1d):
@@ -109,7 +107,7 @@ class FlipoutConvTranspose1d(Flipout, ConvTransposeFamily, nn.ConvTranspose1d):
 class LazyFlipoutConvTranspose1d(LazyVariational, Flipout, ConvTransposeFamily, nn.LazyConvTranspose1d):
     """nn.LazyConvTranspose1d under Flipout."""
 
-    cls_to_become = FlipoutConvTranspose1d  # type: ignore[assignment]
+    cls_to_become = FlipoutConvTranspose1d
 
 
 class LRTConvTranspose1d(LRT, ConvTransposeFamily, nn.ConvTranspose1d):
@@ -119,7 +117,7 @@ class LRTConvTranspose1d(LRT, ConvTransposeFamily, nn.ConvTranspose1d):
 class LazyLRTConvTranspose1d(LazyVariational, LRT, ConvTransposeFamily, nn.LazyConvTranspose1d):
     """nn.LazyConvTranspose1d under local reparameterization, which ignores that outputs share a kernel."""
 
-    cls_to_become = LRTConvTranspose1d  # type: ignore[assignment]
+    cls_to_become = LRTConvTranspose1d
 
 
 class FlipoutConvTranspose2d(Flipout, ConvTransposeFamily, nn.ConvTranspose2d):
@@ -129,7 +127,7 @@ class FlipoutConvTranspose2d(Flipout, ConvTransposeFamily, nn.ConvTranspose2d):
 class LazyFlipoutConvTranspose2d(LazyVariational, Flipout, ConvTransposeFamily, nn.LazyConvTranspose2d):
     """nn.LazyConvTranspose2d under Flipout."""
 
-    cls_to_become = FlipoutConvTranspose2d  # type: ignore[assignment]
+    cls_to_become = FlipoutConvTranspose2d
 
 
 class LRTConvTranspose2d(LRT, ConvTransposeFamily, nn.ConvTranspose2d):
@@ -139,7 +137,7 @@ class LRTConvTranspose2d(LRT, ConvTransposeFamily, nn.ConvTranspose2d):
 class LazyLRTConvTranspose2d(LazyVariational, LRT, ConvTransposeFamily, nn.LazyConvTranspose2d):
     """nn.LazyConvTranspose2d under local reparameterization, which ignores that outputs share a kernel."""
 
-    cls_to_become = LRTConvTranspose2d  # type: ignore[assignment]
+    cls_to_become = LRTConvTranspose2d
 
 
 class FlipoutConvTranspose3d(Flipout, ConvTransposeFamily, nn.ConvTranspose3d):
@@ -149,7 +147,7 @@ class FlipoutConvTranspose3d(Flipout, ConvTransposeFamily, nn.ConvTranspose3d):
 class LazyFlipoutConvTranspose3d(LazyVariational, Flipout, ConvTransposeFamily, nn.LazyConvTranspose3d):
     """nn.LazyConvTranspose3d under Flipout."""
 
-    cls_to_become = FlipoutConvTranspose3d  # type: ignore[assignment]
+    cls_to_become = FlipoutConvTranspose3d
 
 
 class LRTConvTranspose3d(LRT, ConvTransposeFamily, nn.ConvTranspose3d):
@@ -159,4 +157,4 @@ class LRTConvTranspose3d(LRT, ConvTransposeFamily, nn.ConvTranspose3d):
 class LazyLRTConvTranspose3d(LazyVariational, LRT, ConvTransposeFamily, nn.LazyConvTranspose3d):
     """nn.LazyConvTranspose3d under local reparameterization, which ignores that outputs share a kernel."""
 
-    cls_to_become = LRTConvTranspose3d  # type: ignore[assignment]
+    cls_to_become = LRTConvTranspose3d

@@ -42,10 +42,10 @@ class LRTBilinear(LRT, BilinearFamily, nn.Bilinear):
 class LazyFlipoutLinear(LazyVariational, Flipout, LinearFamily, nn.LazyLinear):
     """nn.LazyLinear under Flipout."""
 
-    cls_to_become = FlipoutLinear  # type: ignore[assignment]
+    cls_to_become = FlipoutLinear
 
 
 class LazyLRTLinear(LazyVariational, LRT, LinearFamily, nn.LazyLinear):
     """nn.LazyLinear under local reparameterization."""
 
-    cls_to_become = LRTLinear  # type: ignore[assignment]
+    cls_to_become = LRTLinear

@@ -1,4 +1,4 @@
-"""Which plain layer class has which variational variants. To add a layer: two classes in a family's file, one row here."""
+"""Which plain layer class has which variational variants. A new layer is two classes in a family's file and a row."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ def register(cls: type[nn.Module], like: type[nn.Module] = nn.Linear) -> type[nn
     Returns `cls`, so that it also decorates. Call it before converting, and before loading what was converted.
 
     Raises:
-        UsageError: `like` has no variational variants, `cls` is no subclass of it, or its forward reads the weight itself.
+        UsageError: `like` has no variants, `cls` is no subclass of it, or its forward reads the weight itself.
     """
     if like not in _VARIANTS:
-        raise UsageError(f"like={like.__name__} has no variational variants: choose a class such as nn.Linear, nn.Conv2d")
+        raise UsageError(f"like={like.__name__} has no variational variants: choose one such as nn.Linear, nn.Conv2d")
     if not issubclass(cls, like):
         raise UsageError(f"{cls.__name__} is no subclass of {like.__name__}, so that it cannot be registered like it")
     if cls is not like and not forwards_to(cls, like):
         raise UsageError(
-            f"{cls.__name__}.forward does not call super().forward, or reads the weight beside it: noise would bypass it"
+            f"{cls.__name__}.forward does not call super().forward, or reads the weight too: noise would bypass it"
         )
     if cls not in _VARIANTS:
         _VARIANTS[cls] = {method: _derived(cls, base) for method, base in _VARIANTS[like].items()}
@@ -89,7 +89,7 @@ def _calls_super(forward: object) -> bool:
 
 
 def _derived(cls: type[nn.Module], base: type[Variational]) -> type[Variational]:
-    """`class FlipoutMyLinear(MyLinear, FlipoutLinear)`, importable from `bayesify.nn.registered` under a name of its own."""
+    """`class FlipoutMyLinear(MyLinear, FlipoutLinear)`, importable from `bayesify.nn.registered`."""
     name = base.method.replace("flipout", "Flipout").replace("lrt", "LRT") + cls.__name__
     path = f"{name}__{cls.__module__}.{cls.__qualname__}".replace(".", "_")
     own = {"__module__": registered.__name__, "__qualname__": path, "__doc__": base.__doc__}

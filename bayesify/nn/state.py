@@ -21,7 +21,7 @@ NAMES = tuple(f"{name}_{suffix}" for name in MEANS for suffix in SUFFIXES)
 def posterior_tensors(layer: nn.Module, settings: Settings) -> dict[str, Tensor]:
     """The parameters and buffers to add to `layer`, by name, for settled settings. The layer is not changed.
 
-    They have their mean's shape, dtype and device, and are uninitialized where it is; scales require grad where it does.
+    They have their mean's shape, dtype and device, and are uninitialized where it is; scales require grad as it does.
     """
     names = MEANS if settings.bias == "variational" else MEANS[:1]
     means = {name: layer._parameters[name] for name in names if layer._parameters.get(name) is not None}
@@ -32,7 +32,7 @@ def posterior_tensors(layer: nn.Module, settings: Settings) -> dict[str, Tensor]
     return tensors
 
 
-def fan_in(layer: nn.Module) -> int:
+def fan_in(layer: Any) -> int:
     """How many weights enter one output of the layer, transposed and grouped convolutions included."""
     shape = layer.weight.shape
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):

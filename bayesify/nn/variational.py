@@ -2,19 +2,18 @@
 
     class FlipoutLinear(Flipout, LinearFamily, nn.Linear): ...
 
-`Flipout` and `LRT` are the estimators, a family says what product the layer computes, and the plain class does the rest.
+`Flipout` and `LRT` are the estimators, a family says what product the layer computes, the plain class does the rest.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import Parameter, is_lazy
+from torch.nn.parameter import Parameter, UninitializedParameter
 
 from .. import estimators
 from ..errors import UninitializedLayerError
@@ -26,7 +25,7 @@ from .state import MEANS, NAMES, fan_in, posterior_tensors
 
 
 class Variational(nn.Module):
-    """A layer with a posterior q(w) = Normal(weight, weight_std²) over its weight, and over its bias if settings say so.
+    """A layer with a posterior q(w) = Normal(weight, weight_std²) over its weight, and its bias if settings say so.
 
     Args:
         settings: keyword only; all other arguments are the plain layer's.
@@ -53,22 +52,15 @@ class Variational(nn.Module):
         if plain is not nn.Module:
             cls.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
 
-    if TYPE_CHECKING:
-        weight: Parameter
-        bias: Parameter | None
-
-        def product(self, *inputs: Tensor, **kwargs: Any) -> tuple[Product, list[Tensor]]:
-            """The layer's product and the inputs that it takes; a family defines it."""
-
-        def noisy(self, product: Product, inputs: list[Tensor]) -> Tensor:
-            """The layer's output with noise; an estimator defines it."""
+    weight: Any
+    bias: Any
+    product: Any  # a family's: the inputs as (product, the inputs that it takes)
+    noisy: Any  # an estimator's: (product, inputs) as the output with noise
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The plain layer's forward, with noise. With `return_kl`, (output, KL of this layer in nats)."""
-        if self._quiet:
-            output = super().forward(*inputs, **kwargs)
-        else:
-            output = self.noisy(*self.product(*inputs, **kwargs))
+        plain = super().forward
+        output = plain(*inputs, **kwargs) if self._quiet else self.noisy(*self.product(*inputs, **kwargs))
         return (output, self.kl_divergence()) if return_kl else output
 
     @property
@@ -115,9 +107,8 @@ class Variational(nn.Module):
         Raises:
             UninitializedLayerError: the layer is lazy and has not seen data, or is on the meta device.
         """
-        mean, scale = self._parameters[name], self.scale_of(name)
-        assert mean is not None
-        assert scale is not None
+        mean: Any = self._parameters[name]
+        scale: Any = self.scale_of(name)
         if isinstance(self, LazyModuleMixin):
             raise UninitializedLayerError("has not seen data yet, so that it has no KL: run one batch first")
         if scale.is_meta or mean.is_meta:
@@ -137,7 +128,7 @@ class Variational(nn.Module):
 
     def normal_prior(self, name: str) -> tuple[Tensor | float, Tensor | float]:
         """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
-        prior = self._settings.prior
+        prior: Any = self._settings.prior
         kept_mean, kept_std = (self._buffers.get(f"{name}_prior_{part}") for part in ("mean", "std"))
         mean = prior.mean if kept_mean is None else widened(kept_mean)
         if kept_std is not None:
@@ -167,7 +158,8 @@ class Variational(nn.Module):
     def reset_parameters(self) -> None:
         """Initialize the means as the plain layer does, and the posterior around them."""
         super().reset_parameters()  # type: ignore[misc]
-        if "_settings" in self.__dict__ and not any(is_lazy(self.scale_of(name)) for name in self.means()):
+        lazy = any(isinstance(each, UninitializedParameter) for each in self._parameters.values())
+        if "_settings" in self.__dict__ and not lazy:
             self.reset_posterior()
 
     def reset_posterior(self) -> None:
@@ -196,8 +188,8 @@ class Variational(nn.Module):
         return mean + self.std_of(name) * torch.randn_like(mean)
 
     def extra_repr(self) -> str:
-        text = super().extra_repr()
-        return f"{text}, q=({self._settings.posterior}), p={self._settings.prior}" if "_settings" in self.__dict__ else text
+        settings = vars(self).get("_settings")
+        return super().extra_repr() + (f", q=({settings.posterior}), p={settings.prior}" if settings else "")
 
 
 class Flipout(Variational):

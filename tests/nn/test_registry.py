@@ -131,7 +131,7 @@ def test_a_registered_transposed_convolution_passes_its_arguments_on(method: Met
     ("cls", "like", "reason"),
     [
         (Reads, nn.Linear, "Reads.forward does not call super"),
-        (ReadsBeside, nn.Linear, "reads the weight beside it"),
+        (ReadsBeside, nn.Linear, "reads the weight too"),
         (BelowReads, nn.Linear, "noise would bypass it"),
         (OwnConv, nn.Conv2d, "noise would bypass it"),
         (Inherits, nn.Conv2d, "Inherits is no subclass of Conv2d"),
