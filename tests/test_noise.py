@@ -29,7 +29,7 @@ def test_no_signs_of_nothing() -> None:
 
 def test_signs_are_fair_and_independent() -> None:
     """Every bit of a word, in every position, and every pair of them."""
-    count, size = 20_000, 130
+    count, size = 20_000, 128  # two words, so that a column is one bit of a word
     bits = noise.sign_bits((count, size), torch.empty(()))
     signs = noise.signs(bits, (count, size), torch.float64)
     off = ~torch.eye(size, dtype=torch.bool)
