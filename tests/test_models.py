@@ -150,7 +150,7 @@ def test_attention_rows_of_a_vision_transformer() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_a_trained_like_network_survives_its_default_noise(name: str) -> None:
     """Not NaN, not saturated: the spread over draws stays below the spread over inputs."""
-    make, data, _ = ARCHITECTURES[name]
+    make, _, _ = ARCHITECTURES[name]
     model = bayesify.convert(make().eval())
     x = torch.randn(8, 3, 32, 32)
     with torch.no_grad():

@@ -181,7 +181,10 @@ def test_the_snapshot_sees_what_it_should() -> None:
 POLICIES: list[Any] = [
     "flipout", "lrt", EVERYTHING, "moped", "scratch", "sparse",
     {"method": "keep", "rules": [{"targets": ["Linear"], "method": "lrt"}]},
-    {"method": "flipout", "unmatched": "allow", "rules": [{"targets": ["last"]}, {"targets": ["first"], "method": "lrt"}]},
+    {
+        "method": "flipout", "unmatched": "allow",
+        "rules": [{"targets": ["last"]}, {"targets": ["first"], "method": "lrt"}],
+    },
 ]  # fmt: skip
 
 

@@ -482,6 +482,13 @@ def test_a_plain_checkpoint_loads_into_a_lazy_model() -> None:
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
+def test_a_lazy_model_has_nothing_to_draw() -> None:
+    model = bayesify.convert(nn.Sequential(nn.LazyLinear(2)))
+    with pytest.raises(UninitializedLayerError, match="'0' has not seen data yet, so that there is nothing to draw"):
+        bayesify.revert(model, "sample", inplace=True)
+    assert isinstance(model[0], bayesify.nn.LazyFlipoutLinear)
+
+
 # memory
 
 

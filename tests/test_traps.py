@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -239,6 +238,11 @@ def test_14_a_loaded_weight_survives_a_lazy_first_batch(cls: Any) -> None:
         assert torch.equal(layer(x), trained(x))
     assert torch.equal(layer.weight, trained.weight)  # type: ignore[arg-type]
     assert torch.equal(layer.weight_prior_mean, trained.weight)  # type: ignore[arg-type]
+    bayesify.set_posterior_std(layer, 0.5)
+    again = bayesify.convert(lazy_case(cls)[0])
+    again.load_state_dict(layer.state_dict())
+    again(x)
+    assert all(torch.equal(value, layer.state_dict()[name]) for name, value in again.state_dict().items())
 
 
 def test_15_kl_before_the_first_batch() -> None:
@@ -251,13 +255,11 @@ def test_15_kl_before_the_first_batch() -> None:
 
 
 @pytest.fixture(scope="module")
-def group() -> Iterator[None]:
-    path = os.path.join(os.path.dirname(__file__), f".group-{os.getpid()}")
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=0, world_size=1)
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    meeting = tmp_path_factory.mktemp("group") / "file"
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
-    if os.path.exists(path):
-        os.remove(path)
 
 
 @pytest.mark.usefixtures("group")
