@@ -17,6 +17,8 @@ from . import __version__
 from .errors import BayesifyError
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from .io.source import Source
     from .plan import Plan
     from .policy import Policy
@@ -151,7 +153,7 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
     target = output or default_output(source.model, label(policy), factory=source.is_factory)
     check_output(target, [*source.files, *([options["policy"]] if options["policy"] else [])], force=force)
     with _busy(f"Converting {source.model}"):
-        model = source.open()
+        model = _opened(source)
         made = plan(model, policy)
         io.save(surgery.convert(model, policy, inplace=True, kl_name=kl_name), target)
     _show(made, **options)
@@ -192,7 +194,14 @@ def _plan(source: Source, policy: Policy) -> Plan:
     from .plan import plan
 
     with _busy(f"Planning for {source.model}"):
-        return plan(source.open(meta=True), policy)
+        return plan(_opened(source, meta=True), policy)
+
+
+def _opened(source: Source, meta: bool = False) -> Module:
+    model = source.open(meta=meta)
+    for note in source.notes():
+        click.echo(note, err=True)
+    return model
 
 
 def _show(plan: Plan, as_json: bool, full: bool, **_: Any) -> None:

@@ -119,6 +119,7 @@ def test_a_factory(here):
     result = run("convert", "clinets:Net", "--arg", "width=6", "--weights", "sd.pt", "--key", "state_dict", "--json")
     assert json.loads(result.stdout)["model"] == "Net"
     assert "chatter" in result.stderr
+    assert "sd.pt: stripped 'module.' from the names\n" in result.stderr
     assert "worry" not in result.stderr
     model = io.load("Net.flipout.pt", allow=["clinets.Net"])
     assert torch.equal(model.a.weight, torch.ones(6, 4))

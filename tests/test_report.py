@@ -24,7 +24,6 @@ MIXED = {
         {"targets": ["**.conv2"], "posterior": {"parameterization": "multiplicative", "init_std": 0.01}},
     ],
 }
-SETTINGS_OF_FLIPOUT = "additive, std 0.02041·|w|  N(w₀, 0.06124·|w|)"
 
 
 def resnet50(vision):
@@ -65,14 +64,15 @@ def check(text: str, width: int) -> None:
 
 
 def test_resnet50_fits_two_screens(vision):
-    text = as_text(bayesify.plan(resnet50(vision), "flipout"), width=80)
+    plan = bayesify.plan(resnet50(vision), "flipout")
+    text, first = as_text(plan, width=80), next(plan.converting()).settings
     check(text, 80)
     lines = text.splitlines()
     assert len(lines) < 30
     assert lines[0] == "ResNet, policy flipout"
     assert "layer3.{0..5}.conv{1..3} ×18  Conv2d → FlipoutConv2d  defaults  6.55 M → 13.1 M" in lines  # noqa: RUF001
     assert "fc                            Linear → FlipoutLinear  defaults  2.05 M → 4.10 M" in lines
-    assert f"defaults  {SETTINGS_OF_FLIPOUT}" in lines
+    assert f"defaults  {first.posterior}  {first.prior}" in lines
     assert "keeps  53 BatchNorm2d (53.1 K parameters): no weight matrix" in lines
     assert lines[-1] == "54 layers convert, 53 kept; parameters 25,557,032 → 51,059,944"
 
@@ -181,8 +181,11 @@ def test_colours_are_for_terminals_only():
 
 def test_markup_in_a_name_is_a_name():
     plan = bayesify.plan(nn.ModuleDict({"[red]": nn.Linear(2, 2), ":smile:": nn.Embedding(2, 2)}), "flipout")
-    assert "[red]" in as_text(plan, width=80)
-    assert ":smile:" in as_text(plan, width=80)
+    file = io.StringIO()
+    show(plan, Console(file=file, force_terminal=True, width=80))
+    for text in (as_text(plan, width=80), file.getvalue()):
+        assert "[red]" in text
+        assert ":smile:" in text
 
 
 def test_reasons_that_differ_in_numbers_are_one():

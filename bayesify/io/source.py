@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import UsageError
 from .factory import build_model, is_spec, parse_args
 from .restricted import load_model
+from .weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ class Source:
             ignore_keys=self.ignore_keys,
             meta=meta,
         )
+
+    def notes(self) -> tuple[str, ...]:
+        """What is done to the weights on the way into the model, such as a wrapper's prefix that is stripped."""
+        if not self.weights:
+            return ()
+        return tuple(f"{self.weights}: {note}" for note in read_weights(self.weights, key=self.key, meta=True).notes)
 
     def check(self) -> None:
         """Refuse at once what could not be opened anyway.
