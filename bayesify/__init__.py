@@ -10,6 +10,7 @@ import torch
 
 from . import functional, nn
 from .errors import BayesifyError
+from .io import load, save
 from .kl import Ledger, variational_layers
 from .kl import total_kl as kl
 from .nn.registry import plain_classes, register, variant
@@ -35,6 +36,7 @@ __all__ = [
     "flipout",
     "functional",
     "kl",
+    "load",
     "load_weights",
     "lrt",
     "nn",
@@ -44,6 +46,7 @@ __all__ = [
     "register",
     "reset_posterior",
     "revert",
+    "save",
     "set_posterior_std",
     "variational_layers",
 ]

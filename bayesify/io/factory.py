@@ -33,14 +33,12 @@ def build_model(
 ) -> nn.Module:
     """Call a model's factory and load weights into what it returns.
 
-    With weights the model is built on the meta device and takes the file's memory; where the factory cannot run
-    there, or leaves anything there that the file doesn't fill, it is built a second time for real.
+    With weights it is built on the meta device and takes the file's memory; where that cannot be, for real.
 
     Args:
         spec: `package.module:callable`; the current directory is looked into first, as under `python -m`.
         args: the callable's keyword arguments.
-        weights: a file for `read_weights`.
-        key: where in that file the state_dict stands.
+        weights, key: a file for `read_weights`, and where in it the state_dict stands.
         ignore_keys: globs over names that may be missing in the file or in the model.
         meta: read no weights; the model's tensors are on the meta device where the factory can run there.
 

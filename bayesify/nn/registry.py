@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -102,9 +103,8 @@ def _becomes(cls: type[nn.Module], method: Method) -> dict[str, type[Variational
     """A lazy class turns into another at its first batch: into that one's variant, or the noise would be lost there."""
     if not issubclass(cls, LazyModuleMixin):
         return {}
-    target = variant(cls.cls_to_become, method)  # type: ignore[arg-type]
+    plain: Any = cls.cls_to_become
+    target = variant(plain, method)
     if target is None:
-        raise UsageError(
-            f"{cls.__name__} becomes {cls.cls_to_become.__name__} at its first batch: register that class first"  # type: ignore[union-attr]
-        )
+        raise UsageError(f"{cls.__name__} becomes {plain.__name__} at its first batch: register that class first")
     return {"cls_to_become": target}
