@@ -13,7 +13,7 @@ from torch import Tensor
 def normal_like(tensor: Tensor) -> Tensor:
     """Standard normal numbers of `tensor`'s shape, dtype and device."""
     if _inductor_is_slow(tensor):
-        return torch.ops.bayesify.normal_like(tensor)  # type: ignore[no-any-return]
+        return torch.ops.bayesify.normal_like(tensor, torch.empty(()))  # type: ignore[no-any-return]
     return torch.randn_like(tensor)
 
 
@@ -21,7 +21,7 @@ def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
     """Random bytes, of shape (words, 8), that hold one fair bit for each element of `shape`. `signs` unpacks them."""
     words = (prod(shape) + 63) // 64
     if _inductor_is_slow(like):
-        bits = torch.ops.bayesify.random_words(like, words)
+        bits = torch.ops.bayesify.random_words(like, words, torch.empty(()))
     else:
         bits = torch.randint(_LOWEST, _HIGHEST, (words, 1), dtype=torch.int64, device=like.device)
     return bits.view(torch.uint8)  # type: ignore[no-any-return]
@@ -42,29 +42,32 @@ def _inductor_is_slow(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
-# nondeterministic_seeded keeps the compiler from merging two draws, and from drawing again in the backward pass
+# nondeterministic_seeded keeps the compiler from drawing again in the backward pass. It does not keep it from merging
+# draws with equal arguments (a layer called twice); `draw`, a fresh torch.empty, does, since those are never merged.
 _library: Any = torch.library.Library("bayesify", "DEF")  # type: ignore[no-untyped-call]
-_library.define("normal_like(Tensor like) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
-_library.define("random_words(Tensor like, SymInt words) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+_library.define("normal_like(Tensor like, Tensor draw) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+_library.define(
+    "random_words(Tensor like, SymInt words, Tensor draw) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,)
+)
 for _name in ("normal_like", "random_words"):
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 
 @torch.library.impl(_library, "normal_like", "CPU")
-def _normal_like(like: Tensor) -> Tensor:
+def _normal_like(like: Tensor, draw: Tensor) -> Tensor:
     return torch.randn_like(like)
 
 
 @torch.library.impl(_library, "random_words", "CPU")
-def _random_words(like: Tensor, words: int) -> Tensor:
+def _random_words(like: Tensor, words: int, draw: Tensor) -> Tensor:
     return torch.randint(_LOWEST, _HIGHEST, (words, 1), dtype=torch.int64)
 
 
 @torch.library.register_fake("bayesify::normal_like", lib=_library)  # type: ignore[untyped-decorator]
-def _fake_normal_like(like: Tensor) -> Tensor:
+def _fake_normal_like(like: Tensor, draw: Tensor) -> Tensor:
     return torch.empty_like(like)
 
 
 @torch.library.register_fake("bayesify::random_words", lib=_library)  # type: ignore[untyped-decorator]
-def _fake_random_words(like: Tensor, words: int) -> Tensor:
+def _fake_random_words(like: Tensor, words: int, draw: Tensor) -> Tensor:
     return like.new_empty((words, 1), dtype=torch.int64)
