@@ -133,7 +133,7 @@ def short(number: int) -> str:
 
 def times(count: int) -> str:
     """How often, with a multiplication sign, or nothing where it is once."""
-    return f" ×{count}" if count > 1 else ""  # noqa: RUF001
+    return f" ×{count}" if count > 1 else ""
 
 
 def _fold(rows: Sequence[Row]) -> list[Fold[Row]]:

@@ -70,7 +70,7 @@ def test_resnet50_fits_two_screens(vision):
     lines = text.splitlines()
     assert len(lines) < 30
     assert lines[0] == "ResNet, policy flipout"
-    assert "layer3.{0..5}.conv{1..3} ×18  Conv2d → FlipoutConv2d  defaults  6.55 M → 13.1 M" in lines  # noqa: RUF001
+    assert "layer3.{0..5}.conv{1..3} ×18  Conv2d → FlipoutConv2d  defaults  6.55 M → 13.1 M" in lines
     assert "fc                            Linear → FlipoutLinear  defaults  2.05 M → 4.10 M" in lines
     assert f"defaults  {first.posterior}  {first.prior}" in lines
     assert "keeps  53 BatchNorm2d (53.1 K parameters): no weight matrix" in lines
@@ -96,7 +96,7 @@ def test_no_line_is_too_long_and_nothing_is_lost(vision, width, full):
     check(text, width)
     squeezed = re.sub(r"\s", "", text)
     for word in ("FlipoutConv2d", "LRTLinear", "latestagesofitall", "biasestoo", "signsperposition", "N(w₀,1)"):
-        assert word in squeezed or width == 60
+        assert word in squeezed or width < 100  # there, cells of several lines stand side by side
     assert "note 1" in text or width == 180
     assert re.search(r"ignored by\s+'\*\*\.downsample'", text)
     if full and width > 60:
@@ -122,7 +122,7 @@ def test_what_is_in_the_way_is_said():
     assert "adjusted 6 TransformerEncoderLayer: its fused inference path reads" in text
     assert "layers.{0..5} blocked" in text
     assert "blocked 6 NonDynamicallyQuantizableLinear (1,632 parameters): nn.TransformerEncoderLayer reads" in text
-    assert "layers.{0..5}.linear{1,2} ×12" in text  # noqa: RUF001
+    assert "layers.{0..5}.linear{1,2} ×12" in text
     assert "approximate where its input is a sequence: LRT draws per position (12 layers)" in text
     assert text.index("adjusted") < text.index("blocked") < text.index("keeps 12 LayerNorm")
 
