@@ -1,8 +1,8 @@
 """The two estimators, for any product that is linear in its weight: one product with the mean, plus a noise term.
 
 Both noise terms are written twice. The plain formula serves the compiler, which fuses it and decides by itself what to
-keep. In eager mode the same formula is an autograd Function that keeps nothing of the activations' size but the inputs:
-signs as bits, all else computed again in the backward pass.
+keep. In eager mode the same formula is an autograd Function that keeps little beside the inputs: Flipout its signs as
+bits, LRT one number per output, and computes all else again in the backward pass.
 """
 
 from __future__ import annotations
