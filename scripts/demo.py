@@ -1,0 +1,198 @@
+"""The main job on real input: train a small ResNet on digits, convert it by the command line, fine-tune it, compare.
+
+`scripts/demo` runs it in an environment of its own. The parts are functions, for tests and `scripts/check_defaults.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+import torch.nn.functional as F
+from demo_net import ResNet
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+
+import bayesify
+
+HERE = Path(__file__).resolve().parent
+BATCH = 64
+SAMPLES = 32
+
+Advance = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's bundled digits, 1797 images of 8×8 pixels, in a training and a test part."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+    @classmethod
+    def split(cls, seed: int = 0, train: int = 1000) -> Digits:
+        """A split by class: `train` images to train on, the rest to test on."""
+        images, labels = load_digits(return_X_y=True)
+        images = (images / 16).astype("float32").reshape(-1, 1, 8, 8)
+        parts = train_test_split(images, labels, train_size=train, random_state=seed, stratify=labels)
+        images, test_images, labels, test_labels = map(torch.as_tensor, parts)
+        return cls(images, labels, test_images, test_labels)
+
+    def flipped(self) -> Tensor:
+        """Test images in the mirror, but for 0, 1 and 8, which would be digits still."""
+        asymmetric = ~torch.isin(self.test_labels, torch.tensor([0, 1, 8]))
+        return self.test[asymmetric].flip(3)
+
+    def noise(self) -> Tensor:
+        """Images of random pixels."""
+        return torch.rand_like(self.test)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The average of softmax outputs over noisy passes, and what uncertainty it holds, in nats, per image.
+
+    Attributes:
+        probs: the predictive distribution.
+        entropy: all uncertainty: the entropy of `probs`.
+        information: the weights' share of it, their mutual information with the label (Houlsby et al. 2011):
+            `entropy` less the mean entropy of the single passes. Zero for a plain network.
+    """
+
+    probs: Tensor
+    entropy: Tensor
+    information: Tensor
+
+
+def pretrain(model: nn.Module, data: Digits, epochs: int, advance: Advance = bool) -> None:
+    """Train a plain network from scratch, the learning rate up and down again (Smith and Topin 2018)."""
+    optimizer = torch.optim.Adam(model.parameters())
+    steps = epochs * -(-len(data.train) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
+    _train(model, data, epochs, optimizer, lambda: (schedule.step(), advance()))
+
+
+def fine_tune(model: nn.Module, data: Digits, epochs: int, advance: Advance = bool, lr: float = 1e-3) -> None:
+    """Train on: a plain network by its NLL, a converted one by the ELBO, with bayesify's defaults."""
+    groups = bayesify.param_groups(model, lr=lr) if hasattr(model, "kl") else model.parameters()
+    _train(model, data, epochs, torch.optim.Adam(groups, lr=lr), advance)
+
+
+def _train(model: nn.Module, data: Digits, epochs: int, optimizer: torch.optim.Optimizer, advance: Advance) -> None:
+    n = len(data.train)
+    model.train()
+    for _ in range(epochs):
+        for batch in torch.randperm(n).split(BATCH):
+            loss = F.cross_entropy(model(data.train[batch]), data.train_labels[batch])
+            if hasattr(model, "kl"):
+                loss = loss + model.kl() / n
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            advance()
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, samples: int = SAMPLES) -> Prediction:
+    """Average the softmax outputs of `samples` noisy passes (of a plain network, one is as good as many)."""
+    model.eval()
+    draws = torch.stack([model(images).softmax(-1) for _ in range(samples)])
+    probs = draws.mean(0)
+    return Prediction(probs, _entropy(probs), (_entropy(probs) - _entropy(draws).mean(0)).clamp_min(0))
+
+
+def _entropy(probs: Tensor) -> Tensor:
+    return torch.special.entr(probs).sum(-1)
+
+
+def accuracy(probs: Tensor, labels: Tensor) -> float:
+    """The share of images whose most probable class is right."""
+    return (probs.argmax(-1) == labels).float().mean().item()
+
+
+def nll(probs: Tensor, labels: Tensor) -> float:
+    """The mean negative log-likelihood, in nats."""
+    return F.nll_loss(probs.clamp_min(1e-12).log(), labels).item()
+
+
+def calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """The expected calibration error: |accuracy - confidence|, averaged over bins of confidence (Guo et al. 2017)."""
+    confidence, predicted = probs.max(-1)
+    gap = (predicted == labels).float() - confidence
+    which = (confidence * bins).long().clamp_max(bins - 1)
+    return torch.zeros(bins).index_add(0, which, gap).abs().sum().item() / len(labels)
+
+
+def convert_by_command_line(folder: Path, method: str) -> Path:
+    """`bayesify convert resnet.pt`, as a user would in `folder`; its report goes to stdout."""
+    arguments = ["convert", "resnet.pt", "--method", method, "--allow", "demo_net.*", "--force"]
+    print(f"$ bayesify {shlex.join(arguments)}", flush=True)
+    paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]  # where demo_net is
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    subprocess.run([sys.executable, "-m", "bayesify", *arguments], cwd=folder, env=environment, check=True)
+    return folder / f"resnet.{method}.pt"
+
+
+def results(models: dict[str, nn.Module], data: Digits) -> Table:
+    """Accuracy, NLL and calibration on the test digits, and the mean uncertainty there and away from digits."""
+    table = Table(title=f"on {len(data.test)} test digits; uncertainties in nats")
+    for heading in ("", *models):
+        table.add_column(heading, justify="right" if heading else "left")
+    inputs = {"digits": data.test, "flipped digits": data.flipped(), "noise": data.noise()}
+    columns = [_column(model, data, inputs) for model in models.values()]
+    for name in columns[0]:
+        table.add_row(name, *(column[name] for column in columns))
+    return table
+
+
+def _column(model: nn.Module, data: Digits, inputs: dict[str, Tensor]) -> dict[str, str]:
+    predictions = {name: predict(model, images) for name, images in inputs.items()}
+    probs, labels = predictions["digits"].probs, data.test_labels
+    return {
+        "accuracy": f"{accuracy(probs, labels):.2%}",
+        "NLL": f"{nll(probs, labels):.4f}",
+        "calibration error": f"{calibration_error(probs, labels):.4f}",
+        **{f"predictive entropy, {name}": f"{each.entropy.mean():.3f}" for name, each in predictions.items()},
+        **{f"mutual information, {name}": f"{each.information.mean():.3f}" for name, each in predictions.items()},
+    }
+
+
+@click.command(help=__doc__.partition("\n")[0])
+@click.option("--method", type=click.Choice(["flipout", "lrt"]), default="flipout", show_default=True)
+@click.option("--epochs", default=40, show_default=True, help="Of training the plain network.")
+@click.option("--fine-tune", "more", default=20, show_default=True, help="Epochs of training on, for both networks.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), default=HERE.parent / "build/demo", help="For its files.")
+def main(method: str, epochs: int, more: int, seed: int, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # tensors this small gain nothing by more
+    torch.manual_seed(seed)
+    data, plain = Digits.split(seed), ResNet()
+    steps = -(-len(data.train) // BATCH)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("training resnet.pt", total=epochs * steps)
+        pretrain(plain, data, epochs, lambda: progress.advance(task))
+    torch.save(plain, folder / "resnet.pt")
+    converted = bayesify.load(convert_by_command_line(folder, method), allow=["demo_net.*"])
+    with Progress(console=Console(stderr=True)) as progress:
+        for name, model in {"the plain network, on": plain, f"resnet.{method}.pt, by the ELBO": converted}.items():
+            task = progress.add_task(f"training {name}", total=more * steps)
+            fine_tune(model, data, more, lambda task=task: progress.advance(task))
+    Console(width=80).print(results({"plain": plain, method: converted}, data))
+
+
+if __name__ == "__main__":
+    main()
