@@ -148,6 +148,7 @@ def test_options_reach_the_reader(here):
         ("mlp.pt", ["--method", "lrt"], "mlp.lrt.pt"),
         ("mlp.pt", ["--policy", "moped", "--method", "lrt"], "mlp.lrt.pt"),
         ("mlp.pt", ["--policy", "last-layer"], "mlp.flipout.pt"),
+        ("mlp.pt", ["--policy", "kept.yaml"], "mlp.lrt.pt"),
         ("mlp.pt", ["--policy", "both.yaml"], "mlp.both.pt"),
         ("sub/old.net.pth", [], "sub/old.net.flipout.pth"),
         ("sub/noending", [], "sub/noending.flipout.pt"),
@@ -159,6 +160,7 @@ def test_options_reach_the_reader(here):
 def test_where_it_is_written(here, model, options, output):
     Path("sub").mkdir()
     Path("both.yaml").write_text("rules: [{targets: ['0'], method: lrt}, {targets: ['2']}]")
+    Path("kept.yaml").write_text("rules: [{targets: ['0'], method: keep}, {targets: ['2'], method: lrt}]")
     for name in ("old.net.pth", "noending", "v1.2"):
         Path("sub", name).write_bytes(Path("mlp.pt").read_bytes())
     before = set(files(here))

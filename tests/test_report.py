@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 import bayesify
-from bayesify.lines import common, short
+from bayesify.lines import short
 from bayesify.report import as_html, as_json, as_text, show
 
 from .test_fold import expanded
@@ -189,13 +190,30 @@ def test_markup_in_a_name_is_a_name():
 
 
 def test_reasons_that_differ_in_numbers_are_one():
-    class Own(nn.Linear):
-        def forward(self, x):
-            return x
+    plan = bayesify.plan(nn.Sequential(nn.Linear(2, 2), nn.GRU(2, 2), nn.GRU(2, 2)), "flipout")
+    rows = [replace(row, reason=row.reason and f"read at a.py:{at}, 2") for at, row in enumerate(plan.rows)]
+    text = as_text(replace(plan, rows=tuple(rows)), width=80)
+    assert "blocked  2 GRU (72 parameters): read at a.py:*, 2\n         {1,2}\n" in text
 
-    model = nn.ModuleList([nn.Linear(2, 2), *(Own(2, 2) for _ in range(3))])
-    assert "blocked  3 Own (18 parameters)" in as_text(bayesify.plan(model, "flipout"), width=80)
-    assert common(["at a.py:10, 2", "at a.py:20, 2"]) == "at a.py:*, 2"
+
+def test_what_is_in_the_way_comes_first():
+    model = nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 2), nn.Linear(2, 3), nn.GRU(2, 2))
+    text = as_text(bayesify.plan(model, {"ignore": ["1"]}), width=80)
+    assert re.findall(r"^(?:blocked|keeps).*", text, re.M) == [
+        "blocked  1 GRU (36 parameters): nn.GRU is recurrent: recurrent layers have no",
+        "keeps    1 Linear (6 parameters): ignored by '1'",
+        "keeps    1 LayerNorm (4 parameters): no weight matrix",
+    ]
+
+
+def test_layers_of_unlike_settings_are_not_folded():
+    stds = {"a.0": 1.0, "a.1": 2.0}
+    rules = [{"name": "one name", "targets": [name], "prior": {"std": std}} for name, std in stds.items()]
+    model = nn.ModuleDict({"a": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))})
+    text = as_text(bayesify.plan(model, {"rules": rules}), width=80)
+    assert "a.0 " in text
+    assert "a.1 " in text
+    assert text.count("one name") == 4
 
 
 @pytest.mark.parametrize(
