@@ -173,7 +173,7 @@ def _column(model: nn.Module, data: Digits, inputs: dict[str, Tensor]) -> dict[s
 @click.command(help=__doc__.partition("\n")[0])
 @click.option("--method", type=click.Choice(["flipout", "lrt"]), default="flipout", show_default=True)
 @click.option("--epochs", default=40, show_default=True, help="Of training the plain network.")
-@click.option("--fine-tune", "more", default=20, show_default=True, help="Epochs of training on, for both networks.")
+@click.option("--fine-tune", "more", default=10, show_default=True, help="Epochs of training on, for both networks.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=HERE.parent / "build/demo", help="For its files.")
 def main(method: str, epochs: int, more: int, seed: int, folder: Path) -> None:

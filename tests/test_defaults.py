@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from check_defaults import compare
@@ -52,13 +50,9 @@ def test_a_deep_trained_network_keeps_its_accuracy_under_the_initial_noise(
     assert sum(passes) / len(passes) > 0.95 * before  # each pass by itself: an average over passes forgives more
 
 
-def small() -> nn.Module:
-    return ResNet((8, 16))
-
-
-@pytest.mark.parametrize("method", ["flipout", "lrt"])
-def test_fine_tuning_by_default_keeps_up_with_the_plain_network(method: str) -> None:
-    make: Callable[[], nn.Module] = small
-    found = compare(seeds=2, budget=4, pretraining=30, make=make, policy=method)
-    for name, (plain, converted) in list(found.items())[1:]:
-        assert not converted.behind(plain), f"{name}: plain {plain}, {method} {converted}"
+def test_fine_tuning_by_default_keeps_up_with_the_plain_network() -> None:
+    """Two seeds of a small network are worth a coarse bound; a prior too wide or too narrow breaks through it."""
+    found = compare(seeds=2, budget=5, pretraining=40, make=lambda: ResNet((8, 16, 32)), policy="flipout")
+    for epochs, (plain, converted) in found.items():
+        assert converted.nll < plain.nll + 0.02, (epochs, plain, converted)
+        assert converted.accuracy > plain.accuracy - 0.015, (epochs, plain, converted)
