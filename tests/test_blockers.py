@@ -18,6 +18,11 @@ from bayesify.nn.registry import plain_classes
 
 class OwnForward(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
+        return 2 * F.linear(input, self.weight)
+
+
+class Doubled(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
 
 
@@ -127,6 +132,7 @@ BLOCKED = {
     "quantized": (_quantized, "a quantized layer: convert the float model"),
     "adapter itself": (Adapter, "merge_and_unload"),
     "own forward": (lambda: OwnForward(2, 2), "OwnForward is a subclass of nn.Linear with a forward of its own"),
+    "super's forward": (lambda: Doubled(2, 2), "bayesify.register(Doubled, like=nn.Linear)"),
     "inherits": (lambda: Inherits(2), "unchanged: bayesify.register(Inherits, like=nn.Linear) converts it"),
     "helper": (lambda: OtherConv(2, 2, 1), "overrides '_conv_forward', which nn.Conv2d's forward uses"),
     "weight property": (Computes, "overrides 'weight'"),
