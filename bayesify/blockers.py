@@ -11,12 +11,12 @@ from torch.nn.utils import parametrize
 
 from .graph import Census, reached_names, reads_without_calling
 from .nn.registry import forwards_to, plain_classes
-from .nn.state import MEANS, NAMES
+from .nn.state import SUFFIXES, added_names, bias_names, weight_names
 from .nn.variational import Flipout, Variational
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_ALWAYS_USED = {"forward", "__call__", "__getattr__", "__getattribute__", "__setattr__", *MEANS}
+_ALWAYS_USED = {"forward", "__call__", "__getattr__", "__getattribute__", "__setattr__", "weight", "bias"}
 _COMPUTED = {
     "weight_mask": "pruned by torch.nn.utils.prune: prune.remove(layer, 'weight') makes it plain",
     "weight_g": "computed by the old weight_norm: torch.nn.utils.remove_weight_norm(layer) makes it plain",
@@ -37,6 +37,12 @@ class Site:
     module: nn.Module
     name: str
     parents: tuple[tuple[str, nn.Module], ...] = ()
+
+    @property
+    def attention(self) -> nn.MultiheadAttention | None:
+        """The attention whose `out_proj` this is: plain, it reads its weight; variational, it calls it."""
+        found = (each for _, each in self.parents if type(each) is nn.MultiheadAttention)
+        return next((each for each in found if each.out_proj is self.module), None)
 
 
 def blocker(site: Site, census: Census | None = None) -> str | None:
@@ -81,7 +87,7 @@ def inside_adapter(site: Site) -> str | None:
 
 def read_by_parent(site: Site, census: Census | None = None) -> str | None:
     """A layer that is never called: something reads its weight and computes with that, past any noise."""
-    if census is not None and site.name in census.calls:
+    if site.attention is not None or (census is not None and site.name in census.calls):
         return None
     if census is not None and site.name in census.reads:
         return f"its weight is read without calling it, at {census.reads[site.name]}: noise in it would never be seen"
@@ -115,8 +121,6 @@ def parametrized(module: nn.Module) -> str | None:
 def known_kind(module: nn.Module) -> str | None:
     """Kinds of layers with weight matrices that have no variational form here."""
     title = _title(type(module))
-    if isinstance(module, nn.MultiheadAttention):
-        return f"{title} uses its projections inside one fused call, which has no variational form yet"
     if isinstance(module, _RECURRENT):
         return f"{title} is recurrent: recurrent layers have no variational form yet"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -163,7 +167,9 @@ def _subclass(cls: type, base: type) -> str:
 
 def computed(module: nn.Module) -> str | None:
     """Weight normalization and pruning of the old kind: the class is plain, but the weight is no Parameter."""
-    for name in MEANS:
+    if isinstance(module, nn.MultiheadAttention):
+        return None if weight_names(module) else "its projections are no Parameters of the layer"
+    for name in ("weight", "bias"):
         if name in module._parameters and (name == "bias" or module._parameters[name] is not None):
             continue
         marks = (why for mark, why in _COMPUTED.items() if hasattr(module, mark.replace("weight", name)))
@@ -174,25 +180,25 @@ def computed(module: nn.Module) -> str | None:
 def tensor_type(module: nn.Module) -> str | None:
     """Quantized, sharded or otherwise packed weights behind a plain layer."""
     for name, value in module.named_parameters(recurse=False):
-        if name in MEANS and type(value) not in (nn.Parameter, UninitializedParameter):
+        if name in (*weight_names(module), *bias_names(module)) and type(value) not in (nn.Parameter, UninitializedParameter):
             return f"its {name} is a {type(value).__name__}: convert before quantizing, sharding or distributing it"
     return None
 
 
 def number_type(module: nn.Module) -> str | None:
     """Numbers that a Normal distribution over them would not make sense for."""
-    weight = module._parameters["weight"]
-    if weight is None or (weight.dtype.is_floating_point and weight.dtype.itemsize > 1):
+    dtype = module.get_parameter(weight_names(module)[0]).dtype
+    if dtype.is_floating_point and dtype.itemsize > 1:
         return None
-    return f"its weight is {weight.dtype}: noise needs real floating point numbers of 16 bits or more"
+    return f"its weight is {dtype}: noise needs real floating point numbers of 16 bits or more"
 
 
 def name_clash(module: nn.Module) -> str | None:
     """The user's own attribute stands where the posterior would."""
-    needed = {*NAMES, *Variational.__annotations__, *dir(Flipout)} - set(dir(nn.Module))
+    needed = {*added_names(module), *Variational.__annotations__, *dir(Flipout)} - set(dir(nn.Module))
     torchs = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
     own = {*vars(module), *module._parameters, *module._buffers, *module._modules, *dir(type(module))}
-    taken = sorted(needed & own - set(dir(torchs)) - set(MEANS))
+    taken = sorted(needed & own - set(dir(torchs)) - {"weight", "bias"})
     return f"it has {_listed(taken)} already, a name that bayesify needs: rename it" if taken else None
 
 

@@ -50,6 +50,8 @@ def fused_parents(model: nn.Module, converted: Iterable[nn.Module]) -> FusedPare
 
 def batch_dim(site: Site) -> int:
     """Which dimension of the layer's (batched) input holds the examples, so far as a known parent tells: else 0."""
+    if isinstance(site.module, nn.MultiheadAttention) or site.attention is not None:
+        return 0  # works batch-first inside, whatever its layout
     for _, parent in site.parents:
         known = isinstance(parent, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer)
         if known and not getattr(parent.self_attn, "batch_first", True):

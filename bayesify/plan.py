@@ -16,7 +16,7 @@ from .errors import NothingToConvertError, PolicyError
 from .graph import Census, census
 from .nn.registry import variant
 from .nn.settings import Method, Settings
-from .nn.state import MEANS
+from .nn.state import bias_names, weight_names
 from .notes import ON_SEQUENCES, notes
 from .parents import batch_dim, fused_parents, unregistered
 from .policy import Policy, PolicyLike
@@ -153,11 +153,12 @@ def _claims(
     model: nn.Module, policy: Policy, sites: list[Site], names: dict[int, list[str]], reasons: list[str | None]
 ) -> list[Claim]:
     candidates = [
-        Candidate(tuple(names[id(site.module)]), type(site.module), _convertible(site, reason), reason)
+        Candidate(tuple(names[id(site.module)]), type(site.attention or site.module), _convertible(site, reason), reason)
         for site, reason in zip(sites, reasons, strict=True)
     ]
     claims = claim(policy, candidates, [name for found in names.values() for name in found])
     claims = [_unless_frozen(each, site.module, policy) for each, site in zip(claims, sites, strict=True)]
+    claims = _with_attention(claims, sites)
     if not any(each.method for each in claims):
         raise NothingToConvertError(
             f"all that the policy selects in {type(model).__name__} is frozen (requires_grad=False): "
@@ -171,9 +172,21 @@ def _convertible(site: Site, reason: str | None) -> bool:
 
 
 def _unless_frozen(claimed: Claim, module: nn.Module, policy: Policy) -> Claim:
-    if claimed.method is None or policy.frozen == "convert" or module.weight.requires_grad:
+    if claimed.method is None or policy.frozen == "convert" or module.get_parameter(weight_names(module)[0]).requires_grad:
         return claimed
     return replace(claimed, method=None, settings=None, reason="frozen (requires_grad=False)")
+
+
+def _with_attention(claims: list[Claim], sites: list[Site]) -> list[Claim]:
+    """An attention's `out_proj` is called only where the attention itself converts."""
+    converting = {id(site.module) for site, each in zip(sites, claims, strict=True) if each.method}
+    why = "nn.MultiheadAttention reads its weight without calling it, and is kept"
+    return [
+        replace(each, method=None, settings=None, reason=why)
+        if each.method and site.attention is not None and id(site.attention) not in converting
+        else each
+        for each, site in zip(claims, sites, strict=True)
+    ]
 
 
 def _outside(name: str, module: nn.Module) -> Row:
@@ -206,10 +219,8 @@ def _counted(rows: list[Row], sites: list[Site]) -> list[Row]:
         tied = tuple(f"{name} is tied to {seen[id(each)]}" for name, each in own.items() if id(each) in seen)
         seen |= {id(each): f"{row.name}.{name}".lstrip(".") for name, each in fresh.items()}
         new = 0
-        for name in _means(row):
-            mean = own.get(name)
-            if mean is None:
-                continue
+        for name in _means(row, site.module):
+            mean = own[name]
             first = posteriors.setdefault(id(mean), row)
             _refuse_two_posteriors(first, row, name)
             new += _size(mean) if first is row else 0
@@ -218,10 +229,10 @@ def _counted(rows: list[Row], sites: list[Site]) -> list[Row]:
     return counted
 
 
-def _means(row: Row) -> tuple[str, ...]:
+def _means(row: Row, module: nn.Module) -> list[str]:
     if row.settings is None:
-        return ()
-    return MEANS if row.settings.bias == "variational" else MEANS[:1]
+        return []
+    return weight_names(module) + (bias_names(module) if row.settings.bias == "variational" else [])
 
 
 def _size(tensor: Tensor) -> int:
@@ -263,7 +274,7 @@ def _adjusted(model: nn.Module, names: dict[int, list[str]], rows: list[Row], si
     return list(found.values())
 
 
-_FUSED = "its fused inference path reads linear1.weight past the noise: switched off"
+_FUSED = "its fused inference path reads weights past the noise: switched off"
 _NESTED = "its nested-tensor path is switched off: outputs under the padding mask are computed, no longer zeros"
 
 

@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from .errors import UninitializedLayerError, UsageError
 from .kl import Term, layers_of, terms
-from .nn.state import NAMES
+from .nn.state import SUFFIXES, added_names
 from .nn.variational import Variational
 
 Place = tuple[nn.Module, str]
@@ -86,7 +86,7 @@ def refuse_lazy(model: nn.Module, so: str) -> None:
 def _share(term: Term) -> None:
     """One posterior for one Parameter: where `reset_posterior` had to make new tensors, it made some for each layer."""
     first, *others = term.layers
-    for name in (each for each in NAMES if each.startswith(f"{term.mean_name}_")):
+    for name in (f"{term.mean_name}_{suffix}" for suffix in SUFFIXES):
         for layer in others:
             if name in first._parameters:
                 layer._parameters[name] = first._parameters[name]
@@ -115,7 +115,7 @@ def _aliases(model: nn.Module) -> Iterator[tuple[str, Variational]]:
 
 
 def _added(layer: Variational) -> list[str]:
-    return [name for name in NAMES if name in layer._parameters or name in layer._buffers]
+    return [name for name in added_names(layer) if name in layer._parameters or name in layer._buffers]
 
 
 def _tied(model: nn.Module) -> list[list[Place]]:

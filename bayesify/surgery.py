@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .errors import NameClashError, NotCopyableError, UsageError, did_you_mean
 from .kl import Ledger, layers_of, terms
 from .nn.registry import plain_class, variant
-from .nn.state import NAMES, posterior_tensors
+from .nn.state import SUFFIXES, mean_of, posterior_tensors
 from .nn.variational import Flipout, Variational
 from .plan import Plan, Row, plan
 from .policy import PolicyLike
@@ -22,7 +22,7 @@ from .start import refuse_lazy
 Model = TypeVar("Model", bound=nn.Module)
 
 _NESTED = "_nested_when_plain"  # on encoders whose nested-tensor path conversion switched off
-_RESERVED = {*NAMES, *Variational.__annotations__, *dir(Flipout)}
+_RESERVED = {*(f"weight_{suffix}" for suffix in SUFFIXES), *Variational.__annotations__, *dir(Flipout)}
 
 
 def convert(model: Model, policy: PolicyLike = "flipout", *, inplace: bool = False, kl_name: str = "kl") -> Model:
@@ -159,8 +159,9 @@ def _prepare(made: Plan, modules: dict[str, nn.Module]) -> Iterator[tuple[Any, t
         assert cls is not None
         tensors = posterior_tensors(module, row.settings)
         for name in tensors:
-            mean = module._parameters[name.partition("_")[0]]
-            tensors[name] = shared.setdefault((id(mean), name), tensors[name])
+            mean = mean_of(name)
+            key = id(module._parameters[mean]), name.removeprefix(mean)
+            tensors[name] = shared.setdefault(key, tensors[name])
         yield module, cls, row, tensors
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.nn.parameter import is_lazy
 
-from .state import MEANS, posterior_tensors
+from .state import bias_names, posterior_tensors, weight_names
 from .variational import Variational
 
 
@@ -15,7 +15,7 @@ class LazyVariational(Variational):
 
     def has_uninitialized_params(self) -> bool:
         """Whether a mean has no shape yet. A checkpoint may have given shape to the means and not to the scales."""
-        return any(is_lazy(self._parameters.get(name)) for name in MEANS)
+        return any(is_lazy(self._parameters.get(name)) for name in (*weight_names(self), *bias_names(self)))
 
     def initialize_parameters(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> None:
         """Take the means' shapes from the input, as the plain lazy layer does, and start what still has none."""

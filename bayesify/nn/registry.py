@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import UsageError
-from . import conv, linear, registered
+from . import attention, conv, linear, registered
 from .settings import Method
 from .variational import Variational
 
@@ -17,6 +18,14 @@ Variants = dict[Method, type[Variational]]
 _VARIANTS: dict[type[nn.Module], Variants] = {
     nn.Linear: {"flipout": linear.FlipoutLinear, "lrt": linear.LRTLinear},
     nn.LazyLinear: {"flipout": linear.LazyFlipoutLinear, "lrt": linear.LazyLRTLinear},
+    nn.MultiheadAttention: {
+        "flipout": attention.FlipoutMultiheadAttention,
+        "lrt": attention.LRTMultiheadAttention,
+    },
+    NonDynamicallyQuantizableLinear: {
+        "flipout": attention.FlipoutOutProjection,
+        "lrt": attention.LRTOutProjection,
+    },
     nn.Bilinear: {"flipout": linear.FlipoutBilinear, "lrt": linear.LRTBilinear},
     nn.Conv1d: {"flipout": conv.FlipoutConv1d, "lrt": conv.LRTConv1d},
     nn.LazyConv1d: {"flipout": conv.LazyFlipoutConv1d, "lrt": conv.LazyLRTConv1d},

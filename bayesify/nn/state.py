@@ -13,9 +13,30 @@ from ..posterior import SMALLEST_STD, widened
 from ..prior import Normal
 from .settings import Settings
 
-MEANS = ("weight", "bias")
 SUFFIXES = ("rho", "log_alpha", "prior_mean", "prior_std")
-NAMES = tuple(f"{name}_{suffix}" for name in MEANS for suffix in SUFFIXES)
+_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def weight_names(layer: nn.Module) -> list[str]:
+    """The layer's own Parameters that get a posterior: its weight matrices."""
+    names = _ATTENTION if isinstance(layer, nn.MultiheadAttention) else ("weight",)
+    return [name for name in names if layer._parameters.get(name) is not None]
+
+
+def bias_names(layer: nn.Module) -> list[str]:
+    """The layer's own Parameters that get a posterior too where biases are variational."""
+    name = "in_proj_bias" if isinstance(layer, nn.MultiheadAttention) else "bias"
+    return [name] if layer._parameters.get(name) is not None else []
+
+
+def added_names(layer: nn.Module) -> list[str]:
+    """What a posterior over any of the layer's Parameters may be called."""
+    return [f"{name}_{suffix}" for name in (*weight_names(layer), *bias_names(layer)) for suffix in SUFFIXES]
+
+
+def mean_of(added: str) -> str:
+    """The name of the Parameter that an added name belongs to: `weight` for `weight_prior_mean`."""
+    return next(added.removesuffix(f"_{suffix}") for suffix in SUFFIXES if added.endswith(f"_{suffix}"))
 
 
 def posterior_tensors(layer: nn.Module, settings: Settings) -> dict[str, Tensor]:
@@ -23,18 +44,17 @@ def posterior_tensors(layer: nn.Module, settings: Settings) -> dict[str, Tensor]
 
     They have their mean's shape, dtype and device, and are uninitialized where it is; scales require grad where it does.
     """
-    names = MEANS if settings.bias == "variational" else MEANS[:1]
-    means = {name: layer._parameters[name] for name in names if layer._parameters.get(name) is not None}
     tensors: dict[str, Tensor] = {}
-    for name, mean in means.items():
+    for name in (*weight_names(layer), *(bias_names(layer) if settings.bias == "variational" else [])):
+        mean = layer._parameters[name]
         assert mean is not None
         tensors |= _uninitialized(name, mean, settings) if is_lazy(mean) else _initial(layer, name, mean, settings)
     return tensors
 
 
-def fan_in(layer: nn.Module) -> int:
-    """How many weights enter one output of the layer, transposed and grouped convolutions included."""
-    shape = layer.weight.shape
+def fan_in(layer: nn.Module, name: str) -> int:
+    """How many weights of the matrix `name` enter one output, or of the layer's first matrix if it names a bias."""
+    shape = layer.get_parameter(name if name in weight_names(layer) else weight_names(layer)[0]).shape
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return int(shape[0] // layer.groups * math.prod(shape[2:]))
     return math.prod(shape[1:])
@@ -53,11 +73,11 @@ def _names(name: str, settings: Settings) -> tuple[str, list[str]]:
 def _initial(layer: nn.Module, name: str, mean: Parameter, settings: Settings) -> dict[str, Tensor]:
     scale_name, buffers = _names(name, settings)
     with torch.no_grad():
-        scale = settings.posterior.start(mean, fan_in(layer))
+        scale = settings.posterior.start(mean, fan_in(layer, name))
         tensors: dict[str, Tensor] = {scale_name: Parameter(scale, requires_grad=mean.requires_grad)}
         for buffer in buffers:
             is_mean = buffer.endswith("mean")
-            tensors[buffer] = mean.detach().clone() if is_mean else _prior_std(mean, fan_in(layer), settings)
+            tensors[buffer] = mean.detach().clone() if is_mean else _prior_std(mean, fan_in(layer, name), settings)
     return tensors
 
 

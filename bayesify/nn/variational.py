@@ -22,7 +22,7 @@ from ..posterior import widened
 from ..prior import LogUniform, ScaleMixture, log_uniform_kl, normal_kl, scale_mixture_kl, softplus_normal_kl
 from ..products import Product
 from .settings import Method, Settings
-from .state import MEANS, NAMES, fan_in, posterior_tensors
+from .state import added_names, bias_names, fan_in, posterior_tensors, weight_names
 
 
 class Variational(nn.Module):
@@ -60,15 +60,17 @@ class Variational(nn.Module):
         def product(self, *inputs: Tensor, **kwargs: Any) -> tuple[Product, list[Tensor]]:
             """The layer's product and the inputs that it takes; a family defines it."""
 
-        def noisy(self, product: Product, inputs: list[Tensor]) -> Tensor:
-            """The layer's output with noise; an estimator defines it."""
+        def estimate(self, product: Product, inputs: list[Tensor], *posterior: Any, batch_dim: int) -> Tensor:
+            """The product with noise, for (mean, std, bias, bias_std); an estimator defines it."""
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The plain layer's forward, with noise. With `return_kl`, (output, KL of this layer in nats)."""
         if self._quiet:
             output = super().forward(*inputs, **kwargs)
         else:
-            output = self.noisy(*self.product(*inputs, **kwargs))
+            product, taken = self.product(*inputs, **kwargs)
+            posterior = self.weight, self.weight_std, self.bias, self.bias_std
+            output = self.estimate(product, taken, *posterior, batch_dim=self._settings.batch_dim)
         return (output, self.kl_divergence()) if return_kl else output
 
     @property
@@ -82,8 +84,9 @@ class Variational(nn.Module):
         return None if self.scale_of("bias") is None else self.std_of("bias")
 
     def means(self) -> list[str]:
-        """Which of `weight` and `bias` have a posterior."""
-        return [name for name in MEANS if self.scale_of(name) is not None]
+        """The names of the Parameters that have a posterior: `weight`, and `bias` where it is variational."""
+        names = (*weight_names(self), *bias_names(self))
+        return [name for name in names if self.scale_of(name) is not None]
 
     def scale_of(self, name: str) -> Parameter | None:
         """The scale parameter of `weight` or `bias`, or None where that has no posterior."""
@@ -142,7 +145,7 @@ class Variational(nn.Module):
         mean = prior.mean if kept_mean is None else widened(kept_mean)
         if kept_std is not None:
             return mean, widened(kept_std)
-        return mean, prior.std.std(mean, fan_in(self))
+        return mean, prior.std.std(mean, fan_in(self, name))
 
     def add_posterior(self, settings: Settings, tensors: dict[str, Tensor]) -> None:
         """Give the plain layer its settings, scale parameters, prior buffers and the ledger's hook."""
@@ -156,7 +159,7 @@ class Variational(nn.Module):
 
     def remove_posterior(self) -> None:
         """Take back all that `add_posterior` gave."""
-        for name in NAMES:
+        for name in added_names(self):
             self._parameters.pop(name, None)
             self._buffers.pop(name, None)
         for key in [key for key, hook in self._forward_hooks.items() if hook is mark_reached]:
@@ -205,12 +208,10 @@ class Flipout(Variational):
 
     method: Method = "flipout"
 
-    def noisy(self, product: Product, inputs: list[Tensor]) -> Tensor:
-        settings = self._settings
-        return estimators.flipout(
-            product, inputs, self.weight, self.weight_std, self.bias, self.bias_std,
-            signs=settings.signs, batch_dim=settings.batch_dim,
-        )  # fmt: skip
+    def estimate(
+        self, product: Product, inputs: list[Tensor], *posterior: Tensor | None, batch_dim: int
+    ) -> Tensor:
+        return estimators.flipout(product, inputs, *posterior, signs=self._settings.signs, batch_dim=batch_dim)
 
 
 class LRT(Variational):
@@ -218,8 +219,10 @@ class LRT(Variational):
 
     method: Method = "lrt"
 
-    def noisy(self, product: Product, inputs: list[Tensor]) -> Tensor:
-        return estimators.lrt(product, inputs, self.weight, self.weight_std, self.bias, self.bias_std)
+    def estimate(
+        self, product: Product, inputs: list[Tensor], *posterior: Tensor | None, batch_dim: int
+    ) -> Tensor:
+        return estimators.lrt(product, inputs, *posterior)
 
 
 def mark_reached(module: Variational, args: Any, output: Any) -> None:
