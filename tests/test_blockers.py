@@ -18,6 +18,11 @@ from bayesify.nn.registry import plain_classes
 
 class OwnForward(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
+        return 2 * F.linear(input, self.weight)
+
+
+class Doubled(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
 
 
@@ -127,14 +132,10 @@ BLOCKED = {
     "quantized": (_quantized, "a quantized layer: convert the float model"),
     "adapter itself": (Adapter, "merge_and_unload"),
     "own forward": (lambda: OwnForward(2, 2), "OwnForward is a subclass of nn.Linear with a forward of its own"),
+    "super's forward": (lambda: Doubled(2, 2), "bayesify.register(Doubled, like=nn.Linear)"),
     "inherits": (lambda: Inherits(2), "unchanged: bayesify.register(Inherits, like=nn.Linear) converts it"),
     "helper": (lambda: OtherConv(2, 2, 1), "overrides '_conv_forward', which nn.Conv2d's forward uses"),
     "weight property": (Computes, "overrides 'weight'"),
-    "out_proj class": (
-        lambda: nn.modules.linear.NonDynamicallyQuantizableLinear(2, 2),
-        "bayesify.register(NonDynamicallyQuantizableLinear, like=nn.Linear)",
-    ),
-    "attention": (lambda: nn.MultiheadAttention(2, 1), "nn.MultiheadAttention uses its projections"),
     "lstm": (lambda: nn.LSTM(2, 2), "nn.LSTM is recurrent"),
     "gru cell": (lambda: nn.GRUCell(2, 2), "nn.GRUCell is recurrent"),
     "embedding": (lambda: nn.Embedding(2, 2), "nn.Embedding looks rows up"),
@@ -272,12 +273,17 @@ def test_inside_an_adapter() -> None:
     assert reason == "it is inside the peft adapter 0 (Adapter): model.merge_and_unload() first"
 
 
-def test_out_proj_is_blocked_for_its_parent_s_sake_under_any_alias() -> None:
-    attention = nn.MultiheadAttention(2, 1)
-    here = blocker(Site(attention.out_proj, "out_proj", (("", attention),)))
-    elsewhere = blocker(Site(attention.out_proj, "alias", (("", nn.Module()), ("attn", attention))))
+class OtherAttention(nn.MultiheadAttention):
+    """Its forward is nn.MultiheadAttention's, which reads `out_proj.weight` without calling `out_proj`."""
+
+
+def test_out_proj_is_free_in_an_attention_that_converts_and_blocked_in_any_other() -> None:
+    attention, other = nn.MultiheadAttention(2, 1), OtherAttention(2, 1)
+    assert blocker(Site(attention.out_proj, "attn.out_proj", (("", nn.Module()), ("attn", attention)))) is None
+    here = blocker(Site(other.out_proj, "out_proj", (("", other),)))
+    elsewhere = blocker(Site(other.out_proj, "alias", (("", nn.Module()), ("attn", other))))
     assert here == elsewhere
-    assert here == "nn.MultiheadAttention reads its weight without calling it: noise in it would never be seen"
+    assert here == "OtherAttention reads its weight without calling it: noise in it would never be seen"
 
 
 def test_the_feed_forward_of_an_encoder_layer_is_free() -> None:
