@@ -42,7 +42,7 @@ def flipout(
     bias_delta = None if bias_std is None else bias_std * noise.normal_like(bias_std)
     *inputs, mean, delta, bias, bias_delta = _autocast(*inputs, mean, delta, bias, bias_delta)
     output = product(inputs, mean, bias)
-    shapes = [_sign_shape(each, product.core_dims, signs, batch_dim) for each in (output, *inputs)]
+    shapes = [_sign_shape(product, at, each, signs, batch_dim) for at, each in enumerate((output, *inputs), -1)]
     bits = [noise.sign_bits(shape, delta) for shape in shapes]
     return output + _in_mode(_flipout_noise, _FlipoutNoise)(product, shapes, delta, bias_delta, *bits, *inputs)
 
@@ -86,12 +86,10 @@ def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
-def _sign_shape(tensor: Tensor, core_dims: int, signs: Signs, batch_dim: int) -> list[int]:
+def _sign_shape(product: Product, at: int, tensor: Tensor, signs: Signs, batch_dim: int) -> list[int]:
     if signs == "position":
         return list(tensor.shape)
-    kept = {tensor.dim() - core_dims}  # the channels
-    if batch_dim < tensor.dim() - core_dims:  # else there is no batch: one example
-        kept.add(batch_dim)
+    kept = product.sign_dims(at, tensor.dim(), batch_dim)
     return [size if dim in kept else 1 for dim, size in enumerate(tensor.shape)]
 
 

@@ -70,6 +70,21 @@ def census(model: nn.Module) -> Census | None:
     return None
 
 
+def traced_alone(module: nn.Module) -> tuple[fx.Graph | None, str]:
+    """The graph of this one module's forward, its children opaque, or None and what stopped the trace."""
+    failure = ""
+    with _same_randomness(), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        for concrete in _argument_choices(module):
+            copied = _without_weights(module)
+            tracer = _Alone(copied)
+            try:
+                return tracer.trace(copied, concrete), ""
+            except Exception as error:
+                failure = f"{_raised_at(error)} {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    return None, failure
+
+
 class _Tracer(fx.Tracer):
     """torch.fx's tracer, that stops at every layer, runs no hooks, and notes who reads a Parameter."""
 
@@ -105,6 +120,18 @@ class _Tracer(fx.Tracer):
         if kind == "get_attr" and target not in self.read_at:
             self.read_at[target] = _user_code(sys._getframe())
         return super().create_node(kind, target, *args, **kwargs)
+
+
+class _Alone(_Tracer):
+    """Stops at every module but the root, and notes where in the user's code each node was made."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m is not self.root
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, target, *args, **kwargs)
+        node.meta["code"] = _user_code(sys._getframe())
+        return node
 
 
 def _trace(root: nn.Module, concrete: dict[str, Any]) -> Census:
@@ -144,6 +171,16 @@ def _user_code(frame: FrameType | None) -> str:
     while frame is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "torch"
+
+
+def _raised_at(error: BaseException) -> str:
+    """`file:line:` of the user's code that raised, as far as there is some."""
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        place = place if name.startswith(_NOT_THE_USERS) else f"{name}:{trace.tb_lineno}:"
+        trace = trace.tb_next
+    return place
 
 
 def _without_weights(model: nn.Module) -> nn.Module:

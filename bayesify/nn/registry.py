@@ -11,9 +11,12 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from ..errors import UsageError
 from . import attention, conv, linear, registered
 from .settings import Method
+from .rerouted import FlipoutRerouted, LRTRerouted, Rerouted
 from .variational import Variational
 
 Variants = dict[Method, type[Variational]]
+
+_PREFIXES: dict[Method, str] = {"flipout": "Flipout", "lrt": "LRT"}
 
 _VARIANTS: dict[type[nn.Module], Variants] = {
     nn.Linear: {"flipout": linear.FlipoutLinear, "lrt": linear.LRTLinear},
@@ -48,8 +51,16 @@ def variant(cls: type[nn.Module], method: Method) -> type[Variational] | None:
 
 
 def plain_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """The plain class that a variational one came from: the inverse of `variant`."""
+    """The plain class that a variational one came from: the inverse of `variant` and `rerouted`."""
+    if issubclass(cls, Rerouted):
+        return cls.__mro__[1 + cls.__mro__.index(Variational)]
     return next(plain for plain, variants in _VARIANTS.items() if cls in variants.values())
+
+
+def rerouted(cls: type[nn.Module], method: Method) -> type[Variational]:
+    """The variational class for one that multiplies by Parameters of its own: `class FlipoutConv1D(Rerouted, Conv1D)`."""
+    base = FlipoutRerouted if method == "flipout" else LRTRerouted
+    return registered.derived(_PREFIXES[method], cls, (base, cls), {})
 
 
 def plain_classes() -> tuple[type[nn.Module], ...]:
@@ -98,13 +109,8 @@ def _calls_super(forward: object) -> bool:
 
 
 def _derived(cls: type[nn.Module], base: type[Variational]) -> type[Variational]:
-    """`class FlipoutMyLinear(MyLinear, FlipoutLinear)`, importable from `bayesify.nn.registered` under a name of its own."""
-    name = base.method.replace("flipout", "Flipout").replace("lrt", "LRT") + cls.__name__
-    path = f"{name}__{cls.__module__}.{cls.__qualname__}".replace(".", "_")
-    own = {"__module__": registered.__name__, "__qualname__": path, "__doc__": base.__doc__}
-    derived = type(name, (cls, base), own | _becomes(cls, base.method))
-    setattr(registered, path, derived)
-    return derived
+    """`class FlipoutMyLinear(MyLinear, FlipoutLinear)`."""
+    return registered.derived(_PREFIXES[base.method], cls, (cls, base), _becomes(cls, base.method))
 
 
 def _becomes(cls: type[nn.Module], method: Method) -> dict[str, type[Variational]]:

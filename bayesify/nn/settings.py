@@ -21,6 +21,7 @@ class Settings:
         bias: `variational` puts a posterior on the bias too.
         signs: Flipout's signs, drawn per `example` of the batch or per `position` (pixel, token).
         batch_dim: the input's dimension that holds the model's examples (1 in a sequence-first network).
+        weights: (name, fan-in) of the Parameters that get one, for a layer that multiplies by them itself.
     """
 
     posterior: Posterior = Posterior()
@@ -28,6 +29,7 @@ class Settings:
     bias: Literal["deterministic", "variational"] = "deterministic"
     signs: Literal["example", "position"] = "example"
     batch_dim: int = 0
+    weights: tuple[tuple[str, int], ...] = ()
 
     def for_depth(self, layers: int) -> Settings:
         """The same settings with `auto` and `init_std` settled, for a network of `layers` converted layers."""

@@ -17,8 +17,11 @@ SUFFIXES = ("rho", "log_alpha", "prior_mean", "prior_std")
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
-def weight_names(layer: nn.Module) -> list[str]:
-    """The layer's own Parameters that get a posterior: its weight matrices."""
+def weight_names(layer: nn.Module, settings: Settings | None = None) -> list[str]:
+    """The layer's own Parameters that get a posterior: its weight matrices, or those that its settings name."""
+    settings = settings or vars(layer).get("_settings")
+    if settings is not None and settings.weights:
+        return [name for name, _ in settings.weights]
     names = _ATTENTION if isinstance(layer, nn.MultiheadAttention) else ("weight",)
     return [name for name in names if layer._parameters.get(name) is not None]
 
@@ -45,15 +48,19 @@ def posterior_tensors(layer: nn.Module, settings: Settings) -> dict[str, Tensor]
     They have their mean's shape, dtype and device, and are uninitialized where it is; scales require grad where it does.
     """
     tensors: dict[str, Tensor] = {}
-    for name in (*weight_names(layer), *(bias_names(layer) if settings.bias == "variational" else [])):
+    biases = bias_names(layer) if settings.bias == "variational" and not settings.weights else []
+    for name in (*weight_names(layer, settings), *biases):
         mean = layer._parameters[name]
         assert mean is not None
         tensors |= _uninitialized(name, mean, settings) if is_lazy(mean) else _initial(layer, name, mean, settings)
     return tensors
 
 
-def fan_in(layer: nn.Module, name: str) -> int:
+def fan_in(layer: nn.Module, name: str, settings: Settings | None = None) -> int:
     """How many weights of the matrix `name` enter one output, or of the layer's first matrix if it names a bias."""
+    settings = settings or vars(layer).get("_settings")
+    if settings is not None and settings.weights:
+        return dict(settings.weights)[name]
     shape = layer.get_parameter(name if name in weight_names(layer) else weight_names(layer)[0]).shape
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return int(shape[0] // layer.groups * math.prod(shape[2:]))
@@ -73,11 +80,11 @@ def _names(name: str, settings: Settings) -> tuple[str, list[str]]:
 def _initial(layer: nn.Module, name: str, mean: Parameter, settings: Settings) -> dict[str, Tensor]:
     scale_name, buffers = _names(name, settings)
     with torch.no_grad():
-        scale = settings.posterior.start(mean, fan_in(layer, name))
+        scale = settings.posterior.start(mean, fan_in(layer, name, settings))
         tensors: dict[str, Tensor] = {scale_name: Parameter(scale, requires_grad=mean.requires_grad)}
         for buffer in buffers:
             is_mean = buffer.endswith("mean")
-            tensors[buffer] = mean.detach().clone() if is_mean else _prior_std(mean, fan_in(layer, name), settings)
+            tensors[buffer] = mean.detach().clone() if is_mean else _prior_std(mean, fan_in(layer, name, settings), settings)
     return tensors
 
 
