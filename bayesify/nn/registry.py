@@ -9,7 +9,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import UsageError
-from . import attention, conv, linear, registered
+from . import attention, conv, linear, recurrent, registered
 from .settings import Method
 from .rerouted import FlipoutRerouted, LRTRerouted, Rerouted
 from .variational import Variational
@@ -30,6 +30,12 @@ _VARIANTS: dict[type[nn.Module], Variants] = {
         "lrt": attention.LRTOutProjection,
     },
     nn.Bilinear: {"flipout": linear.FlipoutBilinear, "lrt": linear.LRTBilinear},
+    nn.RNN: {"flipout": recurrent.FlipoutRNN, "lrt": recurrent.LRTRNN},
+    nn.LSTM: {"flipout": recurrent.FlipoutLSTM, "lrt": recurrent.LRTLSTM},
+    nn.GRU: {"flipout": recurrent.FlipoutGRU, "lrt": recurrent.LRTGRU},
+    nn.RNNCell: {"flipout": recurrent.FlipoutRNNCell, "lrt": recurrent.LRTRNNCell},
+    nn.LSTMCell: {"flipout": recurrent.FlipoutLSTMCell, "lrt": recurrent.LRTLSTMCell},
+    nn.GRUCell: {"flipout": recurrent.FlipoutGRUCell, "lrt": recurrent.LRTGRUCell},
     nn.Conv1d: {"flipout": conv.FlipoutConv1d, "lrt": conv.LRTConv1d},
     nn.LazyConv1d: {"flipout": conv.LazyFlipoutConv1d, "lrt": conv.LazyLRTConv1d},
     nn.Conv2d: {"flipout": conv.FlipoutConv2d, "lrt": conv.LRTConv2d},

@@ -22,14 +22,30 @@ def weight_names(layer: nn.Module, settings: Settings | None = None) -> list[str
     settings = settings or vars(layer).get("_settings")
     if settings is not None and settings.weights:
         return [name for name, _ in settings.weights]
-    names = _ATTENTION if isinstance(layer, nn.MultiheadAttention) else ("weight",)
-    return [name for name in names if layer._parameters.get(name) is not None]
+    return [name for name in weight_slots(layer) if layer._parameters.get(name) is not None]
 
 
 def bias_names(layer: nn.Module) -> list[str]:
     """The layer's own Parameters that get a posterior too where biases are variational."""
-    name = "in_proj_bias" if isinstance(layer, nn.MultiheadAttention) else "bias"
-    return [name] if layer._parameters.get(name) is not None else []
+    return [name for name in bias_slots(layer) if layer._parameters.get(name) is not None]
+
+
+def weight_slots(layer: nn.Module) -> list[str]:
+    """Where the layer's kind keeps its weight matrices, whether or not a Parameter is there."""
+    if isinstance(layer, nn.MultiheadAttention):
+        return list(_ATTENTION)
+    if isinstance(layer, nn.RNNBase):
+        return [name for name in layer._flat_weights_names if name.startswith("weight")]
+    return ["weight_ih", "weight_hh"] if isinstance(layer, nn.RNNCellBase) else ["weight"]
+
+
+def bias_slots(layer: nn.Module) -> list[str]:
+    """Where the layer's kind keeps its biases, whether or not a Parameter is there."""
+    if isinstance(layer, nn.MultiheadAttention):
+        return ["in_proj_bias"]
+    if isinstance(layer, nn.RNNBase):
+        return [name for name in layer._flat_weights_names if name.startswith("bias")]
+    return ["bias_ih", "bias_hh"] if isinstance(layer, nn.RNNCellBase) else ["bias"]
 
 
 def added_names(layer: nn.Module) -> list[str]:
@@ -57,11 +73,12 @@ def posterior_tensors(layer: nn.Module, settings: Settings) -> dict[str, Tensor]
 
 
 def fan_in(layer: nn.Module, name: str, settings: Settings | None = None) -> int:
-    """How many weights of the matrix `name` enter one output, or of the layer's first matrix if it names a bias."""
+    """How many weights of the matrix `name` enter one output; of a bias, those of the matrix that it goes with."""
     settings = settings or vars(layer).get("_settings")
     if settings is not None and settings.weights:
         return dict(settings.weights)[name]
-    shape = layer.get_parameter(name if name in weight_names(layer) else weight_names(layer)[0]).shape
+    names, matrix = weight_names(layer), name.replace("bias", "weight")
+    shape = layer.get_parameter(matrix if matrix in names else names[0]).shape
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return int(shape[0] // layer.groups * math.prod(shape[2:]))
     return math.prod(shape[1:])
