@@ -3,6 +3,7 @@
     FlipoutConv2d(3, 64, 3, padding=1)            LazyLRTLinear(10)
 """
 
+from .attention import FlipoutMultiheadAttention, LRTMultiheadAttention
 from .conv import (
     FlipoutConv1d,
     FlipoutConv2d,
@@ -72,6 +73,7 @@ __all__ = [
     "FlipoutLSTM",
     "FlipoutLSTMCell",
     "FlipoutLinear",
+    "FlipoutMultiheadAttention",
     "FlipoutRNN",
     "FlipoutRNNCell",
     "LRTBilinear",
@@ -84,6 +86,7 @@ __all__ = [
     "LRTGRUCell",
     "LRTLSTMCell",
     "LRTLinear",
+    "LRTMultiheadAttention",
     "LRTRNNCell",
     "LazyFlipoutConv1d",
     "LazyFlipoutConv2d",
