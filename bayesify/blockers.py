@@ -11,11 +11,10 @@ from torch.nn.utils import parametrize
 
 from .graph import Census, reached_names, reads_without_calling
 from .nn.registry import forwards_to, plain_classes
-from .nn.state import SUFFIXES, added_names, bias_names, weight_names
+from .nn.state import added_names, bias_names, bias_slots, weight_names, weight_slots
 from .nn.variational import Flipout, Variational
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _ALWAYS_USED = {"forward", "__call__", "__getattr__", "__getattribute__", "__setattr__", "weight", "bias"}
 _COMPUTED = {
     "weight_mask": "pruned by torch.nn.utils.prune: prune.remove(layer, 'weight') makes it plain",
@@ -121,8 +120,6 @@ def parametrized(module: nn.Module) -> str | None:
 def known_kind(module: nn.Module) -> str | None:
     """Kinds of layers with weight matrices that have no variational form here."""
     title = _title(type(module))
-    if isinstance(module, _RECURRENT):
-        return f"{title} is recurrent: recurrent layers have no variational form yet"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return f"{title} looks rows up instead of multiplying: it has no variational form yet"
     # By name: transformers need not be there.
@@ -169,11 +166,13 @@ def computed(module: nn.Module) -> str | None:
     """Weight normalization and pruning of the old kind: the class is plain, but the weight is no Parameter."""
     if isinstance(module, nn.MultiheadAttention):
         return None if weight_names(module) else "its projections are no Parameters of the layer"
-    for name in ("weight", "bias"):
-        if name in module._parameters and (name == "bias" or module._parameters[name] is not None):
+    biases = bias_slots(module)
+    for name in (*weight_slots(module), *biases):
+        if name in module._parameters and (name in biases or module._parameters[name] is not None):
             continue
         marks = (why for mark, why in _COMPUTED.items() if hasattr(module, mark.replace("weight", name)))
-        return f"its {name} is {next(marks, 'no Parameter of the layer')}".replace("'weight'", repr(name))
+        why = next(marks, "no Parameter of the layer").replace("'weight'", repr(name))
+        return f"its {name} is {why if name == 'weight' else why.replace('_norm(layer)', f'_norm(layer, {name!r})')}"
     return None
 
 

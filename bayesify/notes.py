@@ -31,8 +31,12 @@ def notes(
         yield f"never called in the traced forward ({'train' if site.module.training else 'eval'} mode)"
     if calls > 1:
         yield f"called {calls} times"
+    if isinstance(site.module, nn.RNNCellBase):
+        yield "a cell draws anew at each call: the steps of a loop over it share no draw"
     if method == "lrt":
-        if isinstance(site.module, nn.modules.conv._ConvNd):
+        if isinstance(site.module, nn.RNNBase):
+            yield "approximate: LRT draws per time step, though the steps of a sequence share the weights"
+        elif isinstance(site.module, nn.modules.conv._ConvNd):
             yield "approximate: LRT ignores that all positions share one kernel"
         elif sequences:
             yield "approximate where its input is a sequence: LRT draws per position"
@@ -48,10 +52,10 @@ def notes(
 
 def _layout(site: Site) -> Iterator[str]:
     """Where Flipout's signs, drawn along dimension 0, may not follow the model's examples."""
-    attention = sequence_first(site)
-    if attention is not None:
+    beside = sequence_first(site)
+    if beside is not None:
         yield (
-            f"approximate if its input is (sequence, batch, ...), as {attention!r} beside it takes it: "
+            f"approximate if its input is (sequence, batch, ...), as {beside!r} beside it takes it: "
             "the signs follow dimension 0"
         )
     if folds_windows(site):

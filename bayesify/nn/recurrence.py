@@ -58,8 +58,8 @@ class HeldProduct:
         count = x.shape[0]
         if onto is None and self.bias is not None:
             onto = self.bias[:count]
-        step = _held_step if torch.compiler.is_compiling() else _HeldStep.apply
-        return step(onto, x, self.mean, self.delta, self.of_output[:count], self.of_input[:count])  # type: ignore[no-any-return, operator]
+        step: Callable[..., Tensor] = _held_step if torch.compiler.is_compiling() else _HeldStep.apply
+        return step(onto, x, self.mean, self.delta, self.of_output[:count], self.of_input[:count])
 
 
 Product = StepwiseProduct | HeldProduct
@@ -115,7 +115,7 @@ class _HeldStep(torch.autograd.Function):
 
     @staticmethod
     @_without_autocast
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, mean, delta, of_output, of_input = ctx.saved_tensors
         onto_needs, x_needs, mean_needs, delta_needs, *_ = ctx.needs_input_grad
         flipped = grad * of_output

@@ -7,7 +7,7 @@ Python: the fused kernels (cuDNN, oneDNN) know of no noise.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +19,22 @@ from ..products import LinearProduct
 from .recurrence import STEPS, Layout, State, over_time, run, stepwise, with_bias
 from .variational import LRT, Flipout, Variational
 
-if TYPE_CHECKING:
-    _RNNBase, _CellBase = nn.RNNBase, nn.RNNCellBase
-else:
-    _RNNBase = _CellBase = object
 
-
-class RecurrentFamily(Variational, _RNNBase):
+class RecurrentFamily(Variational):
     """A recurrent layer over whole sequences."""
 
-    def forward(self, input: Any, hx: Any = None, *, return_kl: bool = False) -> Any:
+    mode: str
+    num_layers: int
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    proj_size: int
+    permute_hidden: Any
+    check_forward_args: Any
+    get_expected_hidden_size: Any
+    get_expected_cell_size: Any
+
+    def forward(self, input: Any, hx: Any = None, *, return_kl: bool = False) -> Any:  # type: ignore[override]
         """The plain layer's forward, with noise; an example is a sequence of the batch, in either layout."""
         if self._quiet:
             output = super().forward(input, hx)
@@ -72,12 +78,12 @@ class RecurrentFamily(Variational, _RNNBase):
         return tuple(hx) if isinstance(self, nn.LSTM) else (hx,)
 
     def _layers(self, rows: Tensor, state: State, layout: Layout) -> tuple[Tensor, Any]:
-        rows, *state = _autocast(rows, *state)
+        rows, *started = _autocast(rows, *state)
         ends: list[State] = []
         for layer in range(self.num_layers):
             x, outputs = layout.spread(rows), []
             for suffix in ("", "_reverse") if self.bidirectional else ("",):
-                start = tuple(each[len(ends)] for each in state)
+                start = tuple(each[len(ends)] for each in started)
                 output, end = self._direction(x, f"_l{layer}{suffix}", start, layout)
                 outputs.append(output)
                 ends.append(end)
@@ -95,10 +101,13 @@ class RecurrentFamily(Variational, _RNNBase):
         return run(self.mode, inputs, hidden, project, state, layout, suffix.endswith("_reverse"))
 
 
-class CellFamily(Variational, _CellBase):
+class CellFamily(Variational):
     """One step of a recurrent layer. A cell draws anew at each call, so that the steps of a loop share no draw."""
 
-    def forward(self, input: Tensor, hx: Any = None, *, return_kl: bool = False) -> Any:
+    hidden_size: int
+    nonlinearity: str
+
+    def forward(self, input: Tensor, hx: Any = None, *, return_kl: bool = False) -> Any:  # type: ignore[override]
         """The plain cell's forward, with noise of this call's own."""
         output = super().forward(input, hx) if self._quiet else self._step(input, hx)
         return (output, self.kl_divergence()) if return_kl else output

@@ -111,7 +111,9 @@ def forwards_to(cls: type[nn.Module], like: type[nn.Module]) -> bool:
 
 def _calls_super(forward: object) -> bool:
     code = getattr(inspect.unwrap(forward), "__code__", None) if callable(forward) else None
-    return code is not None and {"super", "forward"} <= {*code.co_names} and not {"weight", "bias"} & {*code.co_names}
+    if code is None or not {"super", "forward"} <= {*code.co_names}:
+        return False
+    return not any(name.startswith(("weight", "bias", "_flat_weights", "all_weights")) for name in code.co_names)
 
 
 def _derived(cls: type[nn.Module], base: type[Variational]) -> type[Variational]:
