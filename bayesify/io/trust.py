@@ -64,6 +64,11 @@ def judge(name: Name, allow: Sequence[str]) -> Trusted | Refused:
     return Refused(never=False)
 
 
+def is_plain(name: Name) -> bool:
+    """Whether a global is one that pickled tensors and plain values need."""
+    return str(name) in _REBUILDERS or _of_torch(name) is not None
+
+
 def _of_torch(name: Name) -> Trusted | None:
     if name.module in ("torch", "torch.cuda", "torch.storage") and name.qualname.endswith("Storage"):
         return Trusted("value")

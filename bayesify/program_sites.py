@@ -1,0 +1,276 @@
+"""Where a graph multiplies by a Parameter: in torch's functions, as torch.fx traces them, or in aten operators."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parameter import Parameter
+
+from .nn.multiplications import MULTIPLICATIONS, harmless
+from .nn.part import PRODUCTS, VIEWS, Ref, Step
+
+Place = tuple[str, str]  # a module's dotted name, and the name of its own Parameter
+
+
+@dataclass(frozen=True)
+class Call:
+    """One product with a Parameter.
+
+    Attributes:
+        node: the product's node.
+        owner, weight: the module that it is the product of, and the name of its Parameter.
+        steps: the views of the weight that it takes, then the product itself.
+        inputs: the nodes of what it is multiplied by, and of whatever else comes from outside the owner.
+        fan_in: how many weights enter one output.
+    """
+
+    node: fx.Node
+    owner: str
+    weight: str
+    steps: tuple[Step, ...]
+    inputs: tuple[fx.Node, ...]
+    fan_in: int
+
+
+@dataclass
+class Found:
+    """The products of a graph, and why other matrices must stay: by the Parameter's id."""
+
+    calls: list[Call] = field(default_factory=list)
+    problems: dict[int, str] = field(default_factory=dict)
+
+
+def find(root: fx.GraphModule) -> Found:
+    """The products of a graph with the Parameters of two or more dimensions that it reads by name."""
+    read: dict[fx.Node, Parameter] = {}
+    found, products = Found(), []
+    for node in root.graph.nodes:
+        if node.op == "get_attr":
+            value = _attribute(root, str(node.target))
+            if isinstance(value, Parameter) and value.dim() > 1:
+                read[node] = value
+            continue
+        taken = [each for each in node.all_input_nodes if each in read]
+        if not taken:
+            continue
+        name = function_name(node)
+        if name in VIEWS and len(taken) == 1:
+            read[node] = read[taken[0]]
+        elif name in PRODUCTS and len(taken) == 1:
+            products.append((node, name, taken[0]))
+        elif not _is_harmless(node):
+            what = getattr(node.target, "__name__", str(node.target))
+            found.problems.update({id(read[each]): f"the program uses it in {what} (node {node.name})" for each in taken})
+    for node, name, weight in products:
+        _enter(found, root, node, name, weight, read[weight])
+    return found
+
+
+def _enter(found: Found, root: fx.GraphModule, node: fx.Node, name: str, weight: fx.Node, value: Parameter) -> None:
+    if id(value) in found.problems:
+        return
+    owner, leaf = _owner(root, node, weight, value)
+    reader = _Reader(root, owner, leaf, value)
+    reader.read(node)
+    size = _fan_in(name, reader.steps[-1], reader.shapes, reader.refs)
+    if size is None:
+        found.problems[id(value)] = f"the program multiplies by it in a {name} of a form that is not known ({node.name})"
+        found.calls = [call for call in found.calls if (call.owner, call.weight) != (owner, leaf)]
+        return
+    found.calls.append(Call(node, owner, leaf, tuple(reader.steps), tuple(reader.inputs), size))
+
+
+class _Reader:
+    """Turns a product's node and the views before it into steps of the module that owns the weight."""
+
+    def __init__(self, root: fx.GraphModule, owner: str, leaf: str, value: Parameter) -> None:
+        self.root, self.owner, self.leaf, self.value = root, owner, leaf, value
+        self.steps: list[Step] = []
+        self.inputs: list[fx.Node] = []
+        self.refs: dict[fx.Node, Ref] = {}
+        self.shapes: dict[Ref, Tensor] = {Ref("weight", leaf): torch.empty_like(value, device="meta")}
+
+    def read(self, node: fx.Node) -> Ref:
+        name, args, kwargs = torch_call(node)
+        given, named = fx.node.map_arg((tuple(args), dict(kwargs)), self._ref)
+        self.steps.append(Step(name, _plain(given), tuple((key, _plain(each)) for key, each in named.items())))
+        ref = Ref("step", len(self.steps) - 1)
+        if name in VIEWS:
+            resolved = fx.node.map_aggregate((given, named), lambda each: self.shapes.get(each, each) if isinstance(each, Ref) else each)
+            self.shapes[ref] = VIEWS[name](*resolved[0], **resolved[1])
+        return ref
+
+    def _ref(self, node: fx.Node) -> Any:
+        if node not in self.refs:
+            self.refs[node] = self._new_ref(node)
+        return self.refs[node]
+
+    def _new_ref(self, node: fx.Node) -> Ref:
+        value = _attribute(self.root, str(node.target)) if node.op == "get_attr" else None
+        if value is self.value:
+            return Ref("weight", self.leaf)
+        owner, _, leaf = str(node.target).rpartition(".")
+        if isinstance(value, Parameter) and owner == self.owner:
+            return Ref("weight", leaf)
+        if node.op != "get_attr" and self._views_the_weight(node):
+            return self.read(node)
+        self.inputs.append(node)
+        return Ref("input", len(self.inputs) - 1)
+
+    def _views_the_weight(self, node: fx.Node) -> bool:
+        while node.op != "get_attr":
+            if function_name(node) not in VIEWS or not node.all_input_nodes:
+                return False
+            node = node.all_input_nodes[0]
+        return _attribute(self.root, str(node.target)) is self.value
+
+
+def _plain(value: Any) -> Any:
+    """fx's immutable lists and dicts as tuples, which pickle and hash."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(each) for each in value)
+    return slice(*(_plain(each) for each in (value.start, value.stop, value.step))) if isinstance(value, slice) else value
+
+
+def _owner(root: fx.GraphModule, node: fx.Node, weight: fx.Node, value: Parameter) -> Place:
+    """The module that the product was called in, if it holds the Parameter, or the one that the graph reads it from."""
+    while weight.op != "get_attr":
+        weight = weight.all_input_nodes[0]
+    where = module_stack(node)
+    module = _attribute(root, where[-1][0]) if where else None
+    if isinstance(module, nn.Module):
+        for leaf, each in module._parameters.items():
+            if each is value:
+                return where[-1][0], leaf
+    owner, _, leaf = str(weight.target).rpartition(".")
+    return owner, leaf
+
+
+def module_stack(node: fx.Node) -> list[tuple[str, str]]:
+    """(dotted name, dotted class) of the modules around a node, outermost first, as torch.export noted them."""
+    stack = (node.meta.get("nn_module_stack") or {}).values()
+    return [(path.partition("@")[0], kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}") for path, kind in stack]
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    found: Any = root
+    for part in path.split(".") if path else []:
+        found = getattr(found, part, None)
+    return found
+
+
+def function_name(node: fx.Node) -> str | None:
+    """What `PRODUCTS` or `VIEWS` calls the node's function, if they have it."""
+    call = torch_call(node)
+    return call[0] if call else None
+
+
+def torch_call(node: fx.Node) -> Any:
+    """(name in `PRODUCTS` or `VIEWS`, arguments, keyword arguments) of a node, or None for any other."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        name = target._opname
+        if target.namespace != "aten" or name not in _ATEN:
+            return None
+        return _ATEN[name](*node.args, **node.kwargs)
+    if target is getattr and node.args[1] in ("T", "mT"):
+        return "transpose", (node.args[0], -2, -1), {}
+    function = getattr(Tensor, str(target), None) if node.op == "call_method" else target
+    name = _NAMES.get(function) if node.op in ("call_method", "call_function") else None
+    return name and (name, node.args, node.kwargs)
+
+
+_NAMES: dict[Any, str] = {
+    **{function: name for name, function in (PRODUCTS | VIEWS).items()},
+    **{found: name for name in VIEWS for where in (torch, Tensor) if (found := getattr(where, name, None))},
+    **{function: "matmul" for function, reader in MULTIPLICATIONS.items() if reader is MULTIPLICATIONS[operator.matmul]},
+    Tensor.__getitem__: "getitem",
+}
+
+
+def _same(name: str) -> Callable[..., Any]:
+    return lambda *args, **kwargs: (name, args, kwargs)
+
+
+def _einsum(equation: str, tensors: Any, path: Any = None) -> Any:
+    return "einsum", (equation, *tensors), {}
+
+
+def _convolution(x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, more: Any, groups: int) -> Any:
+    if transposed:
+        return f"conv_transpose{len(stride)}d", (x, w, b, stride, padding, more, groups, dilation), {}
+    return f"conv{len(stride)}d", (x, w, b, stride, padding, dilation, groups), {}
+
+
+def _slice(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+    return "getitem", (x, (*[slice(None)] * dim, slice(start, end, step))), {}
+
+
+def _select(x: Any, dim: int, index: int) -> Any:
+    return "getitem", (x, (*[slice(None)] * dim, index)), {}
+
+
+def _to(x: Any, dtype: Any = None, *_: Any, **others: Any) -> Any:
+    return "to", (x, others.get("dtype", dtype)), {}
+
+
+_ATEN: dict[str, Callable[..., Any]] = {
+    **{name: _same(name) for name in PRODUCTS},
+    **{name: _same(name) for name in ("t", "transpose", "permute", "reshape", "view", "flatten", "unsqueeze", "squeeze")},
+    **{name: _same(name) for name in ("chunk", "split", "unbind", "narrow", "contiguous", "unflatten")},
+    "split_with_sizes": _same("split"), "_unsafe_view": _same("view"), "numpy_T": _same("t"),
+    "einsum": _einsum, "convolution": _convolution, "slice": _slice, "select": _select, "to": _to, "_to_copy": _to,
+}  # fmt: skip
+_LOOKS = ("embedding", "embedding_bag", "size", "sym_size", "dim", "numel", "_assert_tensor_metadata")
+
+
+def _is_harmless(node: fx.Node) -> bool:
+    """Whether the node asks a weight for its form only, or looks rows up."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._opname in _LOOKS
+    if node.op == "output":
+        return False
+    function = getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
+    return harmless(function) or (function is getattr and node.args[1] in ("shape", "dtype", "device", "ndim"))
+
+
+def _fan_in(name: str, step: Step, shapes: dict[Ref, Tensor], refs: dict[fx.Node, Ref]) -> int | None:
+    """How many weights enter one output; None where the product is not one that the estimators know."""
+    at = [place for place, each in enumerate(step.args) if isinstance(each, Ref) and each in shapes]
+    if len(at) != 1:
+        return None
+    shape = shapes[step.args[at[0]]].shape  # type: ignore[index]
+    if name == "einsum":
+        return _einsum_fan_in(step, shape, at[0])
+    if name in ("matmul", "mm", "bmm"):
+        return shape[-2] if at == [1] else shape[-1] if len(shape) > 1 else None
+    if name == "addmm":
+        return shape[-2] if at == [2] and not step.kwargs else None
+    if at != [2 if name == "bilinear" else 1]:
+        return None
+    if name.startswith("conv_transpose"):
+        groups = step.args[6] if len(step.args) > 6 else dict(step.kwargs).get("groups", 1)
+        return int(shape[0] // groups * prod(shape[2:]))
+    return prod(shape[1:])
+
+
+def _einsum_fan_in(step: Step, shape: torch.Size, at: int) -> int | None:
+    equation, *operands = step.args
+    known = torch.empty((), device="meta")
+    given = [known if place + 1 == at else torch.empty((), device="meta") for place in range(len(operands))]
+    if MULTIPLICATIONS[torch.einsum](known, equation, *given) is None:
+        return None
+    sides, _, out = equation.replace(" ", "").partition("->")
+    labels = sides.split(",")[at - 1]
+    return prod(size for label, size in zip(labels, shape, strict=True) if label not in out)
+
+
+def reads(found: Found) -> Iterator[Place]:
+    """The modules and Parameters that have products."""
+    return ((call.owner, call.weight) for call in found.calls)
