@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,10 @@ class OwnsTheName(nn.Linear):
     weight_std = 1.0
 
 
+class OwnLSTM(nn.LSTM):
+    pass
+
+
 class Adapter(nn.Module):
     adapter_layer_names = ("lora_A",)
 
@@ -136,8 +141,16 @@ BLOCKED = {
     "inherits": (lambda: Inherits(2), "unchanged: bayesify.register(Inherits, like=nn.Linear) converts it"),
     "helper": (lambda: OtherConv(2, 2, 1), "overrides '_conv_forward', which nn.Conv2d's forward uses"),
     "weight property": (Computes, "overrides 'weight'"),
-    "lstm": (lambda: nn.LSTM(2, 2), "nn.LSTM is recurrent"),
-    "gru cell": (lambda: nn.GRUCell(2, 2), "nn.GRUCell is recurrent"),
+    "lstm of one's own": (lambda: OwnLSTM(2, 2), "bayesify.register(OwnLSTM, like=nn.LSTM) converts it"),
+    "recurrent base": (lambda: nn.RNNBase("GRU", 2, 2), "it holds 'weight_ih_l0'"),
+    "weight_norm of an lstm": (
+        lambda: _with(nn.LSTM(2, 2), lambda layer: nn.utils.weight_norm(layer, "weight_hh_l0")),
+        "its weight_hh_l0 is computed by the old weight_norm: torch.nn.utils.remove_weight_norm(layer, 'weight_hh_l0')",
+    ),
+    "pruned gru cell": (
+        lambda: _with(nn.GRUCell(2, 2), lambda layer: prune.l1_unstructured(layer, "bias_ih", 0.5)),
+        "its bias_ih is pruned by torch.nn.utils.prune: prune.remove(layer, 'bias_ih')",
+    ),
     "embedding": (lambda: nn.Embedding(2, 2), "nn.Embedding looks rows up"),
     "embedding bag": (lambda: nn.EmbeddingBag(2, 2), "nn.EmbeddingBag looks rows up"),
     "generic": (HalfLinear, "it holds 'matrix', 'other' itself"),
@@ -210,10 +223,10 @@ def test_blocked(make: Callable[[], nn.Module], words: str) -> None:
     assert isinstance(module, Adapter) or bears_weight(module)
 
 
-def _plain(cls: type[nn.Module]) -> nn.Module:
-    sizes = {"Bilinear": (2, 2, 2), "Linear": (2, 2), "LazyLinear": (2,)}
+def _plain(cls: type[nn.Module], **options: Any) -> nn.Module:
+    sizes = {"Bilinear": (2, 2, 2), "LazyLinear": (2,)}
     lazy = (2, 1) if cls.__name__.startswith("Lazy") else (2, 2, 1)
-    return cls(*sizes.get(cls.__name__, lazy))
+    return cls(*sizes.get(cls.__name__, (2, 2) if cls.__name__.endswith(("Linear", "Cell")) else lazy), **options)
 
 
 TORCH = [cls for cls in plain_classes() if cls.__module__.startswith("torch.nn.")]
@@ -222,14 +235,12 @@ TORCH = [cls for cls in plain_classes() if cls.__module__.startswith("torch.nn."
 @pytest.mark.parametrize("change", ["float", "half", "frozen", "no bias", "meta", "hooked"])
 @pytest.mark.parametrize("cls", TORCH, ids=lambda cls: cls.__name__)
 def test_every_plain_layer_is_free(cls: type[nn.Module], change: str) -> None:
-    module = _plain(cls)
+    module = _plain(cls, bias=change != "no bias")
     if change == "half":
         module.half()
     elif change == "frozen":
         for parameter in module.parameters():
             parameter.requires_grad = False
-    elif change == "no bias":
-        module.register_parameter("bias", None)
     elif change == "meta":
         module.to("meta")
     elif change == "hooked":
