@@ -18,6 +18,7 @@ from .optim import extend_optimizer, param_groups
 from .plan import Plan, plan
 from .policy import Policy
 from .posterior import Posterior, Scale
+from .program_state import rebuilt
 from .prior import LogUniform, Normal, ScaleMixture
 from .start import load_weights, reset_posterior, set_posterior_std
 from .surgery import convert, flipout, keep_unfused, lrt, posterior_mean, revert
@@ -49,5 +50,5 @@ __all__ = [
 # A converted model holds these beside its plain layers: torch.load(..., weights_only=True) may build them.
 _VARIANTS = [variant(cls, method) for cls in plain_classes() for method in ("flipout", "lrt")]
 torch.serialization.add_safe_globals(
-    [*_VARIANTS, Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture, Ledger, LazyBuffer, mark_reached, keep_unfused]
+    [*_VARIANTS, rebuilt, Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture, Ledger, LazyBuffer, mark_reached, keep_unfused]
 )

@@ -10,6 +10,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from .graph import Census, reached_names, reads_without_calling
+from .nn.part import Part, kind_of
 from .nn.registry import forwards_to, plain_classes
 from .nn.state import added_names, bias_names, bias_slots, weight_names, weight_slots
 from .nn.variational import Flipout, Variational
@@ -49,6 +50,8 @@ def blocker(site: Site, census: Census | None = None) -> str | None:
 
     None also for modules without a weight matrix, such as norms: `kept_because` has the sentence for those.
     """
+    if "problems" in vars(site.module) and not isinstance(site.module, Part):
+        return exported(site.module)
     reason = scripted(site.module) or inside_adapter(site) or read_by_parent(site, census) or quantized(site.module)
     if reason or type(site.module) not in plain_classes():
         return reason or parametrized(site.module) or known_kind(site.module) or foreign_class(site.module)
@@ -65,7 +68,12 @@ def bears_weight(module: nn.Module) -> bool:
 
 def kept_because(module: nn.Module) -> str:
     """Why a module that bears a weight and that nothing blocks is kept all the same: it has no matrix."""
-    return f"{_title(type(module))} has no weight matrix"
+    return f"{_title(kind_of(module))} has no weight matrix"
+
+
+def exported(module: nn.Module) -> str | None:
+    """What is left of a module in an exported program: matrices that its graph uses in another way than multiplying."""
+    return "; ".join(f"{name}: {why}" for name, why in vars(module)["problems"].items()) or None
 
 
 def scripted(module: nn.Module) -> str | None:

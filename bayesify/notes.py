@@ -8,6 +8,7 @@ from torch import nn
 
 from .blockers import Site
 from .graph import Census
+from .nn.part import Part
 from .nn.settings import Method, Settings
 from .parents import folds_windows, sequence_first
 
@@ -26,6 +27,8 @@ def notes(
         census: what the traced forward called, if it traced.
         sequences: whether the model works on sequences, so far as its layers tell.
     """
+    if isinstance(site.module, Part):
+        yield from (f"{name} keeps no posterior: {why}" for name, why in site.module.problems.items())
     calls = census.calls.get(site.name, 0) if census else 0
     if census is not None and census.never_called(site.name):
         yield f"never called in the traced forward ({'train' if site.module.training else 'eval'} mode)"

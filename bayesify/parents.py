@@ -52,6 +52,8 @@ def fused_parents(model: nn.Module, converted: Iterable[nn.Module]) -> FusedPare
 
 def batch_dim(site: Site) -> int:
     """Which dimension of the layer's (batched) input holds the examples, so far as a known parent tells: else 0."""
+    if "exported_batch_dim" in vars(site.module):
+        return int(site.module.exported_batch_dim)  # type: ignore[arg-type]
     if _knows_its_layout(site):
         return 0
     for _, parent in site.parents:

@@ -14,12 +14,14 @@ from .blockers import Site, bears_weight, blocker, kept_because
 from .claims import Claim, claim
 from .errors import NothingToConvertError, PolicyError
 from .graph import Census, census
+from .nn.part import kind_of
 from .nn.registry import variant
 from .nn.settings import Method, Settings
 from .nn.state import bias_names, weight_names
 from .notes import ON_SEQUENCES, notes
 from .parents import batch_dim, fused_parents, unregistered
 from .policy import Policy, PolicyLike
+from .program import prepared
 from .select import Candidate
 from .wrappers import refuse_model
 
@@ -98,7 +100,7 @@ def plan(model: nn.Module, policy: PolicyLike = "flipout") -> Plan:
     """Decide for every module of `model` what `convert` would do, and why. Touches nothing.
 
     Args:
-        model: any nn.Module, on any device, `meta` included.
+        model: any nn.Module or exported program, on any device, `meta` included.
         policy: a Policy, a dict, the path of a YAML file, or the name of a preset or method.
 
     Raises:
@@ -106,6 +108,7 @@ def plan(model: nn.Module, policy: PolicyLike = "flipout") -> Plan:
         NothingToConvertError: no layer is left to convert.
         WrappedModelError, AlreadyVariationalError, UsageError: the model as a whole cannot be converted.
     """
+    model = prepared(model)
     refuse_model(model)
     policy = Policy.parse(policy)
     names = _names(model)
@@ -123,7 +126,7 @@ def plan(model: nn.Module, policy: PolicyLike = "flipout") -> Plan:
     order = {found[0]: at for at, found in enumerate(names.values())}
     rows.sort(key=lambda row: order[row.name])
     rows += [_outside(*each) for each in unregistered(model)]
-    return Plan(type(model).__name__, policy, tuple(rows), _totals(model, rows))
+    return Plan(kind_of(model).__name__, policy, tuple(rows), _totals(model, rows))
 
 
 def _names(model: nn.Module) -> dict[int, list[str]]:
@@ -153,7 +156,7 @@ def _claims(
     model: nn.Module, policy: Policy, sites: list[Site], names: dict[int, list[str]], reasons: list[str | None]
 ) -> list[Claim]:
     candidates = [
-        Candidate(tuple(names[id(site.module)]), type(site.attention or site.module), _convertible(site, reason), reason)
+        Candidate(tuple(names[id(site.module)]), kind_of(site.attention or site.module), _convertible(site, reason), reason)
         for site, reason in zip(sites, reasons, strict=True)
     ]
     claims = claim(policy, candidates, [name for found in names.values() for name in found])
@@ -196,7 +199,7 @@ def _outside(name: str, module: nn.Module) -> Row:
 
 def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth: int) -> Row:
     module = site.module
-    row = Row(site.name, tuple(names[1:]), "keeps", type(module).__name__, rule=claimed.rule)
+    row = Row(site.name, tuple(names[1:]), "keeps", kind_of(module).__name__, rule=claimed.rule)
     if reason is not None:
         return replace(row, verb="blocked", rule=None, reason=reason)
     if claimed.method is None or claimed.settings is None:

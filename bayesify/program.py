@@ -8,6 +8,7 @@ treats the program as any other model.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn.parameter import Parameter
 
 from .errors import UsageError
 from .exported import build, pruned
-from .nn.part import Part
+from .nn.part import Holder, Part
 from .program_batch import Batch, batch_dim, batch_of, is_folded
 from .program_sites import Call, Found, find, module_stack
 
@@ -31,6 +32,8 @@ class Program(fx.GraphModule):
     """
 
     _text: str | None = None
+    exported_kind: str
+    problems: dict[str, str]
 
     def train(self, mode: bool = True) -> Program:
         """Set the flag `training` on all modules; what the graph computes stays as it was exported."""
@@ -45,7 +48,9 @@ class Program(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         copied = Program.__new__(type(self))
         memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, about copying its structures of inputs
+            copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         copied._graph.owning_module = copied
         copied.recompile()
         return copied
@@ -101,6 +106,25 @@ def _share_again(made: nn.Module) -> None:
                 module._parameters[name] = first.setdefault(key, each)
 
 
+def prepared(model: Any) -> Any:
+    """The model as plan and convert treat it; a program or a graph with products of its own shares its Parameters.
+
+    An exported program becomes a Program, a torch.fx graph that multiplies by Parameters itself gets layers for that.
+    """
+    if is_exported(model):
+        return from_exported(model)
+    if not has_products(model):
+        return model
+    shared = sharing(model)
+    layered(shared)
+    return shared
+
+
+def is_exported(model: object) -> bool:
+    """Whether it is an exported program, as torch.export.export returns. By name: importing torch.export takes time."""
+    return f"{type(model).__module__}.{type(model).__qualname__}" == "torch.export.exported_program.ExportedProgram"
+
+
 def has_products(model: nn.Module) -> bool:
     """Whether the model is a graph that multiplies by Parameters itself, so that `layered` has something to do."""
     return isinstance(model, fx.GraphModule) and bool(find(model).calls)
@@ -114,6 +138,8 @@ def sharing(model: fx.GraphModule) -> fx.GraphModule:
 def layered(root: fx.GraphModule) -> None:
     """Make every product with a Parameter, in place, the call of a layer at the Parameter's place."""
     found, batch = find(root), batch_of(root.graph)
+    if not found.calls:
+        return
     kinds = _kinds(root)
     targets: dict[fx.Node, tuple[str, int]] = {}
     for owner in dict.fromkeys(_owners(root, found)):
@@ -123,6 +149,9 @@ def layered(root: fx.GraphModule) -> None:
     for call in found.calls:
         if call.node in targets:
             new[call.node] = _reroute(root, call, *targets[call.node], new, batch)
+    if isinstance(root, Program):
+        root.exported_kind = kinds.get("", "Program")
+        root.problems = dict(_problems(root, {call.weight for call in found.calls if not call.owner}, found))
     root.graph.eliminate_dead_code()
     root.recompile()
 
@@ -155,11 +184,28 @@ def _replace(
     layer.training = root.training
     if not owner and calls:
         root.add_module(OWN, layer)
+        root.register_state_dict_post_hook(hide_own)
+        root.register_load_state_dict_pre_hook(find_own)
     elif owner:
         _adopt(layer, module)
         parent, _, leaf = owner.rpartition(".")
         root.get_submodule(parent)._modules[leaf] = layer
     return {call.node: (owner or OWN, which) for which, call in enumerate(calls)}
+
+
+def hide_own(root: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """A hook on the state_dict of a root with products of its own: the names are those that the root had."""
+    for key in [key for key in state if key.startswith(f"{prefix}{OWN}.")]:
+        state[prefix + key.removeprefix(f"{prefix}{OWN}.")] = state.pop(key)
+
+
+def find_own(root: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """The hook that takes `hide_own` back on loading."""
+    own = root.get_submodule(OWN)
+    for leaf in (*own._parameters, *own._buffers):
+        if f"{prefix}{leaf}" in state:
+            value = state[f"{prefix}{leaf}"] if leaf in root._parameters else state.pop(f"{prefix}{leaf}")
+            state[f"{prefix}{OWN}.{leaf}"] = value
 
 
 def _adopt(layer: nn.Module, module: nn.Module) -> None:
@@ -170,22 +216,25 @@ def _adopt(layer: nn.Module, module: nn.Module) -> None:
     layer._modules = module._modules
 
 
-def _part(module: nn.Module, calls: list[Call], kind: str, found: Found, batch: Batch | None) -> Part:
+def _part(module: nn.Module, calls: list[Call], kind: str, found: Found, batch: Batch | None) -> Holder:
+    if not calls:
+        holder = Holder(kind)
+        holder.problems = dict(_problems(module, set(), found))
+        return holder
     part = Part(kind)
-    for name, parameter in module._parameters.items():
-        if parameter is not None and parameter.dim() > 1:
-            sizes = [call.fan_in for call in calls if call.weight == name]
-            if sizes:
-                part.weights += ((name, sizes[0]),)
-                part._parameters[name] = parameter
-            else:
-                part.problems[name] = found.problems.get(id(parameter), "the program multiplies nothing by it")
-    for call in calls:
-        used = {each.key for step in call.steps for each in step.args if getattr(each, "kind", "") == "weight"}
-        part._parameters.update({str(name): module._parameters[name] for name in used})
     part.uses = tuple(call.steps for call in calls)
-    part.batch_dim = batch_dim(calls[0].inputs[0], batch) if calls and calls[0].inputs else 0
+    part.weights = tuple({call.weight: call.fan_in for call in reversed(calls)}.items())
+    part.problems = dict(_problems(module, set(dict(part.weights)), found))
+    part.exported_batch_dim = batch_dim(calls[0].inputs[0], batch) if calls[0].inputs else 0
+    for name in dict.fromkeys(name for call in calls for name in call.reads()):
+        part._parameters[name] = module._parameters[name]
     return part
+
+
+def _problems(module: nn.Module, multiplied: set[str], found: Found) -> Iterator[tuple[str, str]]:
+    for name, each in module._parameters.items():
+        if each is not None and each.dim() > 1 and name not in multiplied:
+            yield name, found.problems.get(id(each)) or found.looked_up.get(id(each), "the program never uses it")
 
 
 def _plain_layer(module: nn.Module, calls: list[Call], kind: str, batch: Batch | None) -> nn.Module | None:
@@ -201,9 +250,9 @@ def _plain_layer(module: nn.Module, calls: list[Call], kind: str, batch: Batch |
 
     layer = torch_layer(next(iter(steps)), module, "bias" in own)
     if layer is not None:
-        layer._exported_batch_dim = batch_dim(calls[0].inputs[0], batch)  # type: ignore[assignment]
+        layer.exported_batch_dim = batch_dim(calls[0].inputs[0], batch)  # type: ignore[assignment]
         if kind and kind != f"{type(layer).__module__}.{type(layer).__qualname__}":
-            layer.kind = kind  # type: ignore[assignment]
+            layer.exported_kind = kind  # type: ignore[assignment]
     return layer
 
 

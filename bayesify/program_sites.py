@@ -37,13 +37,26 @@ class Call:
     inputs: tuple[fx.Node, ...]
     fan_in: int
 
+    def reads(self) -> Iterator[str]:
+        """The names of the owner's Parameters that it takes."""
+        return (str(each.key) for step in self.steps for each in _refs(step.args) if each.kind == "weight")
+
+
+def _refs(given: Any) -> Iterator[Ref]:
+    if isinstance(given, Ref):
+        yield given
+    elif isinstance(given, tuple):
+        for each in given:
+            yield from _refs(each)
+
 
 @dataclass
 class Found:
-    """The products of a graph, and why other matrices must stay: by the Parameter's id."""
+    """The products of a graph, and why other matrices must stay, or what is looked up in them, by the Parameter's id."""
 
     calls: list[Call] = field(default_factory=list)
     problems: dict[int, str] = field(default_factory=dict)
+    looked_up: dict[int, str] = field(default_factory=dict)
 
 
 def find(root: fx.GraphModule) -> Found:
@@ -64,7 +77,9 @@ def find(root: fx.GraphModule) -> Found:
             read[node] = read[taken[0]]
         elif name in PRODUCTS and len(taken) == 1:
             products.append((node, name, taken[0]))
-        elif not _is_harmless(node):
+        elif _is_harmless(node):
+            found.looked_up.update({id(read[each]): _LOOKED_UP for each in taken if "embedding" in str(node.target)})
+        else:
             what = getattr(node.target, "__name__", str(node.target))
             found.problems.update({id(read[each]): f"the program uses it in {what} (node {node.name})" for each in taken})
     for node, name, weight in products:
@@ -227,6 +242,7 @@ _ATEN: dict[str, Callable[..., Any]] = {
     "split_with_sizes": _same("split"), "_unsafe_view": _same("view"), "numpy_T": _same("t"),
     "einsum": _einsum, "convolution": _convolution, "slice": _slice, "select": _select, "to": _to, "_to_copy": _to,
 }  # fmt: skip
+_LOOKED_UP = "the program looks rows up in it instead of multiplying: it has no variational form here"
 _LOOKS = ("embedding", "embedding_bag", "size", "sym_size", "dim", "numel", "_assert_tensor_metadata")
 
 
@@ -270,7 +286,3 @@ def _einsum_fan_in(step: Step, shape: torch.Size, at: int) -> int | None:
     labels = sides.split(",")[at - 1]
     return prod(size for label, size in zip(labels, shape, strict=True) if label not in out)
 
-
-def reads(found: Found) -> Iterator[Place]:
-    """The modules and Parameters that have products."""
-    return ((call.owner, call.weight) for call in found.calls)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .errors import NameClashError, NotCopyableError, UsageError, did_you_mean
 from .kl import Ledger, layers_of, terms
@@ -17,6 +17,7 @@ from .nn.state import SUFFIXES, mean_of, posterior_tensors
 from .nn.variational import Flipout, Variational
 from .plan import Plan, Row, plan
 from .policy import PolicyLike
+from .program import from_exported, is_exported, layered
 from .start import refuse_lazy
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -43,11 +44,15 @@ def convert(model: Model, policy: PolicyLike = "flipout", *, inplace: bool = Fal
         NotCopyableError: torch cannot deep-copy the model.
         PolicyError, NothingToConvertError, WrappedModelError, AlreadyVariationalError: see `plan`.
     """
+    if is_exported(model):
+        model, inplace = _private(model, inplace), True
     made = plan(model, policy)
     _refuse_clash(model, kl_name)
     # tensors made in inference mode would never get a gradient
     with torch.inference_mode(False):
         target = model if inplace else _copied(model)
+        if isinstance(target, fx.GraphModule):
+            layered(target)
         _carry_out(made, target, kl_name)
     return target
 
@@ -130,6 +135,12 @@ def _copied(model: Model) -> Model:
             f"torch cannot deep-copy this {type(model).__name__} ({type(error).__name__}: {str(error).splitlines()[0]}); "
             "inplace=True works on the model itself"
         ) from error
+
+
+def _private(program: Any, inplace: bool) -> Any:
+    if inplace:
+        raise UsageError("an exported program cannot be rewritten in place: convert(program) gives a module of its own")
+    return _copied(from_exported(program))
 
 
 def _carry_out(made: Plan, model: nn.Module, kl_name: str) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ..errors import did_you_mean
+from ..program_state import rebuilt
 from .archive import NOTE
 from .inert import is_dangerous
 from .names import Name, words
@@ -202,6 +203,7 @@ KNOWN: dict[str, Trusted] = {
     **{name: Trusted("call") for name in _REBUILDERS},
     "torch.utils.hooks.RemovableHandle": Trusted("plain", torch.utils.hooks.RemovableHandle),
     "functools.partial": Trusted("call", functools.partial),
+    "bayesify.program_state.rebuilt": Trusted("call", rebuilt),
     "builtins.getattr": Trusted("call", attribute),
     NOTE: Trusted("call", class_of_note),
     "numpy.dtype": Trusted("call", NumpyType),

@@ -48,26 +48,39 @@ class Step:
     kwargs: tuple[tuple[str, Any], ...] = ()
 
 
-class Part(nn.Module):
-    """Holds Parameters of a program under the names that they had, and multiplies by them as the program did.
+class Holder(nn.Module):
+    """Holds Parameters of a program, or buffers, under the names that they had; the program's graph reads them.
 
     Args:
         kind: the dotted class of the module that it was, as far as that is known.
 
     Attributes:
-        uses: each product with a Parameter: the views of the weight that it takes, then the product.
-        weights: (name, fan-in) of the Parameters that are only multiplied by, or looked up in.
-        problems: name -> why another matrix must stay as it is.
-        batch_dim: the dimension of the inputs that holds the program's examples.
+        problems: name -> why a matrix here must stay as it is.
     """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.kind = kind
+        self.exported_kind = kind
+        self.problems: dict[str, str] = {}
+
+    def extra_repr(self) -> str:
+        return self.exported_kind.rpartition(".")[2]
+
+
+class Part(Holder):
+    """A holder of Parameters that the program multiplies by: the graph calls it for each product.
+
+    Attributes:
+        uses: each product: the views of the weight that it takes, then the product.
+        weights: (name, fan-in) of the Parameters that are only multiplied by, or looked up in.
+        exported_batch_dim: the dimension of the inputs that holds the program's examples.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
         self.uses: tuple[tuple[Step, ...], ...] = ()
         self.weights: tuple[tuple[str, int], ...] = ()
-        self.problems: dict[str, str] = {}
-        self.batch_dim = 0
+        self.exported_batch_dim = 0
 
     def forward(self, which: int, like: Tensor | None, *inputs: Tensor) -> Any:
         """The product number `which`; `like` has the program's examples along its first dimension."""
@@ -88,13 +101,12 @@ class Part(nn.Module):
         return inputs[int(given.key)] if given.kind == "input" else results[int(given.key)]
 
     def extra_repr(self) -> str:
-        products = ", ".join(use[-1].function for use in self.uses)
-        return f"{self.kind.rpartition('.')[2]}: {products}" if products else self.kind.rpartition(".")[2]
+        return f"{super().extra_repr()}: {', '.join(use[-1].function for use in self.uses)}"
 
 
 def kind_of(module: nn.Module) -> type:
     """The module's class; of a program's module, the class that it was exported from, or a stand-in of that name."""
-    kind = vars(module).get("kind") if isinstance(module, Part) or "_exported_batch_dim" in vars(module) else None
+    kind = vars(module).get("exported_kind")
     return _stand_in(kind) if isinstance(kind, str) and kind else type(module)
 
 

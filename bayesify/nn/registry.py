@@ -11,8 +11,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from ..errors import UsageError
 from . import attention, conv, linear, recurrent, registered
 from .settings import Method
+from .part import Part
 from .rerouted import FlipoutRerouted, LRTRerouted, Rerouted
 from .variational import Variational
+from .variational_part import FlipoutPart, LRTPart
 
 Variants = dict[Method, type[Variational]]
 
@@ -48,6 +50,7 @@ _VARIANTS: dict[type[nn.Module], Variants] = {
     nn.LazyConvTranspose2d: {"flipout": conv.LazyFlipoutConvTranspose2d, "lrt": conv.LazyLRTConvTranspose2d},
     nn.ConvTranspose3d: {"flipout": conv.FlipoutConvTranspose3d, "lrt": conv.LRTConvTranspose3d},
     nn.LazyConvTranspose3d: {"flipout": conv.LazyFlipoutConvTranspose3d, "lrt": conv.LazyLRTConvTranspose3d},
+    Part: {"flipout": FlipoutPart, "lrt": LRTPart},
 }
 
 

@@ -11,6 +11,7 @@ from torch.nn.parameter import Parameter, UninitializedBuffer, UninitializedPara
 
 from ..posterior import SMALLEST_STD, widened
 from ..prior import Normal
+from .part import Part
 from .settings import Settings
 
 SUFFIXES = ("rho", "log_alpha", "prior_mean", "prior_std")
@@ -34,6 +35,8 @@ def weight_slots(layer: nn.Module) -> list[str]:
     """Where the layer's kind keeps its weight matrices, whether or not a Parameter is there."""
     if isinstance(layer, nn.MultiheadAttention):
         return list(_ATTENTION)
+    if isinstance(layer, Part):
+        return list(dict(layer.weights))
     if isinstance(layer, nn.RNNBase):
         return [name for name in layer._flat_weights_names if name.startswith("weight")]
     return ["weight_ih", "weight_hh"] if isinstance(layer, nn.RNNCellBase) else ["weight"]
@@ -43,6 +46,8 @@ def bias_slots(layer: nn.Module) -> list[str]:
     """Where the layer's kind keeps its biases, whether or not a Parameter is there."""
     if isinstance(layer, nn.MultiheadAttention):
         return ["in_proj_bias"]
+    if isinstance(layer, Part):
+        return []  # its products take biases as they are
     if isinstance(layer, nn.RNNBase):
         return [name for name in layer._flat_weights_names if name.startswith("bias")]
     return ["bias_ih", "bias_hh"] if isinstance(layer, nn.RNNCellBase) else ["bias"]
@@ -77,6 +82,8 @@ def fan_in(layer: nn.Module, name: str, settings: Settings | None = None) -> int
     settings = settings or vars(layer).get("_settings")
     if settings is not None and settings.weights:
         return dict(settings.weights)[name]
+    if isinstance(layer, Part):
+        return dict(layer.weights)[name]
     names, matrix = weight_names(layer), name.replace("bias", "weight")
     shape = layer.get_parameter(matrix if matrix in names else names[0]).shape
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
