@@ -50,7 +50,7 @@ def blocker(site: Site, census: Census | None = None) -> str | None:
 
     None also for modules without a weight matrix, such as norms: `kept_because` has the sentence for those.
     """
-    if "problems" in vars(site.module) and not isinstance(site.module, Part):
+    if "exported_problems" in vars(site.module) and not isinstance(site.module, Part):
         return exported(site.module)
     reason = scripted(site.module) or inside_adapter(site) or read_by_parent(site, census) or quantized(site.module)
     if reason or type(site.module) not in plain_classes():
@@ -73,7 +73,7 @@ def kept_because(module: nn.Module) -> str:
 
 def exported(module: nn.Module) -> str | None:
     """What is left of a module in an exported program: matrices that its graph uses in another way than multiplying."""
-    return "; ".join(f"{name}: {why}" for name, why in vars(module)["problems"].items()) or None
+    return "; ".join(f"{name}: {why}" for name, why in vars(module)["exported_problems"].items()) or None
 
 
 def scripted(module: nn.Module) -> str | None:

@@ -28,7 +28,7 @@ def notes(
         sequences: whether the model works on sequences, so far as its layers tell.
     """
     if isinstance(site.module, Part):
-        yield from (f"{name} keeps no posterior: {why}" for name, why in site.module.problems.items())
+        yield from (f"{name} keeps no posterior: {why}" for name, why in site.module.exported_problems.items())
     calls = census.calls.get(site.name, 0) if census else 0
     if census is not None and census.never_called(site.name):
         yield f"never called in the traced forward ({'train' if site.module.training else 'eval'} mode)"

@@ -18,8 +18,8 @@ from torch.nn.parameter import Parameter
 
 from .errors import UsageError
 from .exported import build, pruned
-from .nn.part import Holder, Part
-from .program_batch import Batch, batch_dim, batch_of, is_folded
+from .nn.part import Holder, Part, Ref
+from .program_batch import Batch, batch_of, layout
 from .program_sites import Call, Found, find, module_stack
 
 OWN = "own"  # the part that holds what the root itself multiplies by
@@ -32,8 +32,6 @@ class Program(fx.GraphModule):
     """
 
     _text: str | None = None
-    exported_kind: str
-    problems: dict[str, str]
 
     def train(self, mode: bool = True) -> Program:
         """Set the flag `training` on all modules; what the graph computes stays as it was exported."""
@@ -149,9 +147,9 @@ def layered(root: fx.GraphModule) -> None:
     for call in found.calls:
         if call.node in targets:
             new[call.node] = _reroute(root, call, *targets[call.node], new, batch)
-    if isinstance(root, Program):
-        root.exported_kind = kinds.get("", "Program")
-        root.problems = dict(_problems(root, {call.weight for call in found.calls if not call.owner}, found))
+    multiplied = {call.weight for call in found.calls if not call.owner}
+    root.exported_kind = kinds.get("", f"{type(root).__module__}.{type(root).__qualname__}")  # type: ignore[assignment]
+    root.exported_problems = dict(_problems(root, multiplied, found))  # type: ignore[assignment]
     root.graph.eliminate_dead_code()
     root.recompile()
 
@@ -219,13 +217,14 @@ def _adopt(layer: nn.Module, module: nn.Module) -> None:
 def _part(module: nn.Module, calls: list[Call], kind: str, found: Found, batch: Batch | None) -> Holder:
     if not calls:
         holder = Holder(kind)
-        holder.problems = dict(_problems(module, set(), found))
+        holder.exported_problems = dict(_problems(module, set(), found))
         return holder
     part = Part(kind)
     part.uses = tuple(call.steps for call in calls)
     part.weights = tuple({call.weight: call.fan_in for call in reversed(calls)}.items())
-    part.problems = dict(_problems(module, set(dict(part.weights)), found))
-    part.exported_batch_dim = batch_dim(calls[0].inputs[0], batch) if calls[0].inputs else 0
+    if not isinstance(module, fx.GraphModule):  # the root has a row of its own
+        part.exported_problems = dict(_problems(module, set(dict(part.weights)), found))
+    part.layouts = tuple(_layout(call, batch) for call in calls)
     for name in dict.fromkeys(name for call in calls for name in call.reads()):
         part._parameters[name] = module._parameters[name]
     return part
@@ -243,17 +242,26 @@ def _plain_layer(module: nn.Module, calls: list[Call], kind: str, batch: Batch |
     own = {name for name, each in module._parameters.items() if each is not None}
     if len(steps) != 1 or module._modules or module._buffers or "weight" not in own or own - {"weight", "bias"}:
         return None
-    folded = any(is_folded(call.inputs[0], batch) for call in calls)
-    if folded or len({batch_dim(call.inputs[0], batch) for call in calls}) != 1:
+    layouts = {_layout(call, batch) for call in calls}
+    if len(layouts) != 1 or min(layouts) < 0:
         return None
     from .program_layers import torch_layer
 
     layer = torch_layer(next(iter(steps)), module, "bias" in own)
     if layer is not None:
-        layer.exported_batch_dim = batch_dim(calls[0].inputs[0], batch)  # type: ignore[assignment]
+        layer.exported_batch_dim = layouts.pop()  # type: ignore[assignment]
         if kind and kind != f"{type(layer).__module__}.{type(layer).__qualname__}":
             layer.exported_kind = kind  # type: ignore[assignment]
     return layer
+
+
+def _layout(call: Call, batch: Batch | None) -> int:
+    """Of the first input, unless the product is one that looks at its dimensions by name."""
+    product = call.steps[-1]
+    from_left = product.function in ("matmul", "mm") and product.args[0] != Ref("input", 0)
+    if not call.inputs or from_left or product.function in ("einsum", "bmm", "bilinear"):
+        return 0
+    return layout(call.inputs[0], batch)
 
 
 def _reroute(
@@ -262,8 +270,7 @@ def _reroute(
     """Put a call of the layer in the place of the product's node."""
     args: tuple[Any, ...] = tuple(new.get(each, each) for each in call.inputs)
     if isinstance(root.get_submodule(owner), Part):
-        folded = batch is not None and bool(args) and is_folded(call.inputs[0], batch)
-        args = (which, batch.like if folded and batch else None, *args)
+        args = (which, batch.like if batch and _layout(call, batch) < 0 else None, *args)
     with root.graph.inserting_before(call.node):
         node = root.graph.create_node("call_module", owner, args)
     node.meta.update(call.node.meta)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from torch import Tensor, fx
+
+from .nn.part import LEADING, TRAILING
 
 
 @dataclass(frozen=True)
@@ -26,21 +29,44 @@ def batch_of(graph: fx.Graph) -> Batch | None:
     return Batch(symbol, next(leads, None))
 
 
-def batch_dim(node: fx.Node, batch: Batch | None) -> int:
-    """Which dimension of a node's value has the batch's size; 0 where none has, or where nothing is known of sizes."""
+def layout(node: fx.Node, batch: Batch | None) -> int:
+    """Which dimension of a node's value holds the examples, or how they are folded into a matrix's rows.
+
+    0 where no dimension has the batch's size, or where nothing is known of sizes.
+    """
     value = _value(node)
     if batch is None or value is None:
         return 0
-    return next((dim for dim, size in enumerate(value.shape) if _symbol(size) == batch.symbol), 0)
+    at = _batch_at(value, batch)
+    if at is not None:
+        return at
+    rows = _symbol(value.shape[0]) if value.dim() == 2 else None
+    known = rows is not None and batch.like is not None and batch.symbol in rows.free_symbols
+    return _folded(node, rows, batch) if known else 0
 
 
-def is_folded(node: fx.Node, batch: Batch | None) -> bool:
-    """Whether a matrix has its examples' rows folded into its first dimension, and there is an input to unfold them by."""
-    value = _value(node)
-    if batch is None or batch.like is None or value is None or value.dim() != 2:
-        return False
-    symbol = _symbol(value.shape[0])
-    return symbol is not None and symbol != batch.symbol and batch.symbol in symbol.free_symbols
+def _folded(node: fx.Node, rows: Any, batch: Batch) -> int:
+    """Look upstream, among values of as many rows, for the one that was folded."""
+    waiting, seen = [node], {node}
+    while waiting:
+        for each in waiting.pop().all_input_nodes:
+            value = _value(each)
+            if value is None or value.dim() == 0 or each in seen:
+                continue
+            seen.add(each)
+            at = _batch_at(value, batch)
+            sizes = [_symbol(size) if _symbol(size) is not None else size for size in value.shape]
+            if at == 0 or (at is not None and all(size == 1 for size in sizes[:at])):
+                return LEADING
+            if at is not None and prod(sizes[: at + 1]) == rows:
+                return TRAILING
+            if sizes[0] == rows:
+                waiting.append(each)
+    return 0
+
+
+def _batch_at(value: Tensor, batch: Batch) -> int | None:
+    return next((dim for dim, size in enumerate(value.shape) if _symbol(size) == batch.symbol), None)
 
 
 def _value(node: fx.Node) -> Tensor | None:

@@ -113,6 +113,8 @@ class _Reader:
 
     def read(self, node: fx.Node) -> Ref:
         name, args, kwargs = torch_call(node)
+        if name == "addmm":
+            self._ref(args[1])  # what is multiplied comes first among the inputs, before a foreign bias
         given, named = fx.node.map_arg((tuple(args), dict(kwargs)), self._ref)
         self.steps.append(Step(name, _plain(given), tuple((key, _plain(each)) for key, each in named.items())))
         ref = Ref("step", len(self.steps) - 1)

@@ -29,6 +29,7 @@ VIEWS: dict[str, Callable[..., Any]] = {
     "getitem": operator.getitem,
 }
 _FUNCTIONS = PRODUCTS | VIEWS
+LEADING, TRAILING = -1, -2  # layouts of a matrix whose rows are (examples, others), or (others, examples)
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,13 @@ class Holder(nn.Module):
         kind: the dotted class of the module that it was, as far as that is known.
 
     Attributes:
-        problems: name -> why a matrix here must stay as it is.
+        exported_problems: name -> why a matrix here must stay as it is.
     """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.exported_kind = kind
-        self.problems: dict[str, str] = {}
+        self.exported_problems: dict[str, str] = {}
 
     def extra_repr(self) -> str:
         return self.exported_kind.rpartition(".")[2]
@@ -73,23 +74,35 @@ class Part(Holder):
     Attributes:
         uses: each product: the views of the weight that it takes, then the product.
         weights: (name, fan-in) of the Parameters that are only multiplied by, or looked up in.
-        exported_batch_dim: the dimension of the inputs that holds the program's examples.
+        layouts: where each product's input has the program's examples: along a dimension, or folded into its rows.
     """
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
         self.uses: tuple[tuple[Step, ...], ...] = ()
         self.weights: tuple[tuple[str, int], ...] = ()
-        self.exported_batch_dim = 0
+        self.layouts: tuple[int, ...] = ()
 
     def forward(self, which: int, like: Tensor | None, *inputs: Tensor) -> Any:
         """The product number `which`; `like` has the program's examples along its first dimension."""
+        *views, product = self.uses[which]
         results: list[Any] = []
-        for step in self.uses[which]:
-            args = [self._resolved(each, inputs, results) for each in step.args]
-            kwargs = {name: self._resolved(each, inputs, results) for name, each in step.kwargs}
-            results.append(_FUNCTIONS[step.function](*args, **kwargs))
-        return results[-1]
+        for step in views:
+            results.append(self._run(step, inputs, results))
+        layout = self.layouts[which]
+        if layout == 0 or vars(self).get("_quiet", True):
+            return self._run(product, inputs, results)
+        x = inputs[0]
+        first = _examples_first(x, layout, 0 if like is None else like.shape[0])
+        return _as_before(self._run(_for_any_rank(product), (first, *inputs[1:]), results), layout)
+
+    def _run(self, step: Step, inputs: tuple[Tensor, ...], results: list[Any]) -> Any:
+        args = [self._resolved(each, inputs, results) for each in step.args]
+        kwargs = {name: self._resolved(each, inputs, results) for name, each in step.kwargs}
+        if step.function == "addmm of any rank":
+            bias, x, weight = args
+            return torch.matmul(x, weight) + bias
+        return _FUNCTIONS[step.function](*args, **kwargs)
 
     def _resolved(self, given: Any, inputs: tuple[Tensor, ...], results: list[Any]) -> Any:
         if isinstance(given, list | tuple):
@@ -102,6 +115,24 @@ class Part(Holder):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}: {', '.join(use[-1].function for use in self.uses)}"
+
+
+def _examples_first(x: Tensor, layout: int, examples: int) -> Tensor:
+    if layout > 0:
+        return x.movedim(layout, 0)
+    return x.unflatten(0, (examples, -1)) if layout == LEADING else x.unflatten(0, (-1, examples)).movedim(1, 0)
+
+
+def _as_before(y: Tensor, layout: int) -> Tensor:
+    if layout > 0:
+        return y.movedim(0, layout)
+    return (y if layout == LEADING else y.movedim(0, 1)).flatten(0, 1)
+
+
+def _for_any_rank(product: Step) -> Step:
+    """torch.addmm and torch.mm take matrices only; with noise the examples have a dimension of their own."""
+    names = {"addmm": "addmm of any rank", "mm": "matmul"}
+    return Step(names.get(product.function, product.function), product.args, product.kwargs)
 
 
 def kind_of(module: nn.Module) -> type:
