@@ -18,11 +18,9 @@ from torch.nn.parameter import Parameter
 
 from .errors import UsageError
 from .exported import build, pruned
-from .nn.part import Holder, Part, Ref
+from .nn.part import ROOT, Holder, Part, Ref
 from .program_batch import Batch, batch_of, layout
 from .program_sites import Call, Found, find, module_stack
-
-OWN = "own"  # the part that holds what the root itself multiplies by
 
 
 class Program(fx.GraphModule):
@@ -148,7 +146,7 @@ def layered(root: fx.GraphModule) -> None:
         if call.node in targets:
             new[call.node] = _reroute(root, call, *targets[call.node], new, batch)
     multiplied = {call.weight for call in found.calls if not call.owner}
-    root.exported_kind = kinds.get("", f"{type(root).__module__}.{type(root).__qualname__}")  # type: ignore[assignment]
+    root.exported_kind = kinds.get("", "GraphModule")  # type: ignore[assignment]
     root.exported_problems = dict(_problems(root, multiplied, found))  # type: ignore[assignment]
     root.graph.eliminate_dead_code()
     root.recompile()
@@ -181,29 +179,29 @@ def _replace(
         layer = _part(module, calls, kind or type(module).__name__, found, batch)
     layer.training = root.training
     if not owner and calls:
-        root.add_module(OWN, layer)
-        root.register_state_dict_post_hook(hide_own)
-        root.register_load_state_dict_pre_hook(find_own)
+        root.add_module(ROOT, layer)
+        root.register_state_dict_post_hook(hide_root_products)
+        root.register_load_state_dict_pre_hook(find_root_products)
     elif owner:
         _adopt(layer, module)
         parent, _, leaf = owner.rpartition(".")
         root.get_submodule(parent)._modules[leaf] = layer
-    return {call.node: (owner or OWN, which) for which, call in enumerate(calls)}
+    return {call.node: (owner or ROOT, which) for which, call in enumerate(calls)}
 
 
-def hide_own(root: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+def hide_root_products(root: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     """A hook on the state_dict of a root with products of its own: the names are those that the root had."""
-    for key in [key for key in state if key.startswith(f"{prefix}{OWN}.")]:
-        state[prefix + key.removeprefix(f"{prefix}{OWN}.")] = state.pop(key)
+    for key in [key for key in state if key.startswith(f"{prefix}{ROOT}.")]:
+        state[prefix + key.removeprefix(f"{prefix}{ROOT}.")] = state.pop(key)
 
 
-def find_own(root: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """The hook that takes `hide_own` back on loading."""
-    own = root.get_submodule(OWN)
+def find_root_products(root: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """The hook that takes `hide_root_products` back on loading."""
+    own = root.get_submodule(ROOT)
     for leaf in (*own._parameters, *own._buffers):
         if f"{prefix}{leaf}" in state:
             value = state[f"{prefix}{leaf}"] if leaf in root._parameters else state.pop(f"{prefix}{leaf}")
-            state[f"{prefix}{OWN}.{leaf}"] = value
+            state[f"{prefix}{ROOT}.{leaf}"] = value
 
 
 def _adopt(layer: nn.Module, module: nn.Module) -> None:

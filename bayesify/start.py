@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from .errors import UninitializedLayerError, UsageError
 from .kl import Term, layers_of, terms
+from .nn.part import shown
 from .nn.state import SUFFIXES, added_names
 from .nn.variational import Variational
 
@@ -95,7 +96,7 @@ def _share(term: Term) -> None:
 
 
 def _refuse_misfit(model: nn.Module, given: Mapping[str, Tensor]) -> None:
-    added = {f"{name}.{own}".lstrip(".") for name, layer in _aliases(model) for own in _added(layer)}
+    added = {shown(f"{name}.{own}".lstrip(".")) for name, layer in _aliases(model) for own in _added(layer)}
     expected = {name: value for name, value in model.state_dict(keep_vars=True).items() if name not in added}
     problems = [f"missing {sorted(expected.keys() - given.keys())}"] if expected.keys() - given.keys() else []
     problems += [f"unexpected {sorted(given.keys() - expected.keys())}"] if given.keys() - expected.keys() else []

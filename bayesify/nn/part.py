@@ -28,6 +28,7 @@ VIEWS: dict[str, Callable[..., Any]] = {
     **{name: getattr(Tensor, name) for name in _TENSOR_VIEWS},
     "getitem": operator.getitem,
 }
+ROOT = "root_products"  # the part of what the root of a program multiplies by itself; a state_dict does not show it
 _FUNCTIONS = PRODUCTS | VIEWS
 LEADING, TRAILING = -1, -2  # layouts of a matrix whose rows are (examples, others), or (others, examples)
 
@@ -133,6 +134,11 @@ def _for_any_rank(product: Step) -> Step:
     """torch.addmm and torch.mm take matrices only; with noise the examples have a dimension of their own."""
     names = {"addmm": "addmm of any rank", "mm": "matmul"}
     return Step(names.get(product.function, product.function), product.args, product.kwargs)
+
+
+def shown(name: str) -> str:
+    """What a state_dict calls the Parameter of this dotted name."""
+    return ".".join(part for part in name.split(".") if part != ROOT)
 
 
 def kind_of(module: nn.Module) -> type:
