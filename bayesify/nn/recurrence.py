@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 State = tuple[Tensor, ...]  # (h,), or an LSTM's (h, c)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # Dynamo hashes what is called, even while it is being made
 class StepwiseProduct:
     """y = x Wᵀ + b by the layer's estimator, with noise of its own at every call."""
 
@@ -37,7 +37,7 @@ class StepwiseProduct:
         return y if onto is None else onto + y
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeldProduct:
     """y = x Wᵀ + r∘((x∘s) ΔWᵀ) + b, where ΔW and each example's signs r and s are the same at every call.
 
@@ -160,7 +160,7 @@ STEPS: dict[str, Callable[[Tensor, Product, State], State]] = {
 
 def with_bias(mode: str, inputs: Tensor, hidden: Product) -> Tensor:
     """The input's part of the gates as the mode's step takes it."""
-    return inputs if mode == "GRU" or hidden.bias is None else inputs + hidden.bias
+    return inputs if mode == "GRU" or hidden.bias is None else inputs + hidden.bias.to(inputs.dtype)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ Python: the fused kernels (cuDNN, oneDNN) know of no noise.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,10 +40,8 @@ class RecurrentFamily(Variational):
         """The plain layer's forward, with noise; an example is a sequence of the batch, in either layout."""
         if self._quiet:
             output = super().forward(input, hx)
-        elif isinstance(input, PackedSequence):
-            output = self._packed(input, hx)
         else:
-            output = self._padded(input, hx)
+            output = _eagerly(self._packed if isinstance(input, PackedSequence) else self._padded)(input, hx)
         return (output, self.kl_divergence()) if return_kl else output
 
     def _padded(self, x: Tensor, hx: Any) -> tuple[Tensor, Any]:
@@ -187,6 +187,13 @@ class FlipoutGRUCell(CellFamily, Flipout, nn.GRUCell):
 
 class LRTGRUCell(CellFamily, LRT, nn.GRUCell):
     """nn.GRUCell under local reparameterization. A cell draws anew at each call."""
+
+
+def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Dynamo leaves recurrent layers to eager mode. What they call it would unroll, anew for every length."""
+    if torch.compiler.is_compiling() or "torch._dynamo" not in sys.modules:
+        return function
+    return torch.compiler.disable(function)  # type: ignore[no-any-return]
 
 
 def _each(hx: Any, change: Any) -> Any:
