@@ -41,7 +41,8 @@ class RecurrentFamily(Variational):
         if self._quiet:
             output = super().forward(input, hx)
         else:
-            output = _eagerly(self._packed if isinstance(input, PackedSequence) else self._padded)(input, hx)
+            noisy = self._packed if isinstance(input, PackedSequence) else self._padded
+            output = (noisy if torch.compiler.is_compiling() else _uncompiled(noisy))(input, hx)
         return (output, self.kl_divergence()) if return_kl else output
 
     def _padded(self, x: Tensor, hx: Any) -> tuple[Tensor, Any]:
@@ -189,11 +190,10 @@ class LRTGRUCell(CellFamily, LRT, nn.GRUCell):
     """nn.GRUCell under local reparameterization. A cell draws anew at each call."""
 
 
-def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Dynamo leaves recurrent layers to eager mode. What they call it would unroll, anew for every length."""
-    if torch.compiler.is_compiling() or "torch._dynamo" not in sys.modules:
-        return function
-    return torch.compiler.disable(function)  # type: ignore[no-any-return]
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Dynamo leaves recurrent layers themselves to eager mode; what they call it would unroll, anew for every length."""
+    # to ask for it imports Dynamo, which takes seconds and which nobody uses who has not imported it
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
 
 def _each(hx: Any, change: Any) -> Any:
