@@ -118,12 +118,10 @@ class AttentionFamily(Variational):
             weights = weights.masked_fill(padding.view(-1, *[1] * (weights.dim() - 3), padding.shape[1], 1), 0.0)
         return torch._nested_tensor_from_mask(output, ~padding, mask_check=False), weights
 
-    def _batch_first(self, batched: bool, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def _batch_first(self, batched: bool, *inputs: Tensor) -> list[Tensor]:
         if not batched:
-            moved = {id(each): each.unsqueeze(0) for each in inputs}
-        else:
-            moved = {id(each): each if self.batch_first else each.transpose(0, 1) for each in inputs}
-        return tuple(moved[id(each)] for each in inputs)  # what was one tensor stays one
+            return [each.unsqueeze(0) for each in inputs]
+        return [each if self.batch_first else each.transpose(0, 1) for each in inputs]
 
     def _refuse_misfit(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         if query.shape[-1] != self.embed_dim:
@@ -154,15 +152,16 @@ class AttentionFamily(Variational):
         return mask if mask is None or not more else F.pad(mask, (0, more))
 
     def _projected(self, *inputs: Tensor) -> list[Tensor]:
-        bias, bias_std = self.in_proj_bias, self._bias_std()
-        means: list[Any] = [self._parameters[name] for name in weight_names(self)]
-        stds = [self.std_of(name) for name in weight_names(self)]
-        if len(means) == 1:
-            query, key, value = inputs
-            if query is key and key is value:
-                return list(self._project(query, means[0], stds[0], bias, bias_std).chunk(3, dim=-1))
+        """Queries, keys and values, each with noise of its own.
+
+        Not in one product where all three inputs are one tensor: checkpointing may hand three copies to its second
+        pass, which must draw as the first did.
+        """
+        names = weight_names(self)
+        means, stds = [self._parameters[name] for name in names], [self.std_of(name) for name in names]
+        if len(names) == 1:
             means, stds = _thirds(means[0]), _thirds(stds[0])
-        parts = zip(inputs, means, stds, _thirds(bias), _thirds(bias_std), strict=True)
+        parts = zip(inputs, means, stds, _thirds(self.in_proj_bias), _thirds(self._bias_std()), strict=True)
         return [self._project(*each) for each in parts]
 
     def _project(self, x: Tensor, *posterior: Tensor | None) -> Tensor:
@@ -181,7 +180,8 @@ class AttentionFamily(Variational):
         if not need_weights:
             return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=causal), None
         scores = (q * math.sqrt(1 / q.shape[-1])) @ k.transpose(-2, -1)
-        weights = torch.softmax(scores if bias is None else scores + bias, dim=-1)
+        # autocast computes the scores in less than the masks' precision
+        weights = torch.softmax(scores if bias is None else scores + bias.to(scores.dtype), dim=-1)
         weights = F.dropout(weights, dropout)
         return weights @ v, weights
 
