@@ -23,7 +23,10 @@ class Product(Protocol):
     """
 
     def sign_dims(self, at: int, dims: int, batch_dim: int) -> set[int]:
-        """Along which of a tensor's `dims` dimensions Flipout's signs vary: its examples and its channels."""
+        """Along which of a tensor's `dims` dimensions Flipout's signs vary: its examples and its channels.
+
+        `batch_dim` -1: no dimension has the examples.
+        """
         ...
 
     def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -42,7 +45,7 @@ class _ExamplesLead:
 
     def sign_dims(self, at: int, dims: int, batch_dim: int) -> set[int]:
         leading = dims - self.core_dims
-        return {leading, batch_dim} if batch_dim < leading else {leading}  # else there is no batch: one example
+        return {leading, batch_dim} if 0 <= batch_dim < leading else {leading}  # else there is no batch: one example
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class EinsumProduct(_ExamplesLead):
     def sign_dims(self, at: int, dims: int, batch_dim: int) -> set[int]:
         labels = self.of_output if at < 0 else self.of_x
         free = [label for label in self.of_x if label not in self.of_weight]
-        signed = {*self.of_weight, *free[batch_dim : batch_dim + 1]}
+        signed = {*self.of_weight, *(free[batch_dim : batch_dim + 1] if batch_dim >= 0 else [])}
         return {dim for dim, label in enumerate(labels) if label in signed}
 
     def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import noise
 from ..estimators import _autocast, _without_autocast
 from ..products import LinearProduct
+from .folding import fold_of
 
 if TYPE_CHECKING:
     from .variational import Variational
@@ -85,12 +86,18 @@ def over_time(layer: Variational, name: str, examples: int) -> Product:
     delta = drawn.std * noise.normal_like(drawn.std)
     bias_delta = None if drawn.bias_std is None else drawn.bias_std * noise.normal_like(drawn.bias_std)
     mean, delta, bias, bias_delta = _autocast(drawn.mean, delta, drawn.bias, bias_delta)
-    of_output, of_input = (
-        noise.signs(noise.sign_bits((examples, size), delta), (examples, size), delta.dtype) for size in delta.shape
-    )
+    of_output, of_input = (_signs(layer, examples, size, delta) for size in delta.shape)
     if bias is not None:
         bias = bias.expand(examples, -1) if bias_delta is None else bias + of_output * bias_delta
     return HeldProduct(mean.T, delta.T, of_output, of_input, bias)
+
+
+def _signs(layer: Variational, examples: int, size: int, like: Tensor) -> Tensor:
+    """(examples, size), alike for what is folded into one of the model's examples."""
+    fold = fold_of(layer, examples)
+    shape = (fold.examples if fold else examples, size)
+    signs = noise.signs(noise.sign_bits(shape, like), shape, like.dtype)
+    return fold.spread(signs, 0, examples) if fold else signs
 
 
 def _held_step(

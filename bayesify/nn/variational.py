@@ -21,6 +21,7 @@ from ..errors import UninitializedLayerError
 from ..posterior import widened
 from ..prior import LogUniform, ScaleMixture, log_uniform_kl, normal_kl, scale_mixture_kl, softplus_normal_kl
 from ..products import Product
+from .folding import fold_of
 from .settings import Method, Settings
 from .state import added_names, bias_names, fan_in, posterior_tensors, weight_names
 
@@ -41,6 +42,8 @@ class Variational(nn.Module):
     _settings: Settings
     _quiet: bool
     _reached: bool
+    _examples: int
+    _examples_before: tuple[int, int]
 
     def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -164,7 +167,7 @@ class Variational(nn.Module):
             self._buffers.pop(name, None)
         for key in [key for key, hook in self._forward_hooks.items() if hook is mark_reached]:
             del self._forward_hooks[key]
-        for name in ("_settings", "_quiet", "_reached"):
+        for name in ("_settings", "_quiet", "_reached", "_examples", "_examples_before"):
             vars(self).pop(name, None)
 
     def reset_parameters(self) -> None:
@@ -211,7 +214,10 @@ class Flipout(Variational):
     def estimate(
         self, product: Product, inputs: list[Tensor], *posterior: Tensor | None, batch_dim: int
     ) -> Tensor:
-        return estimators.flipout(product, inputs, *posterior, signs=self._settings.signs, batch_dim=batch_dim)
+        shape, signs = inputs[0].shape, self._settings.signs
+        folds = signs == "example" and 0 <= batch_dim < len(shape)
+        fold = fold_of(self, shape[batch_dim]) if folds else None
+        return estimators.flipout(product, inputs, *posterior, signs=signs, batch_dim=batch_dim, fold=fold)
 
 
 class LRT(Variational):
