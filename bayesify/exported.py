@@ -1,7 +1,7 @@
-"""The text of an exported program (torch.export's JSON): checked to be nothing but a graph of torch's operators, then built.
+"""The text of an exported program (torch.export's JSON): checked to be a graph of torch's operators, then built.
 
-torch's own reader evaluates parts of that text as Python: symbolic sizes, guards, names that stand in generated code, types
-that it imports. Here every string in it must be of the one form that its place calls for, or the program is refused.
+torch's own reader evaluates parts of that text as Python: symbolic sizes, guards, names in generated code, types that
+it imports. Here every string in it must be of the one form that its place calls for, or the program is refused.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def build(text: str, tensors: Mapping[str, Tensor], constants: Mapping[str, Tens
     from torch._export.serde import schema, serialize
 
     try:
-        record = serialize._dict_to_dataclass(schema.ExportedProgram, json.loads(text))
+        record = serialize._dict_to_dataclass(schema.ExportedProgram, json.loads(text))  # type: ignore[no-untyped-call]
         _check(record, schema.ExportedProgram, ("", ""))
         reader = serialize.ExportedProgramDeserializer(None)
         return reader.deserialize(record, dict(tensors), dict(constants), None)
@@ -122,14 +122,15 @@ def _check_record(record: Any) -> None:
     name = type(record).__name__
     if name in ("CustomObjArgument", "InputToCustomObjSpec", "InputTokenSpec"):
         raise FileRefusedError("its program uses a custom object, which could run code when opened; refused")
-    for field, hint in _hints(type(record)).items():
+    cls: Any = type(record)
+    for field, hint in _hints(cls).items():
         value = record.__dict__.get(field) if hasattr(record, "_type") else getattr(record, field)
         if not hasattr(record, "_type") or field == str(record.type):
             _check(value, hint, (name, field))
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     from torch._export.serde import schema
 
     return typing.get_type_hints(cls, globalns=vars(schema))

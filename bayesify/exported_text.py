@@ -10,22 +10,31 @@ from .errors import FileRefusedError
 
 _OPERATOR = re.compile(r"torch\.ops\.(aten|prims|prim|torchvision|torch_attn)\.(\w+)\.\w+", re.ASCII)
 _SYMBOLIC = re.compile(r"torch\._?sym_\w+", re.ASCII)
-_PYTHON = re.compile(r"_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|neg|pow|pos|abs|l[te]|g[te]|eq|ne|and_|or_|not_)")
+_PYTHON = re.compile(
+    r"_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|neg|pow|pos|abs|l[te]|g[te]|eq|ne|and_|or_|not_)"
+)
 _MATH = re.compile(r"math\.(ceil|floor|trunc|sqrt|log2?|exp|pow|sin|cos|tan|asin|acos|atan|sinh|cosh|tanh)")
 _HIGHER = re.compile(r"torch\.ops\.higher_order\.(wrap_with_set_grad_enabled|wrap_with_autocast|cond)")
 # Operators that read or write files, or that take memory as the caller says it is laid out.
-_NEVER = re.compile(r"from_file|.*unsafe_(?!view)\w*tensor\w*|set_data|set_|record_stream|.*from_buffer|.*_from_blob|save|open")
+_NEVER = re.compile(
+    r"from_file|.*unsafe_(?!view)\w*tensor\w*|set_data|set_|record_stream|.*from_buffer|.*_from_blob|save|open"
+)
 
 # One token of a symbolic size: a symbol or number in quotes, a word, a number, a sign.
-_TOKEN = re.compile(r"\s*(?:'(?P<symbol>[a-z]{1,3}\d+|[-+]?[\d.]+(?:e[-+]?\d+)?)'|(?P<word>[A-Za-z]\w*)|\d+(?:\.\d+)?(?:e[-+]?\d+)?|[-+*/%(),=<>&|~!])")  # fmt: skip
-_WORDS = frozenset("""
-    Symbol Integer Rational Float Add Mul Pow Mod Max Min Abs floor ceiling true false And Or Not Xor Eq Ne Lt Le Gt Ge
-    Equality Unequality StrictLessThan StrictGreaterThan LessThan GreaterThan Piecewise ExprCondPair oo FloorDiv
-    ModularIndexing Where PythonMod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural FloatPow FloatTrueDiv
-    IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat Identity True False
-    positive nonnegative integer real negative zero finite precision evaluate BooleanTrue BooleanFalse One Zero NegativeOne
-    Half Infinity
-""".split())
+_TOKEN = re.compile(
+    r"\s*(?:'(?P<symbol>[a-z]{1,3}\d+|[-+]?[\d.]+(?:e[-+]?\d+)?)'|(?P<word>[A-Za-z]\w*)"
+    r"|\d+(?:\.\d+)?(?:e[-+]?\d+)?|[-+*/%(),=<>&|~!])"
+)
+_WORDS = {
+    "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Mod", "Max", "Min", "Abs", "floor", "ceiling",
+    "true", "false", "And", "Or", "Not", "Xor", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "Equality", "Unequality",
+    "StrictLessThan", "StrictGreaterThan", "LessThan", "GreaterThan", "Piecewise", "ExprCondPair", "oo", "FloorDiv",
+    "ModularIndexing", "Where", "PythonMod", "CleanDiv", "CeilToInt", "FloorToInt", "CeilDiv", "LShift", "RShift",
+    "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv", "IsNonOverlappingAndDenseIndicator", "TruncToFloat",
+    "TruncToInt", "RoundToInt", "RoundDecimal", "ToFloat", "Identity", "True", "False", "positive", "nonnegative",
+    "integer", "real", "negative", "zero", "finite", "precision", "evaluate", "BooleanTrue", "BooleanFalse", "One",
+    "Zero", "NegativeOne", "Half", "Infinity",
+}  # fmt: skip
 _LONGEST = 10_000
 
 _CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
@@ -61,7 +70,7 @@ def refuse_expression(text: str) -> None:
     else:
         if at and len(text) <= _LONGEST:
             return
-    raise FileRefusedError(f"its program has the size {text[:80]!r}, which is no arithmetic on symbols; refused")
+    raise FileRefusedError(f"its program has the size {text[:80]!r}, which is no arithmetic of symbols; refused")
 
 
 def plain_structure(text: str) -> str:
@@ -90,7 +99,7 @@ def _plain(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keys(context: Any, size: int) -> list[Any] | None:
-    """The keys of a dict; or of an object whose fields torch lists like one (transformers' outputs: [fields, ...])."""
+    """The keys of a dict, or of an object whose fields torch lists like one: transformers' outputs, [fields, ...]."""
     if isinstance(context, list) and len(context) != size and context and isinstance(context[0], list):
         context = context[0]
     plain = isinstance(context, list) and len(context) == size

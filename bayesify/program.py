@@ -180,8 +180,8 @@ def _replace(
     layer.training = root.training
     if not owner and calls:
         root.add_module(ROOT, layer)
-        root.register_state_dict_post_hook(hide_root_products)
-        root.register_load_state_dict_pre_hook(find_root_products)
+        root.register_state_dict_post_hook(hide_root_products)  # type: ignore[no-untyped-call]
+        root.register_load_state_dict_pre_hook(find_root_products)  # type: ignore[no-untyped-call]
     elif owner:
         _adopt(layer, module)
         parent, _, leaf = owner.rpartition(".")

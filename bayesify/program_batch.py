@@ -1,4 +1,4 @@
-"""Where the examples of a batch are in a program: its dynamic batch size, found again in the sizes of what a layer takes."""
+"""Where the examples of a batch are in a program: its dynamic batch size, found again in the sizes of values."""
 
 from __future__ import annotations
 

@@ -36,7 +36,11 @@ def _conv(step: Step, shape: Any, bias: bool) -> nn.Module | None:
     transposed = step.function.startswith("conv_transpose")
     names = _TRANSPOSED if transposed else _NAMES
     options = dict(zip(names, step.args[3:], strict=False)) | {key: each for key, each in step.kwargs if key in names}
-    if any(isinstance(each, Ref) for value in options.values() for each in (value if isinstance(value, tuple) else (value,))):
+    if any(
+        isinstance(each, Ref)
+        for value in options.values()
+        for each in (value if isinstance(value, tuple) else (value,))
+    ):
         return None
     dims = len(shape) - 2
     options = {name: _each(value, dims) if name != "groups" else value for name, value in options.items()}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -12,10 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import Parameter
 
-from .nn.multiplications import MULTIPLICATIONS, harmless
+from .nn.multiplications import MULTIPLICATIONS
 from .nn.part import PRODUCTS, VIEWS, Ref, Step
+from .program_calls import function_name, is_harmless, torch_call
 
 Place = tuple[str, str]  # a module's dotted name, and the name of its own Parameter
+
+_LOOKED_UP = "the program looks rows up in it instead of multiplying: it has no variational form here"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def _refs(given: Any) -> Iterator[Ref]:
 
 @dataclass
 class Found:
-    """The products of a graph, and why other matrices must stay, or what is looked up in them, by the Parameter's id."""
+    """The products of a graph; why other matrices must stay, or what is looked up in them, by the Parameter's id."""
 
     calls: list[Call] = field(default_factory=list)
     problems: dict[int, str] = field(default_factory=dict)
@@ -77,11 +79,13 @@ def find(root: fx.GraphModule) -> Found:
             read[node] = read[taken[0]]
         elif name in PRODUCTS and len(taken) == 1:
             products.append((node, name, taken[0]))
-        elif _is_harmless(node):
+        elif is_harmless(node):
             found.looked_up.update({id(read[each]): _LOOKED_UP for each in taken if "embedding" in str(node.target)})
         else:
             what = getattr(node.target, "__name__", str(node.target))
-            found.problems.update({id(read[each]): f"the program uses it in {what} (node {node.name})" for each in taken})
+            found.problems.update(
+                {id(read[each]): f"the program uses it in {what} (node {node.name})" for each in taken}
+            )
     for node, name, weight in products:
         _enter(found, root, node, name, weight, read[weight])
     return found
@@ -95,7 +99,9 @@ def _enter(found: Found, root: fx.GraphModule, node: fx.Node, name: str, weight:
     reader.read(node)
     size = _fan_in(name, reader.steps[-1], reader.shapes, reader.refs)
     if size is None:
-        found.problems[id(value)] = f"the program multiplies by it in a {name} of a form that is not known ({node.name})"
+        found.problems[id(value)] = (
+            f"the program multiplies by it in a {name} of a form that is not known ({node.name})"
+        )
         found.calls = [call for call in found.calls if (call.owner, call.weight) != (owner, leaf)]
         return
     found.calls.append(Call(node, owner, leaf, tuple(reader.steps), tuple(reader.inputs), size))
@@ -119,7 +125,9 @@ class _Reader:
         self.steps.append(Step(name, _plain(given), tuple((key, _plain(each)) for key, each in named.items())))
         ref = Ref("step", len(self.steps) - 1)
         if name in VIEWS:
-            resolved = fx.node.map_aggregate((given, named), lambda each: self.shapes.get(each, each) if isinstance(each, Ref) else each)
+            resolved = fx.node.map_aggregate(
+                (given, named), lambda each: self.shapes.get(each, each) if isinstance(each, Ref) else each
+            )
             self.shapes[ref] = VIEWS[name](*resolved[0], **resolved[1])
         return ref
 
@@ -152,7 +160,9 @@ def _plain(value: Any) -> Any:
     """fx's immutable lists and dicts as tuples, which pickle and hash."""
     if isinstance(value, list | tuple):
         return tuple(_plain(each) for each in value)
-    return slice(*(_plain(each) for each in (value.start, value.stop, value.step))) if isinstance(value, slice) else value
+    return (
+        slice(*(_plain(each) for each in (value.start, value.stop, value.step))) if isinstance(value, slice) else value
+    )
 
 
 def _owner(root: fx.GraphModule, node: fx.Node, weight: fx.Node, value: Parameter) -> Place:
@@ -172,7 +182,10 @@ def _owner(root: fx.GraphModule, node: fx.Node, weight: fx.Node, value: Paramete
 def module_stack(node: fx.Node) -> list[tuple[str, str]]:
     """(dotted name, dotted class) of the modules around a node, outermost first, as torch.export noted them."""
     stack = (node.meta.get("nn_module_stack") or {}).values()
-    return [(path.partition("@")[0], kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}") for path, kind in stack]
+    return [
+        (path.partition("@")[0], kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}")
+        for path, kind in stack
+    ]
 
 
 def _attribute(root: nn.Module, path: str) -> Any:
@@ -182,88 +195,12 @@ def _attribute(root: nn.Module, path: str) -> Any:
     return found
 
 
-def function_name(node: fx.Node) -> str | None:
-    """What `PRODUCTS` or `VIEWS` calls the node's function, if they have it."""
-    call = torch_call(node)
-    return call[0] if call else None
-
-
-def torch_call(node: fx.Node) -> Any:
-    """(name in `PRODUCTS` or `VIEWS`, arguments, keyword arguments) of a node, or None for any other."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        name = target._opname
-        if target.namespace != "aten" or name not in _ATEN:
-            return None
-        return _ATEN[name](*node.args, **node.kwargs)
-    if target is getattr and node.args[1] in ("T", "mT"):
-        return "transpose", (node.args[0], -2, -1), {}
-    function = getattr(Tensor, str(target), None) if node.op == "call_method" else target
-    name = _NAMES.get(function) if node.op in ("call_method", "call_function") else None
-    return name and (name, node.args, node.kwargs)
-
-
-_NAMES: dict[Any, str] = {
-    **{function: name for name, function in (PRODUCTS | VIEWS).items()},
-    **{found: name for name in VIEWS for where in (torch, Tensor) if (found := getattr(where, name, None))},
-    **{function: "matmul" for function, reader in MULTIPLICATIONS.items() if reader is MULTIPLICATIONS[operator.matmul]},
-    Tensor.__getitem__: "getitem",
-}
-
-
-def _same(name: str) -> Callable[..., Any]:
-    return lambda *args, **kwargs: (name, args, kwargs)
-
-
-def _einsum(equation: str, tensors: Any, path: Any = None) -> Any:
-    return "einsum", (equation, *tensors), {}
-
-
-def _convolution(x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, more: Any, groups: int) -> Any:
-    if transposed:
-        return f"conv_transpose{len(stride)}d", (x, w, b, stride, padding, more, groups, dilation), {}
-    return f"conv{len(stride)}d", (x, w, b, stride, padding, dilation, groups), {}
-
-
-def _slice(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
-    return "getitem", (x, (*[slice(None)] * dim, slice(start, end, step))), {}
-
-
-def _select(x: Any, dim: int, index: int) -> Any:
-    return "getitem", (x, (*[slice(None)] * dim, index)), {}
-
-
-def _to(x: Any, dtype: Any = None, *_: Any, **others: Any) -> Any:
-    return "to", (x, others.get("dtype", dtype)), {}
-
-
-_ATEN: dict[str, Callable[..., Any]] = {
-    **{name: _same(name) for name in PRODUCTS},
-    **{name: _same(name) for name in ("t", "transpose", "permute", "reshape", "view", "flatten", "unsqueeze", "squeeze")},
-    **{name: _same(name) for name in ("chunk", "split", "unbind", "narrow", "contiguous", "unflatten")},
-    "split_with_sizes": _same("split"), "_unsafe_view": _same("view"), "numpy_T": _same("t"),
-    "einsum": _einsum, "convolution": _convolution, "slice": _slice, "select": _select, "to": _to, "_to_copy": _to,
-}  # fmt: skip
-_LOOKED_UP = "the program looks rows up in it instead of multiplying: it has no variational form here"
-_LOOKS = ("embedding", "embedding_bag", "size", "sym_size", "dim", "numel", "_assert_tensor_metadata")
-
-
-def _is_harmless(node: fx.Node) -> bool:
-    """Whether the node asks a weight for its form only, or looks rows up."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._opname in _LOOKS
-    if node.op == "output":
-        return False
-    function = getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
-    return harmless(function) or (function is getattr and node.args[1] in ("shape", "dtype", "device", "ndim"))
-
-
 def _fan_in(name: str, step: Step, shapes: dict[Ref, Tensor], refs: dict[fx.Node, Ref]) -> int | None:
     """How many weights enter one output; None where the product is not one that the estimators know."""
     at = [place for place, each in enumerate(step.args) if isinstance(each, Ref) and each in shapes]
     if len(at) != 1:
         return None
-    shape = shapes[step.args[at[0]]].shape  # type: ignore[index]
+    shape = shapes[step.args[at[0]]].shape
     if name == "einsum":
         return _einsum_fan_in(step, shape, at[0])
     if name in ("matmul", "mm", "bmm"):
@@ -287,4 +224,3 @@ def _einsum_fan_in(step: Step, shape: torch.Size, at: int) -> int | None:
     sides, _, out = equation.replace(" ", "").partition("->")
     labels = sides.split(",")[at - 1]
     return prod(size for label, size in zip(labels, shape, strict=True) if label not in out)
-

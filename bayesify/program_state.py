@@ -50,7 +50,9 @@ def rebuilt(text: str, state: dict[str, Any]) -> Program:
     return program.train(bool(state["training"]))
 
 
-def _make_variational(module: Any, method: Any, settings: Settings, quiet: bool, name: str, given: dict[str, Any]) -> None:
+def _make_variational(
+    module: Any, method: Any, settings: Settings, quiet: bool, name: str, given: dict[str, Any]
+) -> None:
     cls = variant(type(module), method)
     assert cls is not None
     module.__class__ = cls

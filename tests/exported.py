@@ -17,7 +17,9 @@ class ConvNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        self.layer1 = nn.ModuleList([nn.Conv2d(8, 8, 3, padding="same", groups=2), nn.Conv2d(8, 8, 3, padding=2, dilation=2)])
+        self.layer1 = nn.ModuleList(
+            [nn.Conv2d(8, 8, 3, padding="same", groups=2), nn.Conv2d(8, 8, 3, padding=2, dilation=2)]
+        )
         self.fc = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +65,10 @@ class UNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.enter, self.down = nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect"), nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.enter, self.down = (
+            nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect"),
+            nn.Conv2d(4, 6, 3, stride=2, padding=1),
+        )
         self.up = nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1)
         self.leave = nn.Conv2d(8, 2, 1)
 
@@ -74,7 +79,7 @@ class UNet(nn.Module):
 
 
 class TiedMLP(nn.Module):
-    """An autoencoder that decodes by its encoder's weight, with a bare matrix, an einsum, and matrices that must stay."""
+    """An autoencoder that decodes by its encoder's weight, with a bare matrix, and matrices that must stay."""
 
     def __init__(self) -> None:
         super().__init__()

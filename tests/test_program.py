@@ -1,4 +1,4 @@
-"""Exported programs and torch.fx graphs, converted: from the file alone, with the same law as the model they came from."""
+"""Exported programs and torch.fx graphs, converted: from the file alone, with the law of the model that they were."""
 
 import copy
 import json
@@ -30,6 +30,9 @@ import json, sys
 sys.modules["tests"] = None
 import torch, bayesify, bayesify.io
 
+def flat_of(output):
+    return list(output.values()) if isinstance(output, dict) else [*output] if isinstance(output, tuple) else [output]
+
 results = {}
 for name, (path, inputs, out) in json.load(open(sys.argv[1])).items():
     model = bayesify.convert(bayesify.io.load(path), sys.argv[2])
@@ -38,8 +41,7 @@ for name, (path, inputs, out) in json.load(open(sys.argv[1])).items():
     with bayesify.posterior_mean(model):
         quiet = [model(*each) for each in given]
     noisy = model(*given[-1])
-    flat = list(noisy.values()) if isinstance(noisy, dict) else list(noisy) if isinstance(noisy, tuple) else [noisy]
-    sum(each.square().sum() for each in flat).backward()
+    sum(each.square().sum() for each in flat_of(noisy)).backward()
     grads = {key: float(each.grad.abs().sum()) for key, each in model.named_parameters() if key.endswith("_rho")}
     torch.save((quiet, noisy), out)
     bayesify.io.save(model, out + ".pt")
@@ -49,11 +51,13 @@ for name, (path, inputs, out) in json.load(open(sys.argv[1])).items():
     results[name] = {"grads": grads, "kl": model.kl().item(), "kl again": again.kl().item(), "same": same,
                      "terms": sum(model.kl.by_layer().values()).item()}
 print(json.dumps(results))
-""".replace("results = {}", "flat_of = lambda y: list(y.values()) if isinstance(y, dict) else list(y) if isinstance(y, tuple) else [y]\nresults = {}")  # fmt: skip
+"""
 
 
 def flat(output):
-    return list(output.values()) if isinstance(output, dict) else list(output) if isinstance(output, tuple) else [output]
+    return (
+        list(output.values()) if isinstance(output, dict) else list(output) if isinstance(output, tuple) else [output]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +233,7 @@ def test_a_converted_program_is_copied_pickled_and_trained(folder, tmp_path):
 def test_a_saved_program_with_planted_text_is_refused(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = bayesify.convert(open_program(folder / "tied mlp.pt2"))
-    model._text = model._text.replace('"name": "x"', '"name": "x=open(\'ran\',\'w\')"')
+    model._text = model._text.replace('"name": "x"', "\"name\": \"x=open('ran','w')\"")
     save(model, tmp_path / "m.pt")
     with pytest.raises(FileRefusedError, match="where a name should stand"):
         load(tmp_path / "m.pt")

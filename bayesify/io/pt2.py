@@ -33,7 +33,9 @@ _FORM = re.compile(
     r"|data/(weights|constants)/(?P<config>[^/]+_config\.json|(weight|tensor)_\d+)|data/(weights|constants)/[^/]+\.pt"
     r"|serialized_(exported_program\.json|state_dict\.(pt|json)|constants\.(pt|json)|example_inputs\.pt)"
 )
-_CODE = re.compile(r"data/aotinductor/.*|.*\.(so|cpp|o|cubin|ptx)|data/constants/(custom|opaque)_obj_.*|executorch/.*|mtia.*")
+_CODE = re.compile(
+    r"data/aotinductor/.*|.*\.(so|cpp|o|cubin|ptx)|data/constants/(custom|opaque)_obj_.*|executorch/.*|mtia.*"
+)
 _PAYLOAD = re.compile(r"(weight|tensor)_\d+")
 
 
@@ -57,7 +59,16 @@ def open_program(source: str | PathLike[str] | BinaryIO, *, meta: bool = False) 
             return from_text(archive.text(), *archive.tensors(meta))
     except FileRefusedError as error:
         raise FileRefusedError(f"{name}: {error}") from None
-    except (zipfile.BadZipFile, EOFError, OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise FileRefusedError(f"{name}: {reason(error)}") from None
 
 
@@ -70,7 +81,9 @@ class _Archive:
         legacy = any(info.filename == "serialized_exported_program.json" for info in infos)
         self.entries = {info.filename if legacy else info.filename.partition("/")[2]: info for info in infos}
         if len(self.entries) != len(infos) or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-            raise FileRefusedError("holds entries twice or compressed, as torch.export.save never writes; save it again")
+            raise FileRefusedError(
+                "holds entries twice or compressed, as torch.export.save never writes; save it again"
+            )
         if size is not None and sum(info.file_size for info in infos) > size:
             raise FileRefusedError(f"its entries claim more bytes than it has; {SHORT}")
         for name in self.entries:
@@ -78,7 +91,9 @@ class _Archive:
 
     def _look_through(self, name: str) -> None:
         if _CODE.fullmatch(name):
-            raise FileRefusedError(f"holds {name!r}, compiled code or an object that could run code when opened; refused")
+            raise FileRefusedError(
+                f"holds {name!r}, compiled code or an object that could run code when opened; refused"
+            )
         if not _FORM.fullmatch(name):
             raise FileRefusedError(f"holds {name!r}, which torch.export.save never writes; save it again")
         if name.endswith(".pt"):
@@ -91,7 +106,9 @@ class _Archive:
         """The program, pruned. An archive with several models is asked for `model`, as torch.export.load does."""
         found = [name for name in ("models/model.json", "serialized_exported_program.json") if name in self.entries]
         if not found:
-            raise FileRefusedError("holds no exported program 'model'; save it again with torch.export.save(program, path)")
+            raise FileRefusedError(
+                "holds no exported program 'model'; save it again with torch.export.save(program, path)"
+            )
         if "byteorder" in self.entries and self.read("byteorder").strip() != b"little":
             raise FileRefusedError("was written on a big-endian machine; export it again on this one")
         return pruned(self.read(found[0]))

@@ -1,4 +1,4 @@
-"""A module of a program that has no code of its own left: its Parameters, and what the program's graph multiplies by them."""
+"""A module of a program, without code of its own: its Parameters, and what the program's graph multiplies by them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_PRODUCTS = ("linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+_CONVS = [f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3)]
 _TENSOR_VIEWS = ("view", "contiguous", "to", "type_as", "float", "half", "bfloat16", "double", "view_as", "reshape_as")
 _VIEWS = (
-    "t", "transpose", "permute", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "swapaxes", "movedim", "chunk",
-    "split", "unbind", "narrow",
+    "t", "transpose", "permute", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "swapaxes", "movedim",
+    "chunk", "split", "unbind", "narrow",
 )  # fmt: skip
 
 PRODUCTS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(F, name) for name in _PRODUCTS},
+    **{name: getattr(F, name) for name in ("linear", "bilinear", *_CONVS)},
     **{name: getattr(torch, name) for name in ("matmul", "mm", "bmm", "addmm", "einsum")},
 }
 VIEWS: dict[str, Callable[..., Any]] = {
@@ -121,7 +121,8 @@ class Part(Holder):
 def _examples_first(x: Tensor, layout: int, examples: int) -> Tensor:
     if layout > 0:
         return x.movedim(layout, 0)
-    return x.unflatten(0, (examples, -1)) if layout == LEADING else x.unflatten(0, (-1, examples)).movedim(1, 0)
+    columns = x.shape[1]
+    return x.view(examples, -1, columns) if layout == LEADING else x.view(-1, examples, columns).movedim(1, 0)
 
 
 def _as_before(y: Tensor, layout: int) -> Tensor:

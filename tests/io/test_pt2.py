@@ -138,7 +138,7 @@ TEXTS = {
     "operator of a stranger": lambda p: target(p, "torch.ops.mylib.run.default"),
     "operator of an extension": lambda p: target(p, "#mylib:run"),
     "argument names": lambda p: call_signature(p).update(forward_arg_names=[f"x={PLANTED}", "shift"]),
-    "keyword names": lambda p: in_spec(p, lambda s: s["children_spec"][1].update(context=json.dumps([f"':{PLANTED},'"]))),
+    "keyword names": lambda p: in_spec(p, lambda s: s["children_spec"][1].update(context=f'["\':{PLANTED},\'"]')),
     "device": lambda p: graph(p)["tensor_values"]["x"]["device"].update(type=PLANTED),
     "a list for a number": lambda p: graph(p)["tensor_values"]["x"].update(dtype=[7]),
 }  # fmt: skip
@@ -206,7 +206,9 @@ def test_objects_of_foreign_classes_in_the_inputs_become_plain(archive, tmp_path
     def change(spec):
         spec["children_spec"][1].update(
             type="collections.defaultdict",
-            context=json.dumps({"default_factory_module": "antigravity", "default_factory_name": "fly", "dict_context": []}),
+            context=json.dumps(
+                {"default_factory_module": "antigravity", "default_factory_name": "fly", "dict_context": []}
+            ),
         )
 
     path = rewritten(archive, tmp_path, lambda p: in_spec(p, change))
