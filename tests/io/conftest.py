@@ -2,32 +2,10 @@
 
 import contextlib
 import importlib
-import importlib.util
 import os
-import pathlib
 import sys
 
 import pytest
-import torch
-
-
-@pytest.fixture(scope="session")
-def vision():
-    """torchvision, also where its compiled operators don't fit the torch at hand: its models need their names only."""
-    found = importlib.util.find_spec("torchvision")
-    if found is None:
-        pytest.skip("torchvision is not installed")
-    try:
-        for library in pathlib.Path(found.origin).parent.glob("_C*.so"):
-            torch.ops.load_library(library)
-    except OSError:
-        LIBRARIES.append(torch.library.Library("torchvision", "DEF"))
-        for name in ("nms", "qnms"):
-            LIBRARIES[-1].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return importlib.import_module("torchvision")
-
-
-LIBRARIES = []  # a library's operators are gone with it
 
 
 @pytest.fixture
