@@ -61,7 +61,7 @@ def fold_of(layer: Any, rows: int) -> Fold | None:
         RuntimeError: the rows are no multiple of the examples'.
     """
     settings: Settings = layer._settings
-    if settings.rows == 1:
+    if settings.rows <= 1:
         return None
     examples = _examples(layer, settings, rows)
     if examples == rows:
@@ -92,5 +92,5 @@ def _tell(model: nn.Module, examples: int) -> None:
 def _folding(model: nn.Module) -> Iterator[Any]:
     for module in model.modules():
         settings = vars(module).get("_settings")
-        if settings is not None and settings.rows != 1:
+        if settings is not None and settings.rows > 1:
             yield module
