@@ -27,7 +27,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 _MAX_NODES = 50_000
 _MAX_COPIED = 1 << 20
-_NOT_THE_USERS = (os.path.join(torch.__path__[0], ""), __file__)
+NOT_THE_USERS = (os.path.join(torch.__path__[0], ""), os.path.join(os.path.dirname(__file__), ""))
 _INNOCENT = {"dtype", "device", "shape", "size", "dim", "ndim", "numel", "requires_grad", "grad", "is_cuda"}
 
 
@@ -59,33 +59,18 @@ def census(model: nn.Module) -> Census | None:
     hooks do not run. The user's forward itself runs, with proxies: what it prints is printed. Meanwhile no other thread
     should call a module, since torch.fx patches nn.Module for that time.
     """
-    with _same_randomness(), warnings.catch_warnings(), torch.no_grad():
+    with same_randomness(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        for concrete in _argument_choices(model):
+        for concrete in argument_choices(model):
             try:
-                return _trace(_without_weights(model), concrete)
+                return _trace(without_weights(model), concrete)
             except Exception:
                 # The forward is the user's: whatever it raises when it meets a proxy means only "does not trace".
                 continue
     return None
 
 
-def traced_alone(module: nn.Module) -> tuple[fx.Graph | None, str]:
-    """The graph of this one module's forward, its children opaque, or None and what stopped the trace."""
-    failure = ""
-    with _same_randomness(), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        for concrete in _argument_choices(module):
-            copied = _without_weights(module)
-            tracer = _Alone(copied)
-            try:
-                return tracer.trace(copied, concrete), ""
-            except Exception as error:
-                failure = f"{_raised_at(error)} {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-    return None, failure
-
-
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """torch.fx's tracer, that stops at every layer, runs no hooks, and notes who reads a Parameter."""
 
     def __init__(self, root: nn.Module) -> None:
@@ -118,24 +103,12 @@ class _Tracer(fx.Tracer):
         if len(self.graph.nodes) >= _MAX_NODES:
             raise RuntimeError("the forward is too long to trace")
         if kind == "get_attr" and target not in self.read_at:
-            self.read_at[target] = _user_code(sys._getframe())
+            self.read_at[target] = user_code(sys._getframe())
         return super().create_node(kind, target, *args, **kwargs)
 
 
-class _Alone(_Tracer):
-    """Stops at every module but the root, and notes where in the user's code each node was made."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m is not self.root
-
-    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(kind, target, *args, **kwargs)
-        node.meta["code"] = _user_code(sys._getframe())
-        return node
-
-
 def _trace(root: nn.Module, concrete: dict[str, Any]) -> Census:
-    tracer = _Tracer(root)
+    tracer = Tracer(root)
     if tracer.is_leaf_module(root, ""):
         return Census({"": 1}, ("",), {}, frozenset(name for name, _ in root.named_modules() if name))
     if "forward" in vars(root):
@@ -166,24 +139,14 @@ def _reads(root: nn.Module, read_at: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def _user_code(frame: FrameType | None) -> str:
+def user_code(frame: FrameType | None) -> str:
     """`file:line` of the nearest caller that is neither torch nor this file (torch's own, where there is none)."""
-    while frame is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+    while frame is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "torch"
 
 
-def _raised_at(error: BaseException) -> str:
-    """`file:line:` of the user's code that raised, as far as there is some."""
-    trace, place = error.__traceback__, ""
-    while trace is not None:
-        name = trace.tb_frame.f_code.co_filename
-        place = place if name.startswith(_NOT_THE_USERS) else f"{name}:{trace.tb_lineno}:"
-        trace = trace.tb_next
-    return place
-
-
-def _without_weights(model: nn.Module) -> nn.Module:
+def without_weights(model: nn.Module) -> nn.Module:
     """A deep copy of the model whose Parameters, and big tensors, are empty ones on meta."""
     memo: dict[int, Any] = {}
     for module in model.modules():
@@ -204,7 +167,7 @@ def _stand_in(value: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
 
 
-def _argument_choices(model: nn.Module) -> list[dict[str, Any]]:
+def argument_choices(model: nn.Module) -> list[dict[str, Any]]:
     """Arguments to hold fixed, attempt by attempt: none; all that have defaults (but for the first argument)."""
     try:
         parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
@@ -215,7 +178,7 @@ def _argument_choices(model: nn.Module) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _same_randomness() -> Iterator[None]:
+def same_randomness() -> Iterator[None]:
     """A forward may draw (LayerDrop asks `random` or numpy): put every generator back where it was."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     python, numpy = random.getstate(), np.random.get_state()
@@ -227,18 +190,37 @@ def _same_randomness() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def reads_without_calling(parent: nn.Module, path: str) -> bool:
-    """Whether the parent's forward, by its code, reads `self.<path>.weight` and never calls `self.<path>`.
+def called_by_code(parent: nn.Module, path: str) -> bool:
+    """Whether the parent's forward, by its code, calls `self.<path>`, or hands it on.
 
     This needs no trace, and so covers models that do not trace. Code that reaches the layer by another way than
-    `self.<path>` (a loop over `children()`, an index) is not understood, and answers False unless it reads the weight.
+    `self.<path>` (a loop over `children()`, an index) is not understood, and answers False.
     """
     parts = tuple(path.split("."))
     chains = (each for code in _forward_code(type(parent)) for each in _self_chains(code))
-    mentions = [each[len(parts) :] for each in chains if each[: len(parts)] == parts]
-    called = any(rest[:1] in ((), ("forward",), ("__call__",)) for rest in mentions)
-    read = any(rest[:1] == ("weight",) and not _INNOCENT & set(rest[1:2]) for rest in mentions)
-    return read and not called
+    mentions = (each[len(parts) :] for each in chains if each[: len(parts)] == parts)
+    return any(rest[:1] in ((), ("forward",), ("__call__",)) for rest in mentions)
+
+
+def read_by_code(parent: nn.Module) -> frozenset[int]:
+    """The ids of Parameters, of modules below the parent, that its forward's code reads as `self.<path>.<name>`."""
+    chains = (each for code in _forward_code(type(parent)) for each in _self_chains(code))
+    return frozenset(id(each) for chain in chains for each in _parameters_at(parent, chain))
+
+
+def _parameters_at(parent: nn.Module, chain: tuple[str, ...]) -> Iterator[nn.Parameter]:
+    module = parent
+    for at, name in enumerate(chain):
+        child = module._modules.get(name)
+        if isinstance(child, nn.ParameterList | nn.ParameterDict):
+            yield from child.parameters(recurse=False)
+            return
+        if child is None:
+            found = module._parameters.get(name) if at else None
+            if found is not None and not _INNOCENT & set(chain[at + 1 : at + 2]):
+                yield found
+            return
+        module = child
 
 
 def reached_names(cls: type) -> frozenset[str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .blockers import Site, bears_weight
+from .blockers import bears_weight
+from .sites import Site
 
 _LAID_OUT = (nn.MultiheadAttention, nn.RNNBase)
 

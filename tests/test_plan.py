@@ -33,7 +33,7 @@ class Everything(nn.Module):
         self.lazy = nn.LazyConv1d(2, 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.encoder(self.tangled.emb(tokens)) @ self.own.T @ self.own
+        return self.encoder(self.tangled.emb(tokens)) @ self.own.exp().T @ self.own
 
 
 class ScaledEncoderLayer(nn.TransformerEncoderLayer):
@@ -75,9 +75,9 @@ def test_the_four_verbs_and_why() -> None:
     )  # fmt: skip
     assert (rows["lazy"].becomes, rows["lazy"].parameters_after) == ("LazyFlipoutConv1d", 0)
     assert rows[""].reason is not None
-    assert "'own'" in rows[""].reason
+    assert "own: it is used in `exp`" in rows[""].reason
     assert rows["tangled.norm"].reason == "nn.LayerNorm has no weight matrix"
-    assert rows["tangled.attn.out_proj"].verb == "blocked"
+    assert rows["tangled.emb"].verb == "blocked"
     assert rows["tangled.frozen"].reason == "frozen (requires_grad=False)"
     assert rows_of(Tangled(), EVERYTHING)["frozen"].verb == "converts"
 

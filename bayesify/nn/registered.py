@@ -1,6 +1,6 @@
-"""Where the variational variants of users' own layer classes live, so that pickles of them find their class.
+"""Where the classes that bayesify derives from users' own live, so that pickles of them find their class.
 
-A variant's name here holds the path of the class that it came from: `Flipout/mypkg-layers/MyLinear`.
+A class's name here holds the path of the class that it came from: `Flipout/mypkg-layers/MyLinear`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
 from torch import nn
+
+REROUTING = "Rerouting"
 
 
 def derived(prefix: str, cls: type[nn.Module], bases: tuple[type, ...], members: dict[str, Any]) -> Any:
@@ -16,33 +19,40 @@ def derived(prefix: str, cls: type[nn.Module], bases: tuple[type, ...], members:
     path = "/".join((prefix, cls.__module__.replace(".", "-"), cls.__qualname__.replace(".", "-")))
     found = globals().get(path)
     if found is None or not set(bases) <= set(found.__mro__):
-        own = {"__module__": __name__, "__qualname__": path, "__doc__": f"{cls.__qualname__} under {prefix}."}
-        globals()[path] = found = type(prefix + cls.__name__, bases, own | members)
+        doc = f"{cls.__qualname__} under {prefix}."
+        own = {"__module__": __name__, "__qualname__": path, "__doc__": doc, "_plain": cls}
+        # what only reroutes bears its class's name: libraries write it into their files
+        name = cls.__name__ if prefix == REROUTING else prefix + cls.__name__
+        globals()[path] = found = type(name, bases, own | members)
+        torch.serialization.add_safe_globals([found])
     return found
 
 
-def origin(path: str) -> tuple[str, str]:
-    """The module and the qualified name of the class that a variant came from."""
-    _, module, qualname = path.split("/")
-    return module.replace("-", "."), qualname.replace("-", ".")
+def origin(path: str) -> tuple[str, str] | None:
+    """The module and the qualified name of the class that a derived one came from, if the path is one."""
+    prefix, *parts = path.split("/")
+    if prefix not in ("Flipout", "LRT", REROUTING) or len(parts) != 2:
+        return None
+    return parts[0].replace("-", "."), parts[1].replace("-", ".")
 
 
 def __getattr__(path: str) -> Any:
-    """A pickle asks for a variant that this process has not made yet. Nothing is imported for it."""
+    """A pickle asks for a class that this process has not made yet. Nothing is imported for it."""
     cls = _imported(path)
     if cls is None:
         raise AttributeError(f"{path!r} belongs to a layer class that is not imported or registered in this process")
-    from .registry import rerouted, variant
+    from .registry import rerouted, rerouting, variant
 
+    if path.startswith(REROUTING):
+        return rerouting(cls)
     method: Any = "flipout" if path.startswith("Flipout") else "lrt"
     return variant(cls, method) or rerouted(cls, method)
 
 
 def _imported(path: str) -> type[nn.Module] | None:
-    if path.count("/") != 2:
-        return None
-    module, qualname = origin(path)
-    found: Any = sys.modules.get(module)
-    for part in qualname.split("."):
-        found = getattr(found, part, None)
+    found: Any = None
+    if (place := origin(path)) is not None:
+        found = sys.modules.get(place[0])
+        for part in place[1].split("."):
+            found = getattr(found, part, None)
     return found if isinstance(found, type) and issubclass(found, nn.Module) else None

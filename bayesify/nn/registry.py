@@ -12,7 +12,7 @@ from ..errors import UsageError
 from . import attention, conv, linear, recurrent, registered
 from .settings import Method
 from .part import Part
-from .rerouted import FlipoutRerouted, LRTRerouted, Rerouted
+from .rerouted import FlipoutRerouted, LRTRerouted, Rerouting
 from .variational import Variational
 from .variational_part import FlipoutPart, LRTPart
 
@@ -53,6 +53,8 @@ _VARIANTS: dict[type[nn.Module], Variants] = {
     Part: {"flipout": FlipoutPart, "lrt": LRTPart},
 }
 
+_PLAIN = {made: plain for plain, variants in _VARIANTS.items() for made in variants.values()}
+
 
 def variant(cls: type[nn.Module], method: Method) -> type[Variational] | None:
     """The variational class for exactly `cls`, or None: subclasses have forwards of their own until registered."""
@@ -60,16 +62,24 @@ def variant(cls: type[nn.Module], method: Method) -> type[Variational] | None:
 
 
 def plain_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """The plain class that a variational one came from: the inverse of `variant` and `rerouted`."""
-    if issubclass(cls, Rerouted):
-        return cls.__mro__[1 + cls.__mro__.index(Variational)]
-    return next(plain for plain, variants in _VARIANTS.items() if cls in variants.values())
+    """The class that a variational or rerouting one came from.
+
+    Raises:
+        KeyError: it came from none.
+    """
+    derived_from = vars(cls).get("_plain")
+    return derived_from or _PLAIN[cls]
 
 
 def rerouted(cls: type[nn.Module], method: Method) -> type[Variational]:
     """The variational class for one that multiplies by Parameters of its own: `class FlipoutConv1D(Rerouted, Conv1D)`."""
     base = FlipoutRerouted if method == "flipout" else LRTRerouted
     return registered.derived(_PREFIXES[method], cls, (base, cls), {})
+
+
+def rerouting(cls: type[nn.Module]) -> type[Rerouting]:
+    """The class for a module that multiplies by weights of its children."""
+    return registered.derived(registered.REROUTING, cls, (Rerouting, cls), {})
 
 
 def plain_classes() -> tuple[type[nn.Module], ...]:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -109,11 +109,13 @@ class Variational(nn.Module):
                 f"{name} has shape {tuple(mean.shape)} but its posterior was made for {tuple(scale.shape)}: "
                 "resize first, then convert"
             )
-        return self._settings.posterior.std(mean, scale)
+        with unrouted():
+            return self._settings.posterior.std(mean, scale)
 
     def kl_divergence(self) -> Tensor:
         """KL(q‖p) of this layer alone in nats: a 0-dim tensor in float32 or better, summed over weight and bias."""
-        return torch.stack([self.kl_term(name) for name in self.means()]).sum()
+        with unrouted():
+            return torch.stack([self.kl_term(name) for name in self.means()]).sum()
 
     def kl_term(self, name: str) -> Tensor:
         """KL(q‖p) of `weight` or `bias` in nats, a 0-dim tensor in float32 or better.
@@ -214,10 +216,11 @@ class Flipout(Variational):
     def estimate(
         self, product: Product, inputs: list[Tensor], *posterior: Tensor | None, batch_dim: int
     ) -> Tensor:
-        shape, signs = inputs[0].shape, self._settings.signs
-        folds = signs == "example" and 0 <= batch_dim < len(shape)
-        fold = fold_of(self, shape[batch_dim]) if folds else None
-        return estimators.flipout(product, inputs, *posterior, signs=signs, batch_dim=batch_dim, fold=fold)
+        signs, x = self._settings.signs, inputs[0]
+        dims = product.sign_dims(0, x.dim(), batch_dim) - product.sign_dims(0, x.dim(), -1)
+        fold = fold_of(self, x.shape[dims.pop()]) if dims and signs == "example" else None
+        with unrouted():
+            return estimators.flipout(product, inputs, *posterior, signs=signs, batch_dim=batch_dim, fold=fold)
 
 
 class LRT(Variational):
@@ -228,7 +231,14 @@ class LRT(Variational):
     def estimate(
         self, product: Product, inputs: list[Tensor], *posterior: Tensor | None, batch_dim: int
     ) -> Tensor:
-        return estimators.lrt(product, inputs, *posterior)
+        with unrouted():
+            return estimators.lrt(product, inputs, *posterior)
+
+
+def unrouted() -> AbstractContextManager[Any]:
+    """What a layer computes of its own weight is no product that a module around it should answer (see `rerouted`)."""
+    enabled = torch._C._is_torch_function_mode_enabled()
+    return torch._C.DisableTorchFunction() if enabled else nullcontext()
 
 
 def mark_reached(module: Variational, args: Any, output: Any) -> None:
