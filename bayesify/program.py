@@ -134,7 +134,7 @@ def sharing(model: fx.GraphModule) -> fx.GraphModule:
 def layered(root: fx.GraphModule) -> None:
     """Make every product with a Parameter, in place, the call of a layer at the Parameter's place."""
     found, batch = find(root), batch_of(root.graph)
-    if not found.calls:
+    if not found.calls and not isinstance(root, Program):
         return
     kinds = _kinds(root)
     targets: dict[fx.Node, tuple[str, int]] = {}
@@ -142,14 +142,25 @@ def layered(root: fx.GraphModule) -> None:
         calls = [call for call in found.calls if call.owner == owner]
         targets |= _replace(root, owner, kinds.get(owner, ""), calls, found, batch)
     new: dict[fx.Node, fx.Node] = {}
+    examples = _size_of(batch, root.graph)
     for call in found.calls:
         if call.node in targets:
-            new[call.node] = _reroute(root, call, *targets[call.node], new, batch)
+            size = examples if _layout(call, batch) < 0 else None
+            new[call.node] = _reroute(root, call, *targets[call.node], new, size)
     multiplied = {call.weight for call in found.calls if not call.owner}
     root.exported_kind = kinds.get("", "GraphModule")  # type: ignore[assignment]
     root.exported_problems = dict(_problems(root, multiplied, found))  # type: ignore[assignment]
     root.graph.eliminate_dead_code()
     root.recompile()
+
+
+def _size_of(batch: Batch | None, graph: fx.Graph) -> fx.Node | None:
+    """A node of the batch's size, which dead code takes away again where no product asks for it."""
+    if batch is None:
+        return None
+    *_, last = (node for node in graph.nodes if node.op == "placeholder")
+    with graph.inserting_after(last):
+        return graph.call_function(torch.ops.aten.sym_size.int, (batch.input, batch.dim))
 
 
 def _owners(root: fx.GraphModule, found: Found) -> Iterator[str]:
@@ -259,16 +270,17 @@ def _layout(call: Call, batch: Batch | None) -> int:
     from_left = product.function in ("matmul", "mm") and product.args[0] != Ref("input", 0)
     if not call.inputs or from_left or product.function in ("einsum", "bmm", "bilinear"):
         return 0
-    return layout(call.inputs[0], batch)
+    found = layout(call.inputs[0], batch)
+    return 0 if product.function.startswith("conv") else found  # a convolution takes no dimension more
 
 
 def _reroute(
-    root: fx.GraphModule, call: Call, owner: str, which: int, new: dict[fx.Node, fx.Node], batch: Batch | None
+    root: fx.GraphModule, call: Call, owner: str, which: int, new: dict[fx.Node, fx.Node], examples: fx.Node | None
 ) -> fx.Node:
     """Put a call of the layer in the place of the product's node."""
     args: tuple[Any, ...] = tuple(new.get(each, each) for each in call.inputs)
     if isinstance(root.get_submodule(owner), Part):
-        args = (which, batch.like if batch and _layout(call, batch) < 0 else None, *args)
+        args = (which, examples, *args)
     with root.graph.inserting_before(call.node):
         node = root.graph.create_node("call_module", owner, args)
     node.meta.update(call.node.meta)

@@ -13,24 +13,22 @@ from .nn.part import LEADING, TRAILING
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch of a program: its size as a symbol, and an input that has the examples along its first dimension."""
+    """The batch of a program: its size as a symbol, and the input and its dimension that have it."""
 
     symbol: Any
-    like: fx.Node | None
+    input: fx.Node
+    dim: int
 
 
 def batch_of(graph: fx.Graph) -> Batch | None:
     """The batch, as the first dynamic dimension of the first input that has one; None where no size is dynamic."""
     inputs = [(node, value) for node in graph.nodes if node.op == "placeholder" and (value := _value(node)) is not None]
-    symbol = next((found for _, value in inputs for size in value.shape if (found := _symbol(size)) is not None), None)
-    if symbol is None:
-        return None
-    leads = (node for node, value in inputs if value.dim() > 1 and _symbol(value.shape[0]) == symbol)
-    return Batch(symbol, next(leads, None))
+    sizes = ((node, dim, _symbol(size)) for node, value in inputs for dim, size in enumerate(value.shape))
+    return next((Batch(symbol, node, dim) for node, dim, symbol in sizes if symbol is not None), None)
 
 
 def layout(node: fx.Node, batch: Batch | None) -> int:
-    """Which dimension of a node's value holds the examples, or how they are folded into a matrix's rows.
+    """Which dimension of a node's value holds the examples, or how they are folded into its first one.
 
     0 where no dimension has the batch's size, or where nothing is known of sizes.
     """
@@ -40,9 +38,8 @@ def layout(node: fx.Node, batch: Batch | None) -> int:
     at = _batch_at(value, batch)
     if at is not None:
         return at
-    rows = _symbol(value.shape[0]) if value.dim() == 2 else None
-    known = rows is not None and batch.like is not None and batch.symbol in rows.free_symbols
-    return _folded(node, rows, batch) if known else 0
+    rows = _symbol(value.shape[0]) if value.dim() > 1 else None
+    return _folded(node, rows, batch) if rows is not None and batch.symbol in rows.free_symbols else 0
 
 
 def _folded(node: fx.Node, rows: Any, batch: Batch) -> int:

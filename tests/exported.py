@@ -97,15 +97,26 @@ class TiedMLP(nn.Module):
 class Encoder(nn.Module):
     """torch's own encoder layers, batch-first or sequence-first."""
 
-    def __init__(self, batch_first: bool = True) -> None:
+    def __init__(self, sequence_first: bool = False) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=batch_first)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=not sequence_first)
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.batch_first, self.head = batch_first, nn.Linear(8, 3)
+        self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.encoder(x if self.batch_first else x.transpose(0, 1))
-        return self.head(y if self.batch_first else y.transpose(0, 1))
+        return self.head(self.encoder(x))
+
+
+class Windows(nn.Module):
+    """A layer that sees windows of the image as rows of a batch, as Swin's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = x.unflatten(1, (2, -1)).unflatten(3, (2, -1)).transpose(2, 3).reshape(-1, 4, 4)
+        return self.head(torch.tanh(self.qkv(windows)).reshape(x.shape[0], -1, 6).mean(1))
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,9 @@ def cases() -> dict[str, Case]:
     return {
         "cnn": Case(ConvNet(), images(3), ({0: batch},), convs),
         "cnn in train mode": Case(ConvNet(), images(3), ({0: batch},), convs, train=True),
+        "sequence-first encoder": Case(
+            Encoder(sequence_first=True), lambda n: (torch.randn(5, n, 8),), ({1: batch},), (*attention, "head.weight")
+        ),
         "encoder": Case(Encoder(), lambda n: (torch.randn(n, 5, 8),), ({0: batch},), (*attention, "head.weight")),
         "gpt": Case(
             GPT(), lambda n: (torch.randint(0, 17, (n, 4 + n)),), ({0: batch, 1: length},),
@@ -142,6 +156,7 @@ def cases() -> dict[str, Case]:
         ),
         "unet": Case(UNet(), images(1), ({0: batch},), ("enter.weight", "down.weight", "up.weight", "leave.weight")),
         "tied mlp": Case(TiedMLP(), lambda n: (torch.randn(n, 6),), ({0: batch},), ("encode.weight", "mix")),
+        "windows": Case(Windows(), lambda n: (torch.randn(n, 4, 4, 4),), ({0: batch},), ("qkv.weight", "head.weight")),
     }  # fmt: skip
 
 

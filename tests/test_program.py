@@ -161,11 +161,15 @@ def deltas(run, draws):
         ("encoder", "encoder.layers.1.self_attn.out_proj"),  # its rows are (sequence, batch)
         ("encoder", "encoder.layers.1.linear1"),
         ("gpt", "mlp.up"),  # its rows are (batch, sequence)
+        ("windows", "qkv"),  # its first dimension is (batch, windows)
+        ("sequence-first encoder", "encoder.layers.0.self_attn"),
+        ("sequence-first encoder", "encoder.layers.1.self_attn.out_proj"),
+        ("sequence-first encoder", "encoder.layers.1.linear1"),
     ],
 )
 def test_each_example_sees_one_weight_draw_of_its_own(case, site, folder):
     """Against weight draws: the variance of a sum over positions; and no covariance between examples."""
-    draws, given = 1500, cases()[case].inputs(4)
+    draws, given = 1000, cases()[case].inputs(4)
     model = bayesify.convert(open_program(folder / f"{case}.pt2"), {"rules": [{"targets": [f"re:{site}"]}]})
     bayesify.set_posterior_std(model, 0.05)
     layer = dict(bayesify.variational_layers(model))[site]
@@ -174,7 +178,8 @@ def test_each_example_sees_one_weight_draw_of_its_own(case, site, folder):
     model.requires_grad_(False)
 
     def projected():
-        return (flat(model(*given))[-1] * direction).flatten(1).sum(1)
+        weighted = flat(model(*given))[-1] * direction
+        return (weighted.transpose(0, 1) if "sequence" in case else weighted).flatten(1).sum(1)
 
     def by_weights():
         kept = layer._parameters[name].data.clone()
@@ -241,7 +246,7 @@ def test_a_saved_program_with_planted_text_is_refused(folder, tmp_path, monkeypa
 
 
 def test_an_exported_program_converts_in_memory():
-    program = export(Encoder(False).eval(), (torch.randn(2, 5, 8),), dynamic_shapes=({0: Dim("batch", min=1)},))
+    program = export(Encoder().eval(), (torch.randn(2, 5, 8),), dynamic_shapes=({0: Dim("batch", min=1)},))
     model, x = bayesify.convert(program), torch.randn(3, 5, 8)
     with bayesify.posterior_mean(model):
         assert torch.equal(model(x), program.module()(x))

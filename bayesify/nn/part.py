@@ -30,7 +30,7 @@ VIEWS: dict[str, Callable[..., Any]] = {
 }
 ROOT = "root_products"  # the part of what the root of a program multiplies by itself; a state_dict does not show it
 _FUNCTIONS = PRODUCTS | VIEWS
-LEADING, TRAILING = -1, -2  # layouts of a matrix whose rows are (examples, others), or (others, examples)
+LEADING, TRAILING = -1, -2  # layouts of a first dimension that is (examples, others), or (others, examples)
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Part(Holder):
         self.weights: tuple[tuple[str, int], ...] = ()
         self.layouts: tuple[int, ...] = ()
 
-    def forward(self, which: int, like: Tensor | None, *inputs: Tensor) -> Any:
-        """The product number `which`; `like` has the program's examples along its first dimension."""
+    def forward(self, which: int, examples: int | None, *inputs: Tensor) -> Any:
+        """The product number `which`; `examples` is the batch's size, where the first input has it folded into rows."""
         *views, product = self.uses[which]
         results: list[Any] = []
         for step in views:
@@ -94,7 +94,7 @@ class Part(Holder):
         if layout == 0 or vars(self).get("_quiet", True):
             return self._run(product, inputs, results)
         x = inputs[0]
-        first = _examples_first(x, layout, 0 if like is None else like.shape[0])
+        first = _examples_first(x, layout, examples or 1)
         return _as_before(self._run(_for_any_rank(product), (first, *inputs[1:]), results), layout)
 
     def _run(self, step: Step, inputs: tuple[Tensor, ...], results: list[Any]) -> Any:
@@ -121,13 +121,13 @@ class Part(Holder):
 def _examples_first(x: Tensor, layout: int, examples: int) -> Tensor:
     if layout > 0:
         return x.movedim(layout, 0)
-    columns = x.shape[1]
-    return x.view(examples, -1, columns) if layout == LEADING else x.view(-1, examples, columns).movedim(1, 0)
+    within = x.shape[1:]
+    return x.reshape(examples, -1, *within) if layout == LEADING else x.reshape(-1, examples, *within).movedim(1, 0)
 
 
 def _as_before(y: Tensor, layout: int) -> Tensor:
     if layout > 0:
-        return y.movedim(0, layout)
+        return y.movedim(0, layout).contiguous()  # as the plain product is: the program may view it
     return (y if layout == LEADING else y.movedim(0, 1)).flatten(0, 1)
 
 
