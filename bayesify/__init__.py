@@ -10,6 +10,7 @@ from . import functional, nn
 from .errors import BayesifyError
 from .kl import Ledger, variational_layers
 from .kl import total_kl as kl
+from .nn.folding import forget_examples, tell_examples
 from .nn.registry import plain_classes, register, variant
 from .nn.settings import Settings
 from .nn.state import LazyBuffer
@@ -50,5 +51,5 @@ __all__ = [
 # A converted model holds these beside its plain layers: torch.load(..., weights_only=True) may build them.
 _VARIANTS = [variant(cls, method) for cls in plain_classes() for method in ("flipout", "lrt")]
 torch.serialization.add_safe_globals(
-    [*_VARIANTS, rebuilt, Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture, Ledger, LazyBuffer, mark_reached, keep_unfused]
+    [*_VARIANTS, rebuilt, Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture, Ledger, LazyBuffer, mark_reached, keep_unfused, tell_examples, forget_examples]
 )

@@ -37,7 +37,8 @@ def blocker(site: Site) -> str | None:
     if reason or not (site.known or site.weights):
         return reason
     means = [name for name, _ in site.weights] or [*weight_names(module), *bias_names(module)]
-    found = (find(module, means) for find in (tensor_type, number_type, name_clash, replaced_method))
+    checks = tensor_type, number_type, name_clash, replaced_method, renormalized
+    found = (find(module, means) for find in checks)
     return next(filter(None, found), None)
 
 
@@ -108,7 +109,8 @@ def unknown_class(site: Site) -> str | None:
     """A class that is not in the registry, and whose matrices no rerouted product reaches."""
     module, cls = site.module, type(site.module)
     base = next((each for each in cls.__mro__ if each in plain_classes()), None)
-    offer = _subclass(cls, base) if base is not None else None
+    tied = bool(site.weights) and isinstance(module, nn.Embedding)
+    offer = _subclass(cls, base) if base is not None and not tied else None
     if offer or site.weights or isinstance(module, _NORMS):
         return offer
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -176,6 +178,13 @@ def replaced_method(module: nn.Module, means: list[str]) -> str | None:
         return None
     undo = "accelerate.hooks.remove_hook_from_module(layer)" if hasattr(module, "_hf_hook") else "undo that"
     return f"its {_listed(replaced)} was replaced on the instance, and would run past any noise: {undo} first"
+
+
+def renormalized(module: nn.Module, means: list[str]) -> str | None:
+    """A table that clips the rows that it looks up, in place."""
+    if getattr(module, "max_norm", None) is None or not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return None
+    return "its max_norm rewrites the rows at every look-up: clip them once, then set max_norm to None"
 
 
 def _title(cls: type) -> str:

@@ -36,9 +36,13 @@ def notes(
     calls = calls if reach is None else len(reach.shapes)
     if isinstance(site.module, nn.RNNCellBase):
         yield "a cell draws anew at each call: the steps of a loop over it share no draw"
+    if site.is_table and getattr(site.module, "sparse", False):
+        yield "its gradient from the output is sparse, that from the KL is dense"
     if method == "lrt":
         if isinstance(site.module, nn.RNNBase):
             yield "approximate: LRT draws per time step, though the steps of a sequence share the weights"
+        elif site.is_table:
+            yield "approximate: LRT draws for each looked-up element, though equal ids share a row"
         elif isinstance(site.module, nn.modules.conv._ConvNd):
             yield "approximate: LRT ignores that all positions share one kernel"
         elif sequences:

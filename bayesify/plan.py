@@ -171,7 +171,10 @@ def _claims(
     model: nn.Module, policy: Policy, sites: list[Site], names: dict[int, list[str]], reasons: list[str | None]
 ) -> list[Claim]:
     candidates = [
-        Candidate(tuple(names[id(site.module)]), kind_of(site.attention or site.module), _convertible(site, reason), reason)
+        Candidate(
+            tuple(names[id(site.module)]), kind_of(site.attention or site.module), _convertible(site, reason), reason,
+            asked=site.is_table and site.name != "",
+        )
         for site, reason in zip(sites, reasons, strict=True)
     ]
     claims = claim(policy, candidates, [name for found in names.values() for name in found])
@@ -223,7 +226,7 @@ def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth
     if claimed.method is None or claimed.settings is None:
         kept = claimed.reason if _convertible(site, reason) else kept_because(module)
         return replace(row, reason=kept)
-    becomes = variant(type(module), claimed.method) or rerouted(type(module), claimed.method)
+    becomes = (None if site.weights else variant(type(module), claimed.method)) or rerouted(type(module), claimed.method)
     settings = replace(claimed.settings.for_depth(depth), batch_dim=batch_dim(site), weights=site.weights)
     if site.weights or (site.readers and not site.called):
         settings = replace(settings, bias="deterministic")

@@ -61,8 +61,20 @@ class Site:
 
     @property
     def known(self) -> bool:
-        """Whether its class has a variational form of its own."""
-        return type(self.module) in plain_classes()
+        """Whether its class has a variational form of its own.
+
+        Not that of a table which a forward multiplies by: its products get the noise, and look-ups the mean.
+        """
+        return type(self.module) in plain_classes() and not (self._looks_up and any(True for _ in self.rerouting))
+
+    @property
+    def is_table(self) -> bool:
+        """Whether its rows are looked up, and its class has a variational form."""
+        return self._looks_up and self.known
+
+    @property
+    def _looks_up(self) -> bool:
+        return isinstance(self.module, nn.Embedding | nn.EmbeddingBag)
 
     @cached_property
     def called(self) -> bool:

@@ -178,7 +178,8 @@ def _prepare(made: Plan, modules: dict[str, nn.Module]) -> Iterator[tuple[Any, t
         module = modules[row.name]
         assert row.method is not None
         assert row.settings is not None
-        cls = variant(type(module), row.method) or rerouted(type(module), row.method)
+        known = None if row.settings.weights else variant(type(module), row.method)
+        cls = known or rerouted(type(module), row.method)
         tensors = posterior_tensors(module, row.settings)
         for name in tensors:
             mean = mean_of(name)

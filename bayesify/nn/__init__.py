@@ -30,6 +30,7 @@ from .conv import (
     LRTConvTranspose2d,
     LRTConvTranspose3d,
 )
+from .embedding import FlipoutEmbedding, FlipoutEmbeddingBag, LRTEmbedding, LRTEmbeddingBag
 from .linear import (
     FlipoutBilinear,
     FlipoutLinear,
@@ -68,6 +69,8 @@ __all__ = [
     "FlipoutConvTranspose1d",
     "FlipoutConvTranspose2d",
     "FlipoutConvTranspose3d",
+    "FlipoutEmbedding",
+    "FlipoutEmbeddingBag",
     "FlipoutGRU",
     "FlipoutGRUCell",
     "FlipoutLSTM",
@@ -83,6 +86,8 @@ __all__ = [
     "LRTConvTranspose1d",
     "LRTConvTranspose2d",
     "LRTConvTranspose3d",
+    "LRTEmbedding",
+    "LRTEmbeddingBag",
     "LRTGRUCell",
     "LRTLSTMCell",
     "LRTLinear",

@@ -9,7 +9,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import UsageError
-from . import attention, conv, linear, recurrent, registered
+from . import attention, conv, embedding, linear, recurrent, registered
 from .settings import Method
 from .part import Part
 from .rerouted import FlipoutRerouted, LRTRerouted, Rerouting
@@ -38,6 +38,8 @@ _VARIANTS: dict[type[nn.Module], Variants] = {
     nn.RNNCell: {"flipout": recurrent.FlipoutRNNCell, "lrt": recurrent.LRTRNNCell},
     nn.LSTMCell: {"flipout": recurrent.FlipoutLSTMCell, "lrt": recurrent.LRTLSTMCell},
     nn.GRUCell: {"flipout": recurrent.FlipoutGRUCell, "lrt": recurrent.LRTGRUCell},
+    nn.Embedding: {"flipout": embedding.FlipoutEmbedding, "lrt": embedding.LRTEmbedding},
+    nn.EmbeddingBag: {"flipout": embedding.FlipoutEmbeddingBag, "lrt": embedding.LRTEmbeddingBag},
     nn.Conv1d: {"flipout": conv.FlipoutConv1d, "lrt": conv.LRTConv1d},
     nn.LazyConv1d: {"flipout": conv.LazyFlipoutConv1d, "lrt": conv.LazyLRTConv1d},
     nn.Conv2d: {"flipout": conv.FlipoutConv2d, "lrt": conv.LRTConv2d},

@@ -46,8 +46,8 @@ def bias_slots(layer: nn.Module) -> list[str]:
     """Where the layer's kind keeps its biases, whether or not a Parameter is there."""
     if isinstance(layer, nn.MultiheadAttention):
         return ["in_proj_bias"]
-    if isinstance(layer, Part):
-        return []  # its products take biases as they are
+    if isinstance(layer, Part | nn.Embedding | nn.EmbeddingBag):
+        return []  # a part's products take biases as they are
     if isinstance(layer, nn.RNNBase):
         return [name for name in layer._flat_weights_names if name.startswith("bias")]
     return ["bias_ih", "bias_hh"] if isinstance(layer, nn.RNNCellBase) else ["bias"]
@@ -84,6 +84,8 @@ def fan_in(layer: nn.Module, name: str, settings: Settings | None = None) -> int
         return dict(settings.weights)[name]
     if isinstance(layer, Part):
         return dict(layer.weights)[name]
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        return 1  # an output is one element of the table
     names, matrix = weight_names(layer), name.replace("bias", "weight")
     shape = layer.get_parameter(matrix if matrix in names else names[0]).shape
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):

@@ -132,7 +132,7 @@ class Variational(nn.Module):
             raise UninitializedLayerError(
                 "is on the meta device: load its weights, then call bayesify.reset_posterior(model)"
             )
-        mean, scale = _whole(mean), _whole(scale)
+        mean, scale = (self.counted(name, _whole(each)) for each in (mean, scale))
         prior = self._settings.prior
         if isinstance(prior, LogUniform):
             return log_uniform_kl(scale)
@@ -143,10 +143,15 @@ class Variational(nn.Module):
             return softplus_normal_kl(mean, scale, *self.normal_prior(name))
         return normal_kl(mean, posterior.std(mean, scale), *self.normal_prior(name))
 
+    def counted(self, name: str, tensor: Tensor) -> Tensor:
+        """Those elements of the mean, or of what goes with it, that have a posterior: all of them, in most layers."""
+        return tensor
+
     def normal_prior(self, name: str) -> tuple[Tensor | float, Tensor | float]:
         """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
         prior = self._settings.prior
-        kept_mean, kept_std = (self._buffers.get(f"{name}_prior_{part}") for part in ("mean", "std"))
+        kept = (self._buffers.get(f"{name}_prior_{part}") for part in ("mean", "std"))
+        kept_mean, kept_std = (each if each is None else self.counted(name, each) for each in kept)
         mean = prior.mean if kept_mean is None else widened(kept_mean)
         if kept_std is not None:
             return mean, widened(kept_std)
