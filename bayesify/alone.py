@@ -41,12 +41,15 @@ def _explored(module: nn.Module, concrete: dict[str, Any], default: bool) -> fx.
     choices: list[bool] = []
     failure = ""
     for _ in range(_ATTEMPTS):
-        copied = without_weights(module)
+        try:
+            copied = without_weights(module)
+        except Exception as error:
+            return f"it cannot be copied: {_said(error)}"
         tracer = _Alone(copied, choices, default)
         try:
             return tracer.trace(copied, concrete)
         except Exception as error:
-            failure = failure or f"{_raised_at(error)} {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            failure = failure or f"{_raised_at(error)} {_said(error)}"
         choices = tracer.taken
         while choices and choices[-1] is not default:
             choices.pop()
@@ -73,7 +76,7 @@ class _Alone(Tracer):
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Settable(node, self)
+        return _Proxy(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         if len(self.taken) > _MOST_BRANCHES:
@@ -89,9 +92,12 @@ class _Alone(Tracer):
         return ()
 
 
-class _Settable(fx.Proxy):
+class _Proxy(fx.Proxy):
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def __len__(self) -> int:
+        return 1  # as many as `iter` gives
 
 
 @contextmanager
@@ -104,6 +110,10 @@ def _nothing_wrapped() -> Iterator[None]:
         yield
     finally:
         registry.update(kept)
+
+
+def _said(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _raised_at(error: BaseException) -> str:

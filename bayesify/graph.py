@@ -150,9 +150,16 @@ def without_weights(model: nn.Module) -> nn.Module:
     """A deep copy of the model whose Parameters, and big tensors, are empty ones on meta."""
     memo: dict[int, Any] = {}
     for module in model.modules():
-        stored = chain(module._parameters.values(), module._buffers.values(), vars(module).values())
+        stored = chain(module._parameters.values(), module._buffers.values(), _plain_tensors(vars(module)))
         memo.update((id(value), _stand_in(value)) for value in stored if isinstance(value, torch.Tensor))
     return copy.deepcopy(model, memo)
+
+
+def _plain_tensors(attributes: dict[str, Any]) -> Iterator[torch.Tensor]:
+    """Tensors among a module's attributes, and in lists and dicts there: a cache's may be no leaves, or very big."""
+    for value in attributes.values():
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+        yield from (each for each in held if isinstance(each, torch.Tensor))
 
 
 def _stand_in(value: torch.Tensor) -> torch.Tensor:

@@ -47,13 +47,15 @@ def uses(module: nn.Module) -> Uses:
     """The uses of all matrices that the module's forward reads itself."""
     if type(module).forward is nn.Module.forward:
         return Uses(failure="nothing is known to multiply by it")
+    found = Uses()
+    held = {name: value for name, value in module.named_parameters() if not is_lazy(value) and value.dim() > 1}
+    if not held:
+        return found
     graphs, failure = traced_alone(module)
     if not graphs:
         return Uses(failure=f"its forward does not trace: {failure}")
-    found = Uses()
-    for name, value in module.named_parameters():
-        if not is_lazy(value) and value.dim() > 1:
-            _enter(found, value, [each for graph in graphs for each in _uses(graph, name)])
+    for name, value in held.items():
+        _enter(found, value, [each for graph in graphs for each in _uses(graph, name)])
     return found
 
 

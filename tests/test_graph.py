@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+import bayesify
+from bayesify.errors import NotCopyableError
 from bayesify.graph import called_by_code, census, read_by_code
 
 
@@ -275,3 +278,38 @@ def test_lists_and_dictionaries_of_parameters_are_read_whole() -> None:
 
     model = Listed()
     assert read_by_code(model) == {id(each) for each in model.parameters()}
+
+
+class Caching(nn.Module):
+    """It keeps what it computed with gradients, as timm's LeViT does: torch copies no Tensor that is no leaf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias, self.out = nn.Parameter(torch.ones(2, 4)), nn.Linear(4, 4)
+        self.cache: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache.setdefault("cpu", self.bias[0] * 2)
+        return self.out(x + self.cache["cpu"])
+
+
+class Locked(Caching):
+    """A lock cannot be copied at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize("cls", [Caching, Locked])
+def test_what_torch_cannot_copy_is_planned_all_the_same(cls: type[nn.Module]) -> None:
+    model = cls()
+    model(torch.randn(2, 4))
+    assert (census(model) is None) is (cls is Locked)
+    rows = {row.name: row for row in bayesify.plan(model).rows}
+    assert rows["out"].verb == "converts"
+    assert rows[""].verb == "blocked"
+    with pytest.raises(NotCopyableError):
+        bayesify.convert(model)
+    bayesify.convert(model, inplace=True)
+    assert not torch.equal(model(torch.ones(2, 4)), model(torch.ones(2, 4)))
