@@ -192,7 +192,7 @@ class LRTGRUCell(CellFamily, LRT, nn.GRUCell):
 
 
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Dynamo leaves recurrent layers themselves to eager mode; what they call it would unroll, anew for every length."""
+    """Dynamo leaves recurrent layers to eager mode, but what they call it would unroll, anew for every length."""
     # to ask for it imports Dynamo, which takes seconds and which nobody uses who has not imported it
     return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
