@@ -13,6 +13,7 @@ from .errors import BayesifyError
 from .io import load, save
 from .kl import Ledger, variational_layers
 from .kl import total_kl as kl
+from .nn.folding import forget_examples, tell_examples
 from .nn.registry import plain_classes, register, variant
 from .nn.settings import Settings
 from .nn.state import LazyBuffer
@@ -21,6 +22,7 @@ from .optim import extend_optimizer, param_groups
 from .plan import Plan, plan
 from .policy import Policy
 from .posterior import Posterior, Scale
+from .program_state import rebuilt
 from .prior import LogUniform, Normal, ScaleMixture
 from .start import load_weights, reset_posterior, set_posterior_std
 from .surgery import convert, flipout, keep_unfused, lrt, posterior_mean, revert
@@ -54,4 +56,5 @@ __all__ = [
 # A converted model holds these beside its plain layers: torch.load(..., weights_only=True) may build them.
 _VARIANTS: list[Any] = [variant(cls, method) for cls in plain_classes() for method in ("flipout", "lrt")]
 _SETTINGS = [Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture]
-torch.serialization.add_safe_globals([*_VARIANTS, *_SETTINGS, Ledger, LazyBuffer, mark_reached, keep_unfused])
+_HOOKS = [mark_reached, keep_unfused, tell_examples, forget_examples]
+torch.serialization.add_safe_globals([*_VARIANTS, *_SETTINGS, *_HOOKS, Ledger, LazyBuffer, rebuilt])

@@ -86,7 +86,7 @@ def total_kl(model: nn.Module, *, reached: bool = False) -> Tensor:
     found = terms(model)
     values = [term.evaluate() for term in found if term.reached or not reached]
     if not values:
-        return torch.zeros((), device=found[0].layers[0].weight.device)
+        return torch.zeros((), device=getattr(found[0].layers[0], found[0].mean_name).device)
     return torch.stack([value.to(values[0].device) for value in values]).sum()
 
 

@@ -10,17 +10,22 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .blockers import Site, bears_weight, blocker, kept_because
+from .blockers import bears_weight, blocker, kept_because
 from .claims import Claim, claim
 from .errors import NothingToConvertError, PolicyError
+from .examples import ExampleInputs
 from .graph import Census, census
-from .nn.registry import variant
+from .nn.part import kind_of
+from .nn.registry import rerouted, variant
 from .nn.settings import Method, Settings
-from .nn.state import MEANS
+from .nn.state import bias_names, weight_names
 from .notes import ON_SEQUENCES, notes
 from .parents import batch_dim, fused_parents, unregistered
 from .policy import Policy, PolicyLike
+from .program import prepared
+from .reach import Reach, examples_dim, reach
 from .select import Candidate
+from .sites import Forwards, Site
 from .wrappers import refuse_model
 
 Verb = Literal["converts", "keeps", "blocked", "adjusted"]
@@ -38,6 +43,7 @@ class Row:
         parameters_before, parameters_after: of this module itself; a tied Parameter counts where it stands first.
         method, settings: what convert carries out.
         notes: what a careful reader would want to know beside that.
+        reads: the modules below, by name from here, whose weights its own forward multiplies by.
     """
 
     name: str
@@ -52,6 +58,7 @@ class Row:
     method: Method | None = None
     settings: Settings | None = None
     notes: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data under the keys that `bayesify convert --json` prints."""
@@ -67,12 +74,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """The decision for every site of a model. `print(plan)` shows it as a table."""
+    """The decision for every site of a model. `print(plan)` shows it as a table.
+
+    `batch_dim` is the dimension of the model's own inputs that holds the batch.
+    """
 
     model: str
     policy: Policy
     rows: tuple[Row, ...]
     totals: dict[str, int] = field(repr=False)
+    batch_dim: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data, of one stable shape: model, policy, rows, totals."""
@@ -94,36 +105,43 @@ class Plan:
         return as_html(self)
 
 
-def plan(model: nn.Module, policy: PolicyLike = "flipout") -> Plan:
+def plan(model: nn.Module, policy: PolicyLike = "flipout", *, example_inputs: ExampleInputs | None = None) -> Plan:
     """Decide for every module of `model` what `convert` would do, and why. Touches nothing.
 
     Args:
-        model: any nn.Module, on any device, `meta` included.
+        model: any nn.Module or exported program, on any device, `meta` included.
         policy: a Policy, a dict, the path of a YAML file, or the name of a preset or method.
+        example_inputs: what the model is called with, to run it (in eval mode, leaving no trace) and see how each layer
+            is called and where it has the examples of the batch. A tensor, a tuple of arguments, a dict of keywords, or
+            a list of two of those with batches of two sizes, which tells which dimension is the batch (else the first).
 
     Raises:
         PolicyError: the policy is wrong in itself or does not fit the model; all its problems at once.
         NothingToConvertError: no layer is left to convert.
         WrappedModelError, AlreadyVariationalError, UsageError: the model as a whole cannot be converted.
     """
+    model = prepared(model)
     refuse_model(model)
     policy = Policy.parse(policy)
     names = _names(model)
     traced = census(model)
-    sites = _sites(model, names)
-    reasons = [blocker(site, traced) for site in sites]
+    sites = _sites(model, names, traced)
+    reasons = [blocker(site) for site in sites]
     claims = _claims(model, policy, sites, names, reasons)
     depth = sum(each.method is not None for each in claims)
     rows = [
         _row(site, names[id(site.module)], reason, each, depth)
         for site, reason, each in zip(sites, reasons, claims, strict=True)
     ]
-    rows = list(_with_notes(_counted(rows, sites), sites, traced))
-    rows = _adjusted(model, names, rows, sites)
+    settings = {row.name: row.settings for row in rows if row.settings is not None}
+    reaches = {} if example_inputs is None else reach(model, settings, example_inputs)
+    rows = list(_with_notes(_counted(rows, sites), sites, reaches))
+    rows = _rerouting(names, _adjusted(model, names, rows, sites), sites)
     order = {found[0]: at for at, found in enumerate(names.values())}
     rows.sort(key=lambda row: order[row.name])
     rows += [_outside(*each) for each in unregistered(model)]
-    return Plan(type(model).__name__, policy, tuple(rows), _totals(model, rows))
+    batch_dim = 0 if example_inputs is None else examples_dim(example_inputs)
+    return Plan(kind_of(model).__name__, policy, tuple(rows), _totals(model, rows), batch_dim)
 
 
 def _names(model: nn.Module) -> dict[int, list[str]]:
@@ -134,13 +152,13 @@ def _names(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def _sites(model: nn.Module, names: dict[int, list[str]]) -> list[Site]:
+def _sites(model: nn.Module, names: dict[int, list[str]], traced: Census | None) -> list[Site]:
     modules = dict(model.named_modules(remove_duplicate=False))
-    sites = []
+    sites, forwards = [], Forwards()
     for name, module in model.named_modules():
         if bears_weight(module):
             ancestors = {parent: modules[parent] for alias in names[id(module)] for parent in _parents(alias)}
-            sites.append(Site(module, name, tuple(ancestors.items())))
+            sites.append(Site(module, name, tuple(ancestors.items()), traced, forwards))
     return sites
 
 
@@ -153,11 +171,15 @@ def _claims(
     model: nn.Module, policy: Policy, sites: list[Site], names: dict[int, list[str]], reasons: list[str | None]
 ) -> list[Claim]:
     candidates = [
-        Candidate(tuple(names[id(site.module)]), type(site.module), _convertible(site, reason), reason)
+        Candidate(
+            tuple(names[id(site.module)]), kind_of(site.attention or site.module), _convertible(site, reason), reason,
+            asked=site.is_table and site.name != "",
+        )
         for site, reason in zip(sites, reasons, strict=True)
     ]
     claims = claim(policy, candidates, [name for found in names.values() for name in found])
-    claims = [_unless_frozen(each, site.module, policy) for each, site in zip(claims, sites, strict=True)]
+    claims = [_unless_frozen(each, site, policy) for each, site in zip(claims, sites, strict=True)]
+    claims = _with_attention(claims, sites)
     if not any(each.method for each in claims):
         raise NothingToConvertError(
             f"all that the policy selects in {type(model).__name__} is frozen (requires_grad=False): "
@@ -167,13 +189,28 @@ def _claims(
 
 
 def _convertible(site: Site, reason: str | None) -> bool:
-    return reason is None and variant(type(site.module), "flipout") is not None
+    return reason is None and (site.known or bool(site.weights))
 
 
-def _unless_frozen(claimed: Claim, module: nn.Module, policy: Policy) -> Claim:
-    if claimed.method is None or policy.frozen == "convert" or module.weight.requires_grad:
+def _unless_frozen(claimed: Claim, site: Site, policy: Policy) -> Claim:
+    if claimed.method is None or policy.frozen == "convert":
+        return claimed
+    settings = replace(claimed.settings or Settings(), weights=site.weights)
+    if site.module.get_parameter(weight_names(site.module, settings)[0]).requires_grad:
         return claimed
     return replace(claimed, method=None, settings=None, reason="frozen (requires_grad=False)")
+
+
+def _with_attention(claims: list[Claim], sites: list[Site]) -> list[Claim]:
+    """An attention's `out_proj` is called only where the attention itself converts."""
+    converting = {id(site.module) for site, each in zip(sites, claims, strict=True) if each.method}
+    why = "nn.MultiheadAttention reads its weight without calling it, and is kept"
+    return [
+        replace(each, method=None, settings=None, reason=why)
+        if each.method and site.attention is not None and id(site.attention) not in converting
+        else each
+        for each, site in zip(claims, sites, strict=True)
+    ]
 
 
 def _outside(name: str, module: nn.Module) -> Row:
@@ -183,15 +220,16 @@ def _outside(name: str, module: nn.Module) -> Row:
 
 def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth: int) -> Row:
     module = site.module
-    row = Row(site.name, tuple(names[1:]), "keeps", type(module).__name__, rule=claimed.rule)
+    row = Row(site.name, tuple(names[1:]), "keeps", kind_of(module).__name__, rule=claimed.rule)
     if reason is not None:
         return replace(row, verb="blocked", rule=None, reason=reason)
     if claimed.method is None or claimed.settings is None:
         kept = claimed.reason if _convertible(site, reason) else kept_because(module)
         return replace(row, reason=kept)
-    becomes = variant(type(module), claimed.method)
-    assert becomes is not None
-    settings = replace(claimed.settings.for_depth(depth), batch_dim=batch_dim(site))
+    becomes = (None if site.weights else variant(type(module), claimed.method)) or rerouted(type(module), claimed.method)
+    settings = replace(claimed.settings.for_depth(depth), batch_dim=batch_dim(site), weights=site.weights)
+    if site.weights or (site.readers and not site.called):
+        settings = replace(settings, bias="deterministic")
     return replace(row, verb="converts", becomes=becomes.__name__, method=claimed.method, settings=settings)
 
 
@@ -206,10 +244,8 @@ def _counted(rows: list[Row], sites: list[Site]) -> list[Row]:
         tied = tuple(f"{name} is tied to {seen[id(each)]}" for name, each in own.items() if id(each) in seen)
         seen |= {id(each): f"{row.name}.{name}".lstrip(".") for name, each in fresh.items()}
         new = 0
-        for name in _means(row):
-            mean = own.get(name)
-            if mean is None:
-                continue
+        for name in _means(row, site.module):
+            mean = own[name]
             first = posteriors.setdefault(id(mean), row)
             _refuse_two_posteriors(first, row, name)
             new += _size(mean) if first is row else 0
@@ -218,10 +254,10 @@ def _counted(rows: list[Row], sites: list[Site]) -> list[Row]:
     return counted
 
 
-def _means(row: Row) -> tuple[str, ...]:
+def _means(row: Row, module: nn.Module) -> list[str]:
     if row.settings is None:
-        return ()
-    return MEANS if row.settings.bias == "variational" else MEANS[:1]
+        return []
+    return weight_names(module, row.settings) + (bias_names(module) if row.settings.bias == "variational" else [])
 
 
 def _size(tensor: Tensor) -> int:
@@ -240,13 +276,15 @@ def _refuse_two_posteriors(first: Row, row: Row, name: str) -> None:
         )
 
 
-def _with_notes(rows: list[Row], sites: list[Site], traced: Census | None) -> Iterator[Row]:
+def _with_notes(rows: list[Row], sites: list[Site], reaches: dict[str, Reach]) -> Iterator[Row]:
     sequences = any(isinstance(site.module, ON_SEQUENCES) for site in sites)
     for row, site in zip(rows, sites, strict=True):
         more: Iterable[str] = ()
         if row.method is not None and row.settings is not None:
-            aliases = bool(row.aliases)
-            more = notes(site, row.method, row.settings, aliases=aliases, census=traced, sequences=sequences)
+            aliases, found = bool(row.aliases), reaches.get(row.name)
+            row = row if found is None else replace(row, settings=found.settled(row.settings))
+            assert row.settings is not None
+            more = notes(site, row.method, row.settings, aliases=aliases, sequences=sequences, reach=found)
         yield replace(row, notes=(*row.notes, *more))
 
 
@@ -263,7 +301,29 @@ def _adjusted(model: nn.Module, names: dict[int, list[str]], rows: list[Row], si
     return list(found.values())
 
 
-_FUSED = "its fused inference path reads linear1.weight past the noise: switched off"
+def _rerouting(names: dict[int, list[str]], rows: list[Row], sites: list[Site]) -> list[Row]:
+    """The rows, and those of modules that multiply by the weights of converting ones below them."""
+    found = {row.name: row for row in rows}
+    for site in sites:
+        if found[site.name].verb != "converts":
+            continue
+        for name, module in site.rerouting:
+            name, *aliases = names[id(module)]
+            row = found.get(name, Row(name, tuple(aliases), "adjusted", type(module).__name__))
+            path = next(path for path, each in module.named_modules() if each is site.module)
+            row = replace(row, reads=(*row.reads, path))
+            why = f"its own products with the weight of {', '.join(map(repr, row.reads))} are rerouted to the noise"
+            if row.verb == "converts":
+                row = replace(row, notes=(*(each for each in row.notes if not each.startswith(_OWN)), why))
+            else:
+                more = (row.reason,) if row.reason and not row.reason.startswith(_OWN) else ()
+                row = replace(row, verb="adjusted", rule=None, reason=why, notes=(*row.notes, *more))
+            found[name] = row
+    return list(found.values())
+
+
+_OWN = "its own products with"
+_FUSED = "its fused inference path reads weights past the noise: switched off"
 _NESTED = "its nested-tensor path is switched off: outputs under the padding mask are computed, no longer zeros"
 
 

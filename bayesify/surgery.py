@@ -8,25 +8,32 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedBuffer
 
 from .errors import NameClashError, NotCopyableError, UsageError, did_you_mean
+from .examples import ExampleInputs
 from .kl import Ledger, layers_of, terms
-from .nn.registry import plain_class, variant
-from .nn.state import NAMES, posterior_tensors
+from .nn.folding import unwatch_examples, watch_examples
+from .nn.registry import plain_class, rerouted, rerouting, variant
+from .nn.rerouted import Rerouting
+from .nn.state import SUFFIXES, mean_of, posterior_tensors
 from .nn.variational import Flipout, Variational
 from .plan import Plan, Row, plan
 from .policy import PolicyLike
+from .program import from_exported, is_exported, layered
 from .start import refuse_lazy
 
 Model = TypeVar("Model", bound=nn.Module)
 
 _NESTED = "_nested_when_plain"  # on encoders whose nested-tensor path conversion switched off
-_RESERVED = {*NAMES, *Variational.__annotations__, *dir(Flipout)}
+_RESERVED = {*(f"weight_{suffix}" for suffix in SUFFIXES), *Variational.__annotations__, *dir(Flipout)}
 
 
-def convert(model: Model, policy: PolicyLike = "flipout", *, inplace: bool = False, kl_name: str = "kl") -> Model:
+def convert(
+    model: Model, policy: PolicyLike = "flipout", *, example_inputs: ExampleInputs | None = None, inplace: bool = False,
+    kl_name: str = "kl",
+) -> Model:  # fmt: skip
     """Make the model variational: its plan, carried out.
 
     The result has the model's outputs, names and classes (each converted layer is a subclass of what it was), noise in
@@ -36,6 +43,8 @@ def convert(model: Model, policy: PolicyLike = "flipout", *, inplace: bool = Fal
     Args:
         model: the trained model; left as it was unless `inplace`.
         policy: a Policy, a dict, the path of a YAML file, or the name of a preset or method.
+        example_inputs: what the model is called with: see `plan`. Where dimension 0 of a layer is not the model's batch
+            (sequence-first networks, windows or tokens folded into it), they tell it where its examples are.
         inplace: rewrite `model` itself: the same Parameter objects, no copy of the weights.
         kl_name: the attribute that `kl` becomes, where the model has one of that name.
 
@@ -44,11 +53,15 @@ def convert(model: Model, policy: PolicyLike = "flipout", *, inplace: bool = Fal
         NotCopyableError: torch cannot deep-copy the model.
         PolicyError, NothingToConvertError, WrappedModelError, AlreadyVariationalError: see `plan`.
     """
-    made = plan(model, policy)
+    if is_exported(model):
+        model, inplace = _private(model, inplace), True
+    made = plan(model, policy, example_inputs=example_inputs)
     _refuse_clash(model, kl_name)
     # tensors made in inference mode would never get a gradient
     with torch.inference_mode(False):
         target = model if inplace else _copied(model)
+        if isinstance(target, fx.GraphModule):
+            layered(target)
         _carry_out(made, target, kl_name)
     return target
 
@@ -138,6 +151,12 @@ def _copied(model: Model) -> Model:
         ) from error
 
 
+def _private(program: Any, inplace: bool) -> Any:
+    if inplace:
+        raise UsageError("an exported program cannot be rewritten in place: convert(program) gives a module of its own")
+    return _copied(from_exported(program))
+
+
 def _carry_out(made: Plan, model: nn.Module, kl_name: str) -> None:
     """All that is known to fail comes first, and the rest is undone if it fails: the model is as it was then."""
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -147,8 +166,12 @@ def _carry_out(made: Plan, model: nn.Module, kl_name: str) -> None:
             module.__class__ = cls
             module.add_posterior(row.settings, tensors)
         for row in made.rows:
+            if row.reads:
+                _reroute(modules[row.name], row.reads)
             if row.verb == "adjusted":
                 _adjust(modules[row.name])
+        if any(row.settings is not None and row.settings.rows > 1 for row in made.rows):
+            watch_examples(model, made.batch_dim)
         setattr(model, kl_name, Ledger(model))
     except BaseException:
         _take_back(model)
@@ -161,12 +184,13 @@ def _prepare(made: Plan, modules: dict[str, nn.Module]) -> Iterator[tuple[Any, t
         module = modules[row.name]
         assert row.method is not None
         assert row.settings is not None
-        cls = variant(type(module), row.method)
-        assert cls is not None
+        known = None if row.settings.weights else variant(type(module), row.method)
+        cls = known or rerouted(type(module), row.method)
         tensors = posterior_tensors(module, row.settings)
         for name in tensors:
-            mean = module._parameters[name.partition("_")[0]]
-            tensors[name] = shared.setdefault((id(mean), name), tensors[name])
+            mean = mean_of(name)
+            key = id(module._parameters[mean]), name.removeprefix(mean)
+            tensors[name] = shared.setdefault(key, tensors[name])
         yield module, cls, row, tensors
 
 
@@ -176,26 +200,36 @@ def _take_back(model: nn.Module) -> None:
             plain = _plain_class(module)
             module.remove_posterior()
             module.__class__ = plain  # type: ignore[assignment]
+        elif isinstance(module, Rerouting):
+            module.__class__ = plain_class(type(module))  # type: ignore[assignment]
         _readjust(module)
 
 
 def _plain_class(layer: Variational) -> type[nn.Module]:
     try:
         return plain_class(type(layer))
-    except StopIteration:
+    except KeyError:
         words = "was derived from a variational layer: there is no plain class to go back to"
         raise UsageError(f"{type(layer).__name__} {words}") from None
+
+
+def _reroute(module: Any, reads: tuple[str, ...]) -> None:
+    if not isinstance(module, Rerouting):
+        module.__class__ = rerouting(type(module))
+    module._reads = reads
 
 
 def _adjust(module: nn.Module) -> None:
     if isinstance(module, nn.TransformerEncoder):
         setattr(module, _NESTED, True)
         module.use_nested_tensor = False
-    else:
+    elif isinstance(module, nn.TransformerEncoderLayer):
         module.register_forward_pre_hook(keep_unfused)
 
 
-def _readjust(module: Any) -> None:
+def _readjust(module: nn.Module) -> None:
+    unwatch_examples(module)
+    vars(module).pop("_reads", None)
     for key in [key for key, hook in module._forward_pre_hooks.items() if hook is keep_unfused]:
         del module._forward_pre_hooks[key]
     if hasattr(module, _NESTED):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from bayesify.blockers import Site, bears_weight, blocker, kept_because
+from bayesify.blockers import bears_weight, blocker, kept_because
 from bayesify.graph import Census, census
 from bayesify.nn.registry import plain_classes
+from bayesify.sites import Site
 
 
 class OwnForward(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, 2 * self.weight)
+
+
+class Doubled(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
 
@@ -37,18 +44,21 @@ class OtherConv(nn.Conv2d):
 class Computes(nn.Linear):
     def __init__(self) -> None:
         nn.Module.__init__(self)
-        self.raw = nn.Parameter(torch.zeros(2, 2))
+        self.raw, self.bias = nn.Parameter(torch.zeros(2, 2)), None
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         return self.raw.exp()
 
 
-class HalfLinear(nn.Module):
+class Adds(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.matrix, self.other = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2, 2))
         self.scale = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * (x + self.other)
 
 
 class Scale(nn.Module):
@@ -67,6 +77,10 @@ class OwnsTheName(nn.Linear):
     weight_std = 1.0
 
 
+class OwnLSTM(nn.LSTM):
+    pass
+
+
 class Adapter(nn.Module):
     adapter_layer_names = ("lora_A",)
 
@@ -83,7 +97,7 @@ class Tied(nn.Module):
         self.read, self.called = nn.Linear(2, 2), nn.Linear(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.called(x), self.read.weight) + self.called.weight.sum()
+        return F.linear(self.called(x), self.read.weight.exp()) + self.called.weight.sum()
 
 
 class Packed(torch.Tensor):
@@ -126,21 +140,25 @@ BLOCKED = {
     "scripted": (_scripted, "TorchScript"),
     "quantized": (_quantized, "a quantized layer: convert the float model"),
     "adapter itself": (Adapter, "merge_and_unload"),
-    "own forward": (lambda: OwnForward(2, 2), "OwnForward is a subclass of nn.Linear with a forward of its own"),
+    "own forward": (lambda: OwnForward(2, 2), f"weight: it is used in `mul` at {__file__}:"),
+    "super's forward": (lambda: Doubled(2, 2), "bayesify.register(Doubled, like=nn.Linear)"),
     "inherits": (lambda: Inherits(2), "unchanged: bayesify.register(Inherits, like=nn.Linear) converts it"),
-    "helper": (lambda: OtherConv(2, 2, 1), "overrides '_conv_forward', which nn.Conv2d's forward uses"),
-    "weight property": (Computes, "overrides 'weight'"),
-    "out_proj class": (
-        lambda: nn.modules.linear.NonDynamicallyQuantizableLinear(2, 2),
-        "bayesify.register(NonDynamicallyQuantizableLinear, like=nn.Linear)",
+    "helper": (lambda: OtherConv(2, 2, 1), f"weight: it is used in `mul` at {__file__}:"),
+    "weight property": (Computes, f"raw: it is used in `exp` at {__file__}:"),
+    "lstm of one's own": (lambda: OwnLSTM(2, 2), "bayesify.register(OwnLSTM, like=nn.LSTM) converts it"),
+    "recurrent base": (lambda: nn.RNNBase("GRU", 2, 2), "weight_ih_l0: nothing is known to multiply by it"),
+    "weight_norm of an lstm": (
+        lambda: _with(nn.LSTM(2, 2), lambda layer: nn.utils.weight_norm(layer, "weight_hh_l0")),
+        "its weight_hh_l0 is computed by the old weight_norm: torch.nn.utils.remove_weight_norm(layer, 'weight_hh_l0')",
     ),
-    "attention": (lambda: nn.MultiheadAttention(2, 1), "nn.MultiheadAttention uses its projections"),
-    "lstm": (lambda: nn.LSTM(2, 2), "nn.LSTM is recurrent"),
-    "gru cell": (lambda: nn.GRUCell(2, 2), "nn.GRUCell is recurrent"),
+    "pruned gru cell": (
+        lambda: _with(nn.GRUCell(2, 2), lambda layer: prune.l1_unstructured(layer, "bias_ih", 0.5)),
+        "its bias_ih is pruned by torch.nn.utils.prune: prune.remove(layer, 'bias_ih')",
+    ),
     "embedding": (lambda: nn.Embedding(2, 2), "nn.Embedding looks rows up"),
     "embedding bag": (lambda: nn.EmbeddingBag(2, 2), "nn.EmbeddingBag looks rows up"),
-    "generic": (HalfLinear, "it holds 'matrix', 'other' itself"),
-    "parameter list": (lambda: nn.ParameterList([torch.zeros(2, 2)]), "it holds '0' itself"),
+    "generic": (Adds, "matrix: its forward never uses it; other: it is used in `add`"),
+    "parameter list": (lambda: nn.ParameterList([torch.zeros(2, 2)]), "0: nothing is known to multiply by it"),
     "parametrized": (lambda: parametrizations.weight_norm(_linear()), "'weight' is computed by a parametrization"),
     "parametrized bias": (
         lambda: _with(_linear(), lambda layer: nn.utils.parametrize.register_parametrization(layer, "bias", nn.Tanh())),
@@ -209,10 +227,10 @@ def test_blocked(make: Callable[[], nn.Module], words: str) -> None:
     assert isinstance(module, Adapter) or bears_weight(module)
 
 
-def _plain(cls: type[nn.Module]) -> nn.Module:
-    sizes = {"Bilinear": (2, 2, 2), "Linear": (2, 2), "LazyLinear": (2,)}
+def _plain(cls: type[nn.Module], **options: Any) -> nn.Module:
+    sizes = {"Bilinear": (2, 2, 2), "LazyLinear": (2,)}
     lazy = (2, 1) if cls.__name__.startswith("Lazy") else (2, 2, 1)
-    return cls(*sizes.get(cls.__name__, lazy))
+    return cls(*sizes.get(cls.__name__, (2, 2) if cls.__name__.endswith(("Linear", "Cell")) else lazy), **options)
 
 
 TORCH = [cls for cls in plain_classes() if cls.__module__.startswith("torch.nn.")]
@@ -221,14 +239,12 @@ TORCH = [cls for cls in plain_classes() if cls.__module__.startswith("torch.nn."
 @pytest.mark.parametrize("change", ["float", "half", "frozen", "no bias", "meta", "hooked"])
 @pytest.mark.parametrize("cls", TORCH, ids=lambda cls: cls.__name__)
 def test_every_plain_layer_is_free(cls: type[nn.Module], change: str) -> None:
-    module = _plain(cls)
+    module = _plain(cls, bias=change != "no bias")
     if change == "half":
         module.half()
     elif change == "frozen":
         for parameter in module.parameters():
             parameter.requires_grad = False
-    elif change == "no bias":
-        module.register_parameter("bias", None)
     elif change == "meta":
         module.to("meta")
     elif change == "hooked":
@@ -238,7 +254,8 @@ def test_every_plain_layer_is_free(cls: type[nn.Module], change: str) -> None:
 
 
 def test_a_registered_class_that_took_the_name_is_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bayesify.blockers.plain_classes", lambda: (*plain_classes(), OwnsTheName, Inherits))
+    for room in ("blockers", "sites"):
+        monkeypatch.setattr(f"bayesify.{room}.plain_classes", lambda: (*plain_classes(), OwnsTheName, Inherits))
     assert "it has 'weight_std' already" in str(blocker(Site(OwnsTheName(2, 2), "layer")))
     assert blocker(Site(Inherits(2), "layer")) is None
 
@@ -272,12 +289,16 @@ def test_inside_an_adapter() -> None:
     assert reason == "it is inside the peft adapter 0 (Adapter): model.merge_and_unload() first"
 
 
-def test_out_proj_is_blocked_for_its_parent_s_sake_under_any_alias() -> None:
-    attention = nn.MultiheadAttention(2, 1)
-    here = blocker(Site(attention.out_proj, "out_proj", (("", attention),)))
-    elsewhere = blocker(Site(attention.out_proj, "alias", (("", nn.Module()), ("attn", attention))))
-    assert here == elsewhere
-    assert here == "nn.MultiheadAttention reads its weight without calling it: noise in it would never be seen"
+class OtherAttention(nn.MultiheadAttention):
+    """Its forward is nn.MultiheadAttention's, which reads `out_proj.weight` without calling `out_proj`."""
+
+
+def test_out_proj_is_free_in_an_attention_that_converts_and_blocked_in_any_other() -> None:
+    attention, other = nn.MultiheadAttention(2, 1), OtherAttention(2, 1)
+    assert blocker(Site(attention.out_proj, "attn.out_proj", (("", nn.Module()), ("attn", attention)))) is None
+    for parents in ((("", other),), (("", nn.Module()), ("attn", other))):
+        reason = str(blocker(Site(other.out_proj, "out_proj", parents)))
+        assert reason.startswith("OtherAttention reads its weight without calling it: it is used in `multi_head")
 
 
 def test_the_feed_forward_of_an_encoder_layer_is_free() -> None:
@@ -289,24 +310,19 @@ def test_the_feed_forward_of_an_encoder_layer_is_free() -> None:
 def test_a_weight_that_is_read_and_never_called(traced: bool) -> None:
     model = Tied()
     found = census(model) if traced else None
-    reason = blocker(Site(model.read, "read", (("", model),)), found)
+    reason = blocker(Site(model.read, "read", (("", model),), found))
     assert reason is not None
-    assert (f"at {__file__}:" if traced else "Tied reads its weight") in reason
-    assert blocker(Site(model.called, "called", (("", model),)), found) is None
+    assert reason.startswith(f"Tied reads its weight without calling it: it is used in `exp` at {__file__}:")
+    assert blocker(Site(model.called, "called", (("", model),), found)) is None
 
 
 def test_what_the_census_saw_called_outweighs_the_code() -> None:
     model = Tied()
     seen = Census(calls={"read": 1}, order=("read",), reads={"read": "here:1"}, unseen=frozenset())
-    assert blocker(Site(model.read, "read", (("", model),)), seen) is None
+    assert blocker(Site(model.read, "read", (("", model),), seen)) is None
 
 
 def test_accelerate_s_hook_is_named() -> None:
     layer = _with(_linear(), lambda layer: setattr(layer, "forward", layer.forward))
     layer._hf_hook = object()  # type: ignore[assignment]
     assert "accelerate.hooks.remove_hook_from_module" in str(blocker(Site(layer, "layer")))
-
-
-def test_the_transposed_linear_of_transformers_is_named() -> None:
-    conv1d = type("Conv1D", (HalfLinear,), {"__module__": "transformers.pytorch_utils"})
-    assert "with its weight transposed" in str(blocker(Site(conv1d(), "c_attn")))

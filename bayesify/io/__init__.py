@@ -5,6 +5,7 @@ Nothing that is opened runs code from the file. `allow` names classes that may b
 
 from .factory import build_model, is_spec, parse_args
 from .fit import fit
+from .pt2 import open_program
 from .restricted import load_model
 from .save import save
 from .sniff import Sniffed, sniff
@@ -20,6 +21,7 @@ __all__ = [
     "is_spec",
     "load",
     "load_model",
+    "open_program",
     "parse_args",
     "read_weights",
     "save",

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ..errors import did_you_mean
+from ..program_state import rebuilt
 from .archive import NOTE
 from .inert import is_dangerous
 from .names import Name, words
@@ -62,6 +63,11 @@ def judge(name: Name, allow: Sequence[str]) -> Trusted | Refused:
     if exact or any(str(name).startswith(pattern[:-1]) for pattern in allow if pattern.endswith(".*")):
         return _of_user(name, exact)
     return Refused(never=False)
+
+
+def is_plain(name: Name) -> bool:
+    """Whether a global is one that pickled tensors and plain values need."""
+    return str(name) in _REBUILDERS or _of_torch(name) is not None
 
 
 def _of_torch(name: Name) -> Trusted | None:
@@ -197,6 +203,7 @@ KNOWN: dict[str, Trusted] = {
     **{name: Trusted("call") for name in _REBUILDERS},
     "torch.utils.hooks.RemovableHandle": Trusted("plain", torch.utils.hooks.RemovableHandle),
     "functools.partial": Trusted("call", functools.partial),
+    "bayesify.program_state.rebuilt": Trusted("call", rebuilt),
     "builtins.getattr": Trusted("call", attribute),
     NOTE: Trusted("call", class_of_note),
     "numpy.dtype": Trusted("call", NumpyType),

@@ -6,19 +6,41 @@ import inspect
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import UsageError
-from . import conv, linear, registered
+from . import attention, conv, embedding, linear, recurrent, registered
 from .settings import Method
+from .part import Part
+from .rerouted import FlipoutRerouted, LRTRerouted, Rerouting
 from .variational import Variational
+from .variational_part import FlipoutPart, LRTPart
 
 Variants = dict[Method, type[Variational]]
+
+_PREFIXES: dict[Method, str] = {"flipout": "Flipout", "lrt": "LRT"}
 
 _VARIANTS: dict[type[nn.Module], Variants] = {
     nn.Linear: {"flipout": linear.FlipoutLinear, "lrt": linear.LRTLinear},
     nn.LazyLinear: {"flipout": linear.LazyFlipoutLinear, "lrt": linear.LazyLRTLinear},
+    nn.MultiheadAttention: {
+        "flipout": attention.FlipoutMultiheadAttention,
+        "lrt": attention.LRTMultiheadAttention,
+    },
+    NonDynamicallyQuantizableLinear: {
+        "flipout": attention.FlipoutOutProjection,
+        "lrt": attention.LRTOutProjection,
+    },
     nn.Bilinear: {"flipout": linear.FlipoutBilinear, "lrt": linear.LRTBilinear},
+    nn.RNN: {"flipout": recurrent.FlipoutRNN, "lrt": recurrent.LRTRNN},
+    nn.LSTM: {"flipout": recurrent.FlipoutLSTM, "lrt": recurrent.LRTLSTM},
+    nn.GRU: {"flipout": recurrent.FlipoutGRU, "lrt": recurrent.LRTGRU},
+    nn.RNNCell: {"flipout": recurrent.FlipoutRNNCell, "lrt": recurrent.LRTRNNCell},
+    nn.LSTMCell: {"flipout": recurrent.FlipoutLSTMCell, "lrt": recurrent.LRTLSTMCell},
+    nn.GRUCell: {"flipout": recurrent.FlipoutGRUCell, "lrt": recurrent.LRTGRUCell},
+    nn.Embedding: {"flipout": embedding.FlipoutEmbedding, "lrt": embedding.LRTEmbedding},
+    nn.EmbeddingBag: {"flipout": embedding.FlipoutEmbeddingBag, "lrt": embedding.LRTEmbeddingBag},
     nn.Conv1d: {"flipout": conv.FlipoutConv1d, "lrt": conv.LRTConv1d},
     nn.LazyConv1d: {"flipout": conv.LazyFlipoutConv1d, "lrt": conv.LazyLRTConv1d},
     nn.Conv2d: {"flipout": conv.FlipoutConv2d, "lrt": conv.LRTConv2d},
@@ -31,7 +53,10 @@ _VARIANTS: dict[type[nn.Module], Variants] = {
     nn.LazyConvTranspose2d: {"flipout": conv.LazyFlipoutConvTranspose2d, "lrt": conv.LazyLRTConvTranspose2d},
     nn.ConvTranspose3d: {"flipout": conv.FlipoutConvTranspose3d, "lrt": conv.LRTConvTranspose3d},
     nn.LazyConvTranspose3d: {"flipout": conv.LazyFlipoutConvTranspose3d, "lrt": conv.LazyLRTConvTranspose3d},
+    Part: {"flipout": FlipoutPart, "lrt": LRTPart},
 }
+
+_PLAIN = {made: plain for plain, variants in _VARIANTS.items() for made in variants.values()}
 
 
 def variant(cls: type[nn.Module], method: Method) -> type[Variational] | None:
@@ -40,8 +65,24 @@ def variant(cls: type[nn.Module], method: Method) -> type[Variational] | None:
 
 
 def plain_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """The plain class that a variational one came from: the inverse of `variant`."""
-    return next(plain for plain, variants in _VARIANTS.items() if cls in variants.values())
+    """The class that a variational or rerouting one came from.
+
+    Raises:
+        KeyError: it came from none.
+    """
+    derived_from = vars(cls).get("_plain")
+    return derived_from or _PLAIN[cls]
+
+
+def rerouted(cls: type[nn.Module], method: Method) -> type[Variational]:
+    """The variational class for one that multiplies by Parameters of its own: `class FlipoutConv1D(Rerouted, Conv1D)`."""
+    base = FlipoutRerouted if method == "flipout" else LRTRerouted
+    return registered.derived(_PREFIXES[method], cls, (base, cls), {})
+
+
+def rerouting(cls: type[nn.Module]) -> type[Rerouting]:
+    """The class for a module that multiplies by weights of its children."""
+    return registered.derived(registered.REROUTING, cls, (Rerouting, cls), {})
 
 
 def plain_classes() -> tuple[type[nn.Module], ...]:
@@ -86,17 +127,14 @@ def forwards_to(cls: type[nn.Module], like: type[nn.Module]) -> bool:
 
 def _calls_super(forward: object) -> bool:
     code = getattr(inspect.unwrap(forward), "__code__", None) if callable(forward) else None
-    return code is not None and {"super", "forward"} <= {*code.co_names} and not {"weight", "bias"} & {*code.co_names}
+    if code is None or not {"super", "forward"} <= {*code.co_names}:
+        return False
+    return not any(name.startswith(("weight", "bias", "_flat_weights", "all_weights")) for name in code.co_names)
 
 
 def _derived(cls: type[nn.Module], base: type[Variational]) -> type[Variational]:
-    """`class FlipoutMyLinear(MyLinear, FlipoutLinear)`, importable from `bayesify.nn.registered`."""
-    name = base.method.replace("flipout", "Flipout").replace("lrt", "LRT") + cls.__name__
-    path = f"{name}__{cls.__module__}.{cls.__qualname__}".replace(".", "_")
-    own = {"__module__": registered.__name__, "__qualname__": path, "__doc__": base.__doc__}
-    derived = type(name, (cls, base), own | _becomes(cls, base.method))
-    setattr(registered, path, derived)
-    return derived
+    """`class FlipoutMyLinear(MyLinear, FlipoutLinear)`."""
+    return registered.derived(_PREFIXES[base.method], cls, (cls, base), _becomes(cls, base.method))
 
 
 def _becomes(cls: type[nn.Module], method: Method) -> dict[str, type[Variational]]:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from ..errors import UninitializedLayerError
 from ..posterior import widened
 from ..prior import LogUniform, ScaleMixture, log_uniform_kl, normal_kl, scale_mixture_kl, softplus_normal_kl
 from ..products import Product
+from .folding import fold_of
 from .settings import Method, Settings
-from .state import MEANS, NAMES, fan_in, posterior_tensors
+from .state import added_names, bias_names, fan_in, posterior_tensors, weight_names
 
 
 class Variational(nn.Module):
@@ -40,6 +42,8 @@ class Variational(nn.Module):
     _settings: Settings
     _quiet: bool
     _reached: bool
+    _examples: int
+    _examples_before: tuple[int, int]
 
     def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -55,12 +59,16 @@ class Variational(nn.Module):
     weight: Any
     bias: Any
     product: Any  # a family's: the inputs as (product, the inputs that it takes)
-    noisy: Any  # an estimator's: (product, inputs) as the output with noise
+    estimate: Any  # an estimator's: the product with noise, for (mean, std, bias, bias_std)
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The plain layer's forward, with noise. With `return_kl`, (output, KL of this layer in nats)."""
-        plain = super().forward
-        output = plain(*inputs, **kwargs) if self._quiet else self.noisy(*self.product(*inputs, **kwargs))
+        if self._quiet:
+            output = super().forward(*inputs, **kwargs)
+        else:
+            product, taken = self.product(*inputs, **kwargs)
+            posterior = self.weight, self.weight_std, self.bias, self.bias_std
+            output = self.estimate(product, taken, *posterior, batch_dim=self._settings.batch_dim)
         return (output, self.kl_divergence()) if return_kl else output
 
     @property
@@ -74,8 +82,9 @@ class Variational(nn.Module):
         return None if self.scale_of("bias") is None else self.std_of("bias")
 
     def means(self) -> list[str]:
-        """Which of `weight` and `bias` have a posterior."""
-        return [name for name in MEANS if self.scale_of(name) is not None]
+        """The names of the Parameters that have a posterior: `weight`, and `bias` where it is variational."""
+        names = (*weight_names(self), *bias_names(self))
+        return [name for name in names if self.scale_of(name) is not None]
 
     def scale_of(self, name: str) -> Parameter | None:
         """The scale parameter of `weight` or `bias`, or None where that has no posterior."""
@@ -95,11 +104,13 @@ class Variational(nn.Module):
                 f"{name} has shape {tuple(mean.shape)} but its posterior was made for {tuple(scale.shape)}: "
                 "resize first, then convert"
             )
-        return self._settings.posterior.std(mean, scale)
+        with unrouted():
+            return self._settings.posterior.std(mean, scale)
 
     def kl_divergence(self) -> Tensor:
         """KL(q‖p) of this layer alone in nats: a 0-dim tensor in float32 or better, summed over weight and bias."""
-        return torch.stack([self.kl_term(name) for name in self.means()]).sum()
+        with unrouted():
+            return torch.stack([self.kl_term(name) for name in self.means()]).sum()
 
     def kl_term(self, name: str) -> Tensor:
         """KL(q‖p) of `weight` or `bias` in nats, a 0-dim tensor in float32 or better.
@@ -115,7 +126,7 @@ class Variational(nn.Module):
             raise UninitializedLayerError(
                 "is on the meta device: load its weights, then call bayesify.reset_posterior(model)"
             )
-        mean, scale = _whole(mean), _whole(scale)
+        mean, scale = (self.counted(name, _whole(each)) for each in (mean, scale))
         prior = self._settings.prior
         if isinstance(prior, LogUniform):
             return log_uniform_kl(scale)
@@ -126,14 +137,19 @@ class Variational(nn.Module):
             return softplus_normal_kl(mean, scale, *self.normal_prior(name))
         return normal_kl(mean, posterior.std(mean, scale), *self.normal_prior(name))
 
+    def counted(self, name: str, tensor: Tensor) -> Tensor:
+        """Those elements of the mean, or of what goes with it, that have a posterior: all of them, in most layers."""
+        return tensor
+
     def normal_prior(self, name: str) -> tuple[Tensor | float, Tensor | float]:
         """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
         prior: Any = self._settings.prior
-        kept_mean, kept_std = (self._buffers.get(f"{name}_prior_{part}") for part in ("mean", "std"))
+        kept = (self._buffers.get(f"{name}_prior_{part}") for part in ("mean", "std"))
+        kept_mean, kept_std = (each if each is None else self.counted(name, each) for each in kept)
         mean = prior.mean if kept_mean is None else widened(kept_mean)
         if kept_std is not None:
             return mean, widened(kept_std)
-        return mean, prior.std.std(mean, fan_in(self))
+        return mean, prior.std.std(mean, fan_in(self, name))
 
     def add_posterior(self, settings: Settings, tensors: dict[str, Tensor]) -> None:
         """Give the plain layer its settings, scale parameters, prior buffers and the ledger's hook."""
@@ -147,12 +163,12 @@ class Variational(nn.Module):
 
     def remove_posterior(self) -> None:
         """Take back all that `add_posterior` gave."""
-        for name in NAMES:
+        for name in added_names(self):
             self._parameters.pop(name, None)
             self._buffers.pop(name, None)
         for key in [key for key, hook in self._forward_hooks.items() if hook is mark_reached]:
             del self._forward_hooks[key]
-        for name in ("_settings", "_quiet", "_reached"):
+        for name in ("_settings", "_quiet", "_reached", "_examples", "_examples_before"):
             vars(self).pop(name, None)
 
     def reset_parameters(self) -> None:
@@ -197,12 +213,14 @@ class Flipout(Variational):
 
     method: Method = "flipout"
 
-    def noisy(self, product: Product, inputs: list[Tensor]) -> Tensor:
-        settings = self._settings
-        return estimators.flipout(
-            product, inputs, self.weight, self.weight_std, self.bias, self.bias_std,
-            signs=settings.signs, batch_dim=settings.batch_dim,
-        )  # fmt: skip
+    def estimate(
+        self, product: Product, inputs: list[Tensor], *posterior: Tensor | None, batch_dim: int
+    ) -> Tensor:
+        signs, x = self._settings.signs, inputs[0]
+        dims = product.sign_dims(0, x.dim(), batch_dim) - product.sign_dims(0, x.dim(), -1)
+        fold = fold_of(self, x.shape[dims.pop()]) if dims and signs == "example" else None
+        with unrouted():
+            return estimators.flipout(product, inputs, *posterior, signs=signs, batch_dim=batch_dim, fold=fold)
 
 
 class LRT(Variational):
@@ -210,8 +228,17 @@ class LRT(Variational):
 
     method: Method = "lrt"
 
-    def noisy(self, product: Product, inputs: list[Tensor]) -> Tensor:
-        return estimators.lrt(product, inputs, self.weight, self.weight_std, self.bias, self.bias_std)
+    def estimate(
+        self, product: Product, inputs: list[Tensor], *posterior: Tensor | None, batch_dim: int
+    ) -> Tensor:
+        with unrouted():
+            return estimators.lrt(product, inputs, *posterior)
+
+
+def unrouted() -> AbstractContextManager[Any]:
+    """What a layer computes of its own weight is no product that a module around it should answer (see `rerouted`)."""
+    enabled = torch._C._is_torch_function_mode_enabled()
+    return torch._C.DisableTorchFunction() if enabled else nullcontext()
 
 
 def mark_reached(module: Variational, args: Any, output: Any) -> None:

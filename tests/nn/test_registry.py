@@ -100,7 +100,6 @@ def test_every_variant_is_a_named_subclass(method: Method) -> None:
 def test_only_the_exact_class_has_a_variant(method: Method) -> None:
     """Not by name, and not by inheritance: a subclass may do anything with its weight."""
     assert variant(Inherits, method) is None
-    assert variant(nn.modules.linear.NonDynamicallyQuantizableLinear, method) is None
     assert variant(nn.BatchNorm1d, method) is None
 
 
@@ -167,8 +166,8 @@ def test_registered_layers_are_copied_and_pickled(method: Method) -> None:
 def test_a_class_that_is_not_registered_here_says_so() -> None:
     from bayesify.nn import registered
 
-    with pytest.raises(AttributeError, match=r"call bayesify\.register first"):
-        _ = registered.FlipoutNobody
+    with pytest.raises(AttributeError, match="not imported or registered in this process"):
+        _ = getattr(registered, "Flipout/mypkg-layers/Nobody")
 
 
 @pytest.mark.parametrize("method", METHODS)

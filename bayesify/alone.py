@@ -1,0 +1,126 @@
+"""One module's forward, traced by torch.fx with its children opaque: to see what it does with weights.
+
+A branch on data is taken one way in one trace and the other way in a second: what is wanted is each use of a weight,
+not a graph to run.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .graph import NOT_THE_USERS, Tracer, argument_choices, same_randomness, user_code, without_weights
+
+_ATTEMPTS = 12
+_MOST_BRANCHES = 500
+
+
+def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
+    """Graphs of this one module's forward, together on both sides of its branches; or none, and what stopped the trace."""
+    failure = ""
+    with same_randomness(), warnings.catch_warnings(), torch.no_grad(), _nothing_wrapped():
+        warnings.simplefilter("ignore")
+        for concrete in reversed(argument_choices(module)):
+            outcomes = [_explored(module, concrete, default) for default in (False, True)]
+            graphs = [each for each in outcomes if isinstance(each, fx.Graph)]
+            if graphs:
+                return graphs, ""
+            failure = failure or str(outcomes[0])
+    return [], failure
+
+
+def _explored(module: nn.Module, concrete: dict[str, Any], default: bool) -> fx.Graph | str:
+    """The first graph that traces: branches take the default, and the last one the other way after a failure."""
+    choices: list[bool] = []
+    failure = ""
+    for _ in range(_ATTEMPTS):
+        try:
+            copied = without_weights(module)
+        except Exception as error:
+            return f"it cannot be copied: {_said(error)}"
+        tracer = _Alone(copied, choices, default)
+        try:
+            return tracer.trace(copied, concrete)
+        except Exception as error:
+            failure = failure or f"{_raised_at(error)} {_said(error)}"
+        choices = tracer.taken
+        while choices and choices[-1] is not default:
+            choices.pop()
+        if not choices:
+            break
+        choices[-1] = not default
+    return failure
+
+
+class _Alone(Tracer):
+    """Stops at every module but the root, and notes where in the user's code each node was made."""
+
+    def __init__(self, root: nn.Module, choices: list[bool], default: bool) -> None:
+        super().__init__(root)
+        self.top, self.choices, self.default = root, choices, default
+        self.taken: list[bool] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m is not self.top
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, target, *args, **kwargs)
+        node.meta["code"] = user_code(sys._getframe())
+        return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        if len(self.taken) > _MOST_BRANCHES:
+            raise RuntimeError("it branches too often to trace")
+        at = len(self.taken)
+        self.taken.append(self.choices[at] if at < len(self.choices) else self.default)
+        return self.taken[-1]
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        return iter((obj[0],))
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        return ()
+
+
+class _Proxy(fx.Proxy):
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def __len__(self) -> int:
+        return 1  # as many as `iter` gives
+
+
+@contextmanager
+def _nothing_wrapped() -> Iterator[None]:
+    """Functions that their authors hid from torch.fx (torchvision's windowed attention) are looked into."""
+    registry = fx._symbolic_trace._wrapped_fns_to_patch
+    kept = dict(registry)
+    registry.clear()
+    try:
+        yield
+    finally:
+        registry.update(kept)
+
+
+def _said(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _raised_at(error: BaseException) -> str:
+    """`file:line:` of the user's code that raised, as far as there is some."""
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        place = place if name.startswith(NOT_THE_USERS) else f"{name}:{trace.tb_lineno}:"
+        trace = trace.tb_next
+    return place

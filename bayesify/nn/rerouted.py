@@ -1,0 +1,131 @@
+"""Modules that multiply by weights in torch functions themselves: the products are rerouted to the estimator.
+
+The module's own forward runs as it is. A torch function that multiplies by a weight with a posterior is answered by the
+estimator; views and casts of the weight are followed; any other use of it is an error, since it would bypass the noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from ..products import EinsumProduct, LinearProduct
+from .multiplications import MULTIPLICATIONS, VIEWS, Use, harmless
+from .variational import LRT, Flipout, Variational
+
+
+class Rerouting(nn.Module):
+    """Stands before the class of a module whose forward multiplies by its children's weights; `_reads` names them."""
+
+    _reads: tuple[str, ...] = ()
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """The module's own forward, its products with weights that have a posterior answered by the estimator."""
+        layers = [each for each in self._rerouted() if not each._quiet]
+        if not layers:
+            return super().forward(*inputs, **kwargs)
+        with _Reroute(layers, inputs, kwargs):
+            return super().forward(*inputs, **kwargs)
+
+    def _rerouted(self) -> Iterator[Variational]:
+        """The layers whose weights it multiplies by."""
+        modules = (self.get_submodule(path) for path in self._reads)
+        return (module for module in modules if isinstance(module, Variational))
+
+
+class Rerouted(Rerouting, Variational):
+    """Stands before a layer class that multiplies by its own Parameters in its forward; settings name them."""
+
+    def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
+        """The layer's own forward, its products answered by the estimator."""
+        layers = [each for each in (self, *self._rerouted()) if not each._quiet]
+        if not layers:
+            output = super(Variational, self).forward(*inputs, **kwargs)
+        else:
+            with _Reroute(layers, inputs, kwargs):
+                output = super(Variational, self).forward(*inputs, **kwargs)
+        return (output, self.kl_divergence()) if return_kl else output
+
+
+class FlipoutRerouted(Rerouted, Flipout):
+    """Reroutes to Flipout."""
+
+
+class LRTRerouted(Rerouted, LRT):
+    """Reroutes to local reparameterization."""
+
+
+class _Known(NamedTuple):
+    """A weight, or a view of one, with its std and the layer that it belongs to."""
+
+    mean: Tensor
+    std: Tensor
+    layer: Variational
+
+
+class _Reroute(TorchFunctionMode):
+    def __init__(self, layers: list[Variational], inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.inputs = [each for each in (*inputs, *kwargs.values()) if isinstance(each, Tensor) and each.dim() > 1]
+        self.known: list[_Known] = []
+        for layer in layers:
+            for name in layer.means():
+                mean = layer.get_parameter(name)
+                if all(each.mean is not mean for each in self.known):
+                    self.known.append(_Known(mean, layer.std_of(name), layer))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        known = [each for given in _flat([*args, *kwargs.values()]) if (each := self._find(given)) is not None]
+        if not known or harmless(func):
+            return func(*args, **kwargs)
+        if func in VIEWS:
+            return self._follow(func, known[0], args, kwargs)
+        use = MULTIPLICATIONS[func](known[0].mean, *args, **kwargs) if func in MULTIPLICATIONS and len(known) == 1 else None
+        if use is None:
+            raise RuntimeError(
+                f"a variational weight of {type(known[0].layer).__name__} is used in {resolve_name(func) or func}, "
+                "which its noise would not pass through: keep this layer by `ignore` in the policy"
+            )
+        return self._estimate(use, known[0])
+
+    def _find(self, tensor: Any) -> _Known | None:
+        return next((each for each in self.known if each.mean is tensor), None)
+
+    def _follow(self, func: Callable[..., Any], known: _Known, args: Any, kwargs: Any) -> Any:
+        mean = func(*args, **kwargs)
+        std = func(*(known.std if each is known.mean else each for each in args), **kwargs)
+        pairs = [(mean, std)] if isinstance(mean, Tensor) else list(zip(mean, std, strict=True))
+        self.known += [_Known(*pair, known.layer) for pair in pairs if pair[0] is not known.mean]
+        return mean
+
+    def _estimate(self, use: Use, known: _Known) -> Tensor:
+        layer, dim = known.layer, known.layer._settings.batch_dim
+        layer._reached = True
+        x, told = use.inputs[0], layer._settings.rows > 0
+        # rows of a matrix of one example each, and windows, are examples folded with other dimensions
+        folds = isinstance(use.product, LinearProduct) and layer._settings.rows == 1 and self._folds(x, dim)
+        if folds:
+            use.inputs[0] = x.unflatten(0, (-1, self._examples(dim)) if dim else (self._examples(dim), -1))
+        matrix = isinstance(use.product, LinearProduct) and x.dim() == 2 and not folds
+        y = layer.estimate(
+            use.product, use.inputs, use.oriented(known.mean), use.oriented(known.std), use.bias, None,
+            batch_dim=0 if not told and (matrix or isinstance(use.product, EinsumProduct)) else dim,
+        )  # fmt: skip
+        return y.flatten(0, 1) if folds else y
+
+    def _examples(self, dim: int) -> int:
+        """How many examples the module was called with."""
+        return self.inputs[0].shape[dim] if self.inputs and self.inputs[0].dim() > dim >= 0 else 0
+
+    def _folds(self, x: Tensor, dim: int) -> bool:
+        examples = self._examples(dim)
+        return (dim == 0 or x.dim() == 2) and 1 < examples < x.shape[0] and x.shape[0] % examples == 0
+
+
+def _flat(values: list[Any]) -> list[Any]:
+    return [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]

@@ -1,0 +1,136 @@
+"""What a module's forward does with each weight that it reads, its own or a child's: read off traces of that one module."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.parameter import Parameter, is_lazy
+
+from .alone import traced_alone
+from .nn.multiplications import MULTIPLICATIONS, VIEWS, harmless
+
+
+@dataclass(frozen=True)
+class Uses:
+    """What a module's forward does with the matrices that it reads, by the Parameter's id.
+
+    Attributes:
+        multiplied: those that it only multiplies by, or looks up in beside that: the fan-in of an output.
+        problems: why another one must stay, with the line of code that says so.
+        failure: why nothing is known, if so.
+    """
+
+    multiplied: dict[int, int] = field(default_factory=dict)
+    problems: dict[int, str] = field(default_factory=dict)
+    failure: str = ""
+
+    def problem(self, matrix: Parameter) -> str | None:
+        """Why this matrix cannot be rerouted, or None."""
+        if id(matrix) in self.multiplied:
+            return None
+        return self.problems.get(id(matrix)) or self.failure or "its forward never uses it"
+
+
+def matrices(module: nn.Module) -> dict[str, Parameter]:
+    """The module's own Parameters of two or more dimensions, by name."""
+    own = module.named_parameters(recurse=False)
+    return {name: each for name, each in own if not is_lazy(each) and each.dim() > 1}
+
+
+def uses(module: nn.Module) -> Uses:
+    """The uses of all matrices that the module's forward reads itself."""
+    if type(module).forward is nn.Module.forward:
+        return Uses(failure="nothing is known to multiply by it")
+    found = Uses()
+    held = {name: value for name, value in module.named_parameters() if not is_lazy(value) and value.dim() > 1}
+    if not held:
+        return found
+    graphs, failure = traced_alone(module)
+    if not graphs:
+        return Uses(failure=f"its forward does not trace: {failure}")
+    for name, value in held.items():
+        _enter(found, value, [each for graph in graphs for each in _uses(graph, name)])
+    return found
+
+
+def _enter(found: Uses, value: Parameter, each: list[Any]) -> None:
+    problem = next((use for use in each if isinstance(use, str)), None)
+    sizes = [_fan_in(value, *use) for use in each if isinstance(use, tuple)]
+    if problem is not None:
+        found.problems[id(value)] = problem
+    elif sizes:
+        found.multiplied[id(value)] = sizes[0]
+
+
+def _uses(graph: fx.Graph, name: str) -> Iterator[tuple[Any, fx.Node, fx.Node] | str]:
+    """Each multiplication as (function, node, the weight's node there), or a sentence for a use that is none."""
+    waiting = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
+    while waiting:
+        node = waiting.pop()
+        for user in node.users:
+            function = _function(user)
+            if function in VIEWS and _views(node, user) or _is_view(user):
+                waiting.append(user)
+            elif function in MULTIPLICATIONS and sum(each is node for each in user.all_input_nodes) == 1:
+                yield function, user, node
+            elif not harmless(function) and not _asks_for_form(user):
+                what = getattr(function, "__name__", user.target)
+                yield f"it is used in `{what}` at {user.meta.get('code', '?')}"
+
+
+def _function(node: fx.Node) -> Any:
+    if node.op == "call_method":
+        return getattr(Tensor, str(node.target), None)
+    return node.target if node.op == "call_function" else None
+
+
+def _views(weight: fx.Node, user: fx.Node) -> bool:
+    """Whether the weight is what is viewed, and not a Tensor whose form is taken or an index."""
+    return bool(user.args) and user.args[0] is weight
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return not any(isinstance(each, fx.Node) for each in _flat(node.args[1]))
+    return node.target is getattr and node.args[1] in ("T", "mT")
+
+
+def _flat(index: Any) -> Iterator[Any]:
+    for each in index if isinstance(index, list | tuple) else [index]:
+        if isinstance(each, slice):
+            yield from (each.start, each.stop, each.step)
+        else:
+            yield each
+
+
+def _asks_for_form(node: fx.Node) -> bool:
+    return node.target is getattr and node.args[1] in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda")
+
+
+def _fan_in(weight: Tensor, function: Any, node: fx.Node, at: fx.Node) -> int:
+    """By how many weights an output is a sum: a transposed view of a matrix has them in its other dimension."""
+    if function in (F.linear, F.bilinear) or (weight.dim() > 2 and function not in _MATMULS):
+        return weight[0].numel()
+    rows_first = (function in _MATMULS and node.args[-1] is at) or function is torch.addmm
+    flipped = sum(_flips(each) for each in _chain(at)) % 2 == 1
+    return weight.shape[-2 if rows_first != flipped else -1]
+
+
+_MATMULS = tuple(each for each, reader in MULTIPLICATIONS.items() if reader is MULTIPLICATIONS[torch.matmul])
+
+
+def _chain(node: fx.Node) -> Iterator[fx.Node]:
+    while node.op != "get_attr":
+        yield node
+        node = node.all_input_nodes[0]
+
+
+def _flips(node: fx.Node) -> bool:
+    names = {"t", "transpose", "swapaxes"}
+    return str(node.target) in names or getattr(node.target, "__name__", "") in names or node.target is getattr
