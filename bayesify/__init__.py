@@ -22,8 +22,8 @@ from .optim import extend_optimizer, param_groups
 from .plan import Plan, plan
 from .policy import Policy
 from .posterior import Posterior, Scale
-from .program_state import rebuilt
 from .prior import LogUniform, Normal, ScaleMixture
+from .program_state import rebuilt
 from .start import load_weights, reset_posterior, set_posterior_std
 from .surgery import convert, flipout, keep_unfused, lrt, posterior_mean, revert
 

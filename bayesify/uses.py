@@ -75,7 +75,7 @@ def _uses(graph: fx.Graph, name: str) -> Iterator[tuple[Any, fx.Node, fx.Node] |
         node = waiting.pop()
         for user in node.users:
             function = _function(user)
-            if function in VIEWS and _views(node, user) or _is_view(user):
+            if (function in VIEWS and _views(node, user)) or _is_view(user):
                 waiting.append(user)
             elif function in MULTIPLICATIONS and sum(each is node for each in user.all_input_nodes) == 1:
                 yield function, user, node

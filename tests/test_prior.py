@@ -139,7 +139,7 @@ def test_scale_mixture_kl_is_finite(std: float) -> None:
 
 
 def test_priors_as_policies_write_them() -> None:
-    assert str(Normal()) == "N(w₀, 3×init)"  # noqa: RUF001
+    assert str(Normal()) == "N(w₀, 3×init)"
     assert str(Normal(0.0, Scale("constant", 1.0))) == "N(0, 1)"
     assert str(LogUniform()) == "log-uniform"
     assert Normal(0.0, Scale("fan_in", 1.0)).to_dict() == {"family": "normal", "mean": 0.0, "std": {"fan_in": 1.0}}

@@ -6,14 +6,14 @@ import inspect
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import UsageError
 from . import attention, conv, embedding, linear, recurrent, registered
-from .settings import Method
 from .part import Part
 from .rerouted import FlipoutRerouted, LRTRerouted, Rerouting
+from .settings import Method
 from .variational import Variational
 from .variational_part import FlipoutPart, LRTPart
 
