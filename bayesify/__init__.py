@@ -56,5 +56,5 @@ __all__ = [
 # A converted model holds these beside its plain layers: torch.load(..., weights_only=True) may build them.
 _VARIANTS: list[Any] = [variant(cls, method) for cls in plain_classes() for method in ("flipout", "lrt")]
 _SETTINGS = [Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture]
-_HOOKS = [mark_reached, keep_unfused, tell_examples, forget_examples]
+_HOOKS: list[Any] = [mark_reached, keep_unfused, tell_examples, forget_examples]
 torch.serialization.add_safe_globals([*_VARIANTS, *_SETTINGS, *_HOOKS, Ledger, LazyBuffer, rebuilt])

@@ -23,7 +23,7 @@ _MOST_BRANCHES = 500
 
 
 def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
-    """Graphs of this one module's forward, together on both sides of its branches; or none, and what stopped the trace."""
+    """Graphs of this one module's forward, on both sides of its branches; or none, and what stopped the trace."""
     failure = ""
     with same_randomness(), warnings.catch_warnings(), torch.no_grad(), _nothing_wrapped():
         warnings.simplefilter("ignore")
@@ -86,7 +86,8 @@ class _Alone(Tracer):
         return self.taken[-1]
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        return iter((obj[0],))
+        first: Any = obj
+        return iter((first[0],))
 
     def keys(self, obj: fx.Proxy) -> Any:
         return ()

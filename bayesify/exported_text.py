@@ -74,7 +74,7 @@ def refuse_expression(text: str) -> None:
 
 
 def plain_structure(text: str) -> str:
-    """A structure of inputs or outputs as tuples, lists and dicts only: objects of other classes become dicts or tuples.
+    """A structure of inputs or outputs as tuples, lists and dicts: objects of other classes become dicts or tuples.
 
     Raises:
         ValueError, TypeError, KeyError: it is no structure as torch writes it.

@@ -226,7 +226,8 @@ def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth
     if claimed.method is None or claimed.settings is None:
         kept = claimed.reason if _convertible(site, reason) else kept_because(module)
         return replace(row, reason=kept)
-    becomes = (None if site.weights else variant(type(module), claimed.method)) or rerouted(type(module), claimed.method)
+    known = None if site.weights else variant(type(module), claimed.method)
+    becomes = known or rerouted(type(module), claimed.method)
     settings = replace(claimed.settings.for_depth(depth), batch_dim=batch_dim(site), weights=site.weights)
     if site.weights or (site.readers and not site.called):
         settings = replace(settings, bias="deterministic")
@@ -281,10 +282,10 @@ def _with_notes(rows: list[Row], sites: list[Site], reaches: dict[str, Reach]) -
     for row, site in zip(rows, sites, strict=True):
         more: Iterable[str] = ()
         if row.method is not None and row.settings is not None:
-            aliases, found = bool(row.aliases), reaches.get(row.name)
+            method, aliases, found = row.method, bool(row.aliases), reaches.get(row.name)
             row = row if found is None else replace(row, settings=found.settled(row.settings))
             assert row.settings is not None
-            more = notes(site, row.method, row.settings, aliases=aliases, sequences=sequences, reach=found)
+            more = notes(site, method, row.settings, aliases=aliases, sequences=sequences, reach=found)
         yield replace(row, notes=(*row.notes, *more))
 
 

@@ -24,7 +24,7 @@ from .products import EinsumProduct, Product
 
 @dataclass(frozen=True)
 class Seen:
-    """The tensor that one call of a layer multiplies, and its dimensions that may hold examples; None: it knows itself."""
+    """The tensor that one call of a layer multiplies, and its dimensions that may hold examples, if it is asked."""
 
     x: Tensor
     dims: tuple[int, ...] | None
@@ -137,7 +137,7 @@ class _Uses(TorchFunctionMode):
     def __init__(self, calls: Calls, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.calls = calls
-        self.weights = [(each, name) for name, layer in layers.items() for each in layer.parameters(recurse=False)]
+        self.weights: list[tuple[Tensor, str]] = [(each, name) for name, layer in layers.items() for each in layer.parameters(recurse=False)]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -147,7 +147,8 @@ class _Uses(TorchFunctionMode):
 
     def _note(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         given = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
-        weight, name = next(((each, name) for each, name in self.weights if any(each is it for it in given)), (None, ""))
+        among = ((each, name) for each, name in self.weights if any(each is it for it in given))
+        weight, name = next(among, (None, ""))
         if weight is None or self.calls.inside:
             return
         if func in VIEWS:

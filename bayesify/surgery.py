@@ -227,7 +227,7 @@ def _adjust(module: nn.Module) -> None:
         module.register_forward_pre_hook(keep_unfused)
 
 
-def _readjust(module: nn.Module) -> None:
+def _readjust(module: Any) -> None:
     unwatch_examples(module)
     vars(module).pop("_reads", None)
     for key in [key for key, hook in module._forward_pre_hooks.items() if hook is keep_unfused]:

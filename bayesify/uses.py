@@ -1,4 +1,4 @@
-"""What a module's forward does with each weight that it reads, its own or a child's: read off traces of that one module."""
+"""What a module's forward does with each weight that it reads, its own or a child's: read off its traces."""
 
 from __future__ import annotations
 

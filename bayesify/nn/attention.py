@@ -68,7 +68,7 @@ class AttentionFamily(Variational):
 
     def reset_parameters(self) -> None:
         """Initialize the projections as a new nn.MultiheadAttention does, and the posterior around them."""
-        self._reset_parameters()
+        self._reset_parameters()  # type: ignore[operator]
         self.reset_posterior()
 
     def _whole_kl(self) -> Tensor:
@@ -141,7 +141,7 @@ class AttentionFamily(Variational):
             expected = (targets, sources) if mask.dim() == 2 else (batch * self.num_heads, targets, sources)
             if mask.shape != expected:
                 raise RuntimeError(f"the {mask.dim()}D attn_mask is {tuple(mask.shape)} and should be {expected}")
-            mask = mask[None, None] if mask.dim() == 2 else mask.unflatten(0, (batch, self.num_heads))
+            mask = mask[None, None] if mask.dim() == 2 else mask.unflatten(0, (batch, self.num_heads))  # type: ignore[no-untyped-call]
         if padding is not None:
             padding = padding if padding.dim() == 2 else padding.unsqueeze(0)
             if padding.shape != (batch, sources):
@@ -165,7 +165,8 @@ class AttentionFamily(Variational):
         return [self._project(*each) for each in parts]
 
     def _project(self, x: Tensor, *posterior: Tensor | None) -> Tensor:
-        return self.estimate(LinearProduct(), [x], *posterior, batch_dim=0)
+        projected: Tensor = self.estimate(LinearProduct(), [x], *posterior, batch_dim=0)
+        return projected
 
     def _bias_std(self) -> Tensor | None:
         return None if self.scale_of("in_proj_bias") is None else self.std_of("in_proj_bias")
@@ -175,7 +176,7 @@ class AttentionFamily(Variational):
     ) -> tuple[Tensor, Tensor | None]:
         """What the heads see, (batch, heads, targets, features), and their weights if needed."""
         k, v = self._extended(k, self.bias_k), self._extended(v, self.bias_v)
-        q, k, v = (each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in (q, k, v))
+        q, k, v = (each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in (q, k, v))  # type: ignore[no-untyped-call]
         dropout = self.dropout if self.training else 0.0
         if not need_weights:
             return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=causal), None

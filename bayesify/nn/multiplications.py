@@ -43,7 +43,7 @@ def _matmul(known: Tensor, input: Tensor, other: Tensor) -> Use | None:
         return Use(LinearProduct(), [input], oriented=torch.t)
     if min(input.dim(), other.dim()) < 2:
         return None
-    x, weight = (input, other) if other is known else (other, input)
+    x = input if other is known else other
     dims = max(input.dim(), other.dim()) - 2
     left, right = (_BATCH[dims - each.dim() + 2 : dims] for each in (input, other))
     left, right, out = f"{left}ik", f"{right}kj", f"{_BATCH[:dims]}ij"

@@ -34,7 +34,7 @@ class StepwiseProduct:
     def __call__(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """The product, on top of `onto`, which holds the bias already; without it, the product plus the bias."""
         bias = self.bias if onto is None else None
-        y = self.layer.estimate(LinearProduct(), [x], self.mean, self.std, bias, self.bias_std, batch_dim=0)
+        y: Tensor = self.layer.estimate(LinearProduct(), [x], self.mean, self.std, bias, self.bias_std, batch_dim=0)
         return y if onto is None else onto + y
 
 

@@ -194,7 +194,7 @@ class LRTGRUCell(CellFamily, LRT, nn.GRUCell):
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Dynamo leaves recurrent layers to eager mode, but what they call it would unroll, anew for every length."""
     # to ask for it imports Dynamo, which takes seconds and which nobody uses who has not imported it
-    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function  # type: ignore[no-untyped-call]
 
 
 def _each(hx: Any, change: Any) -> Any:

@@ -64,7 +64,7 @@ def variant(cls: type[nn.Module], method: Method) -> type[Variational] | None:
     return _VARIANTS.get(cls, {}).get(method)
 
 
-def plain_class(cls: type[nn.Module]) -> type[nn.Module]:
+def plain_class(cls: Any) -> type[nn.Module]:
     """The class that a variational or rerouting one came from.
 
     Raises:
@@ -75,14 +75,16 @@ def plain_class(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def rerouted(cls: type[nn.Module], method: Method) -> type[Variational]:
-    """The variational class for one that multiplies by Parameters of its own: `class FlipoutConv1D(Rerouted, Conv1D)`."""
+    """The variational class for one that multiplies by its own Parameters: `class FlipoutConv1D(Rerouted, Conv1D)`."""
     base = FlipoutRerouted if method == "flipout" else LRTRerouted
-    return registered.derived(_PREFIXES[method], cls, (base, cls), {})
+    made: type[Variational] = registered.derived(_PREFIXES[method], cls, (base, cls), {})
+    return made
 
 
 def rerouting(cls: type[nn.Module]) -> type[Rerouting]:
     """The class for a module that multiplies by weights of its children."""
-    return registered.derived(registered.REROUTING, cls, (Rerouting, cls), {})
+    made: type[Rerouting] = registered.derived(registered.REROUTING, cls, (Rerouting, cls), {})
+    return made
 
 
 def plain_classes() -> tuple[type[nn.Module], ...]:
@@ -134,7 +136,8 @@ def _calls_super(forward: object) -> bool:
 
 def _derived(cls: type[nn.Module], base: type[Variational]) -> type[Variational]:
     """`class FlipoutMyLinear(MyLinear, FlipoutLinear)`."""
-    return registered.derived(_PREFIXES[base.method], cls, (cls, base), _becomes(cls, base.method))
+    made: type[Variational] = registered.derived(_PREFIXES[base.method], cls, (cls, base), _becomes(cls, base.method))
+    return made
 
 
 def _becomes(cls: type[nn.Module], method: Method) -> dict[str, type[Variational]]:

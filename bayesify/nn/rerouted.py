@@ -84,7 +84,8 @@ class _Reroute(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in VIEWS:
             return self._follow(func, known[0], args, kwargs)
-        use = MULTIPLICATIONS[func](known[0].mean, *args, **kwargs) if func in MULTIPLICATIONS and len(known) == 1 else None
+        able = func in MULTIPLICATIONS and len(known) == 1
+        use = MULTIPLICATIONS[func](known[0].mean, *args, **kwargs) if able else None
         if use is None:
             raise RuntimeError(
                 f"a variational weight of {type(known[0].layer).__name__} is used in {resolve_name(func) or func}, "
@@ -99,7 +100,7 @@ class _Reroute(TorchFunctionMode):
         mean = func(*args, **kwargs)
         std = func(*(known.std if each is known.mean else each for each in args), **kwargs)
         pairs = [(mean, std)] if isinstance(mean, Tensor) else list(zip(mean, std, strict=True))
-        self.known += [_Known(*pair, known.layer) for pair in pairs if pair[0] is not known.mean]
+        self.known += [_Known(each, its, known.layer) for each, its in pairs if each is not known.mean]
         return mean
 
     def _estimate(self, use: Use, known: _Known) -> Tensor:
@@ -109,9 +110,9 @@ class _Reroute(TorchFunctionMode):
         # rows of a matrix of one example each, and windows, are examples folded with other dimensions
         folds = isinstance(use.product, LinearProduct) and layer._settings.rows == 1 and self._folds(x, dim)
         if folds:
-            use.inputs[0] = x.unflatten(0, (-1, self._examples(dim)) if dim else (self._examples(dim), -1))
+            use.inputs[0] = x.unflatten(0, (-1, self._examples(dim)) if dim else (self._examples(dim), -1))  # type: ignore[no-untyped-call]
         matrix = isinstance(use.product, LinearProduct) and x.dim() == 2 and not folds
-        y = layer.estimate(
+        y: Tensor = layer.estimate(
             use.product, use.inputs, use.oriented(known.mean), use.oriented(known.std), use.bias, None,
             batch_dim=0 if not told and (matrix or isinstance(use.product, EinsumProduct)) else dim,
         )  # fmt: skip

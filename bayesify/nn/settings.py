@@ -22,8 +22,8 @@ class Settings:
         signs: Flipout's signs, drawn per `example` of the batch or per `position` (pixel, token).
         batch_dim: the input's dimension that holds the model's examples (1 in a sequence-first network); -1 where none
             does, so that one draw serves the whole batch.
-        rows: how many rows of that dimension belong to one example: more than 1 where others are folded into it (windows,
-            tokens); 0 where no example inputs told.
+        rows: how many rows of that dimension belong to one example: more than 1 where others are folded into it
+            (windows, tokens); 0 where no example inputs told.
         run: how many of those follow each other before the next example's: 0 for all, 1 where examples take turns.
         weights: (name, fan-in) of the Parameters that get one, for a layer that multiplies by them itself.
     """

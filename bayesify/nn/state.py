@@ -81,9 +81,9 @@ def fan_in(layer: Any, name: str, settings: Settings | None = None) -> int:
     """How many weights of the matrix `name` enter one output; of a bias, those of the matrix that it goes with."""
     settings = settings or vars(layer).get("_settings")
     if settings is not None and settings.weights:
-        return dict(settings.weights)[name]
+        return int(dict(settings.weights)[name])
     if isinstance(layer, Part):
-        return dict(layer.weights)[name]
+        return int(dict(layer.weights)[name])
     if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         return 1  # an output is one element of the table
     names, matrix = weight_names(layer), name.replace("bias", "weight")
@@ -110,7 +110,8 @@ def _initial(layer: nn.Module, name: str, mean: Parameter, settings: Settings) -
         tensors: dict[str, Tensor] = {scale_name: Parameter(scale, requires_grad=mean.requires_grad)}
         for buffer in buffers:
             is_mean = buffer.endswith("mean")
-            tensors[buffer] = mean.detach().clone() if is_mean else _prior_std(mean, fan_in(layer, name, settings), settings)
+            width = fan_in(layer, name, settings)
+            tensors[buffer] = mean.detach().clone() if is_mean else _prior_std(mean, width, settings)
     return tensors
 
 

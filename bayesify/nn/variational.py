@@ -213,9 +213,7 @@ class Flipout(Variational):
 
     method: Method = "flipout"
 
-    def estimate(
-        self, product: Product, inputs: list[Tensor], *posterior: Tensor | None, batch_dim: int
-    ) -> Tensor:
+    def estimate(self, product: Product, inputs: list[Tensor], *posterior: Any, batch_dim: int) -> Tensor:
         signs, x = self._settings.signs, inputs[0]
         dims = product.sign_dims(0, x.dim(), batch_dim) - product.sign_dims(0, x.dim(), -1)
         fold = fold_of(self, x.shape[dims.pop()]) if dims and signs == "example" else None
@@ -228,9 +226,7 @@ class LRT(Variational):
 
     method: Method = "lrt"
 
-    def estimate(
-        self, product: Product, inputs: list[Tensor], *posterior: Tensor | None, batch_dim: int
-    ) -> Tensor:
+    def estimate(self, product: Product, inputs: list[Tensor], *posterior: Any, batch_dim: int) -> Tensor:
         with unrouted():
             return estimators.lrt(product, inputs, *posterior)
 

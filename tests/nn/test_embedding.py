@@ -106,7 +106,8 @@ def test_without_noise_the_bags_are_the_plain_layers(mode: Any, padding_idx: int
     plain = nn.EmbeddingBag(7, 3, mode=mode, padding_idx=padding_idx)
     layer = variational(plain, "flipout")
     layer.set_std("weight", 1e-30)
-    for args in ((IDS,), (_FLAT, _OFFSETS), (torch.tensor([2, 2]), torch.tensor([0, 2])), (_FLAT[:0], torch.tensor([0]))):
+    empty = (torch.tensor([2, 2]), torch.tensor([0, 2])), (_FLAT[:0], torch.tensor([0]))
+    for args in ((IDS,), (_FLAT, _OFFSETS), *empty):
         torch.testing.assert_close(layer(*args), plain(*args))
 
 
@@ -153,19 +154,22 @@ class TestBoth:
             assert torch.load(file, weights_only=True).weight_rho.equal(layer.weight_rho)
 
     def test_sparse_gradients_stay_sparse(self, method: Method, cls: Any) -> None:
-        layer = variational(cls(7, 4, sparse=True, mode="sum") if cls is nn.EmbeddingBag else cls(7, 4, sparse=True), method)
+        mode = {"mode": "sum"} if cls is nn.EmbeddingBag else {}
+        layer = variational(cls(7, 4, sparse=True, **mode), method)
         layer(IDS).sum().backward()
         assert all(each.grad.is_sparse for each in layer.parameters())
 
     def test_it_converts_only_where_a_rule_names_it_or_its_class(self, method: Method, cls: Any) -> None:
         model = nn.Sequential(nn.ModuleDict({"table": cls(7, 4), "fc": nn.Linear(4, 4)}))
         for targets in (["**"], ["0"], ["first"], ["0.tab*", "0.fc"]):
-            rows = {row.name: row for row in bayesify.plan(model, {"method": method, "rules": [{"targets": targets}]}).rows}
+            policy = {"method": method, "rules": [{"targets": targets}]}
+            rows = {row.name: row for row in bayesify.plan(model, policy).rows}
             assert (rows["0.table"].verb, rows["0.fc"].verb) == ("keeps", "converts"), targets
             assert "only where a rule names it" in rows["0.table"].reason
         assert next(iter(bayesify.plan(model, method).rows)).verb == "keeps"
         for target in ("0.table", cls.__name__, f"type:torch.nn.{cls.__name__}"):
-            rows = {row.name: row for row in bayesify.plan(model, {"method": method, "rules": [{"targets": [target]}]}).rows}
+            policy = {"method": method, "rules": [{"targets": [target]}]}
+            rows = {row.name: row for row in bayesify.plan(model, policy).rows}
             assert (rows["0.table"].verb, rows["0.fc"].verb) == ("converts", "keeps"), target
             assert any("looked-up" in note for note in rows["0.table"].notes) is (method == "lrt")
         assert isinstance(bayesify.flipout(cls(7, 4)), cls)  # the layer itself is named enough
