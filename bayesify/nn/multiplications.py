@@ -68,7 +68,11 @@ def _einsum(known: Tensor, equation: Any, *operands: Any) -> Use | None:
     if not arrow or "." in equation or any(len(set(each)) != len(each) for each in labels):
         return None
     at = 0 if tensors[0] is known else 1
-    return Use(EinsumProduct(labels[1 - at], labels[at], out), [tensors[1 - at]])
+    (of_x, of_weight), x = (labels[1 - at], labels[at]), tensors[1 - at]
+    summed = [dim for dim, label in enumerate(of_x) if label not in of_weight + out]
+    if summed:  # first, since each output must be a sum over distinct weights
+        x, of_x = x.sum(summed), "".join(label for label in of_x if label in of_weight + out)
+    return Use(EinsumProduct(of_x, of_weight, out), [x])
 
 
 def _conv(

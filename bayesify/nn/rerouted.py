@@ -73,13 +73,15 @@ class _Reroute(TorchFunctionMode):
         self.known: list[_Known] = []
         for layer in layers:
             for name in layer.means():
-                mean = layer.get_parameter(name)
+                mean = layer._parameters[name]
+                assert mean is not None
                 if all(each.mean is not mean for each in self.known):
                     self.known.append(_Known(mean, layer.std_of(name), layer))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        known = [each for given in _flat([*args, *kwargs.values()]) if (each := self._find(given)) is not None]
+        found = [self._find(each) for each in _flat([*args, *kwargs.values()])]
+        known = [each for each in found if each is not None]
         if not known or harmless(func):
             return func(*args, **kwargs)
         if func in VIEWS:
@@ -108,7 +110,7 @@ class _Reroute(TorchFunctionMode):
         layer._reached = True
         x, told = use.inputs[0], layer._settings.rows > 0
         # rows of a matrix of one example each, and windows, are examples folded with other dimensions
-        folds = isinstance(use.product, LinearProduct) and layer._settings.rows == 1 and self._folds(x, dim)
+        folds = isinstance(use.product, LinearProduct) and not told and self._folds(x, dim)
         if folds:
             use.inputs[0] = x.unflatten(0, (-1, self._examples(dim)) if dim else (self._examples(dim), -1))  # type: ignore[no-untyped-call]
         matrix = isinstance(use.product, LinearProduct) and x.dim() == 2 and not folds
