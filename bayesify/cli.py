@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from .io.source import Source
-    from .plan import Plan
     from .policy import Policy
+    from .rows import Plan
 
 Weights = Literal["mean", "sample"]
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -88,7 +88,7 @@ def _call(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(given, tuple):
         return given, {}
     kind = type(given).__name__
-    raise UsageError(f"example_inputs is a tensor, a tuple of arguments, a dict of keywords, or two of those, not {kind}")
+    raise UsageError(f"example_inputs is a tensor, a tuple of arguments, keywords or two of them, not {kind}")
 
 
 def _leading(leaves: Sequence[Any]) -> tuple[int | None, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .fold import Fold, fold, fold_names
 from .nn.settings import Settings
-from .plan import Plan, Row
+from .rows import Plan, Row
 
 MOST_LINES = 40  # of converting layers, on two screens with all that stands around them
 _NO_MATRIX = "has no weight matrix"

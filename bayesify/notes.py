@@ -39,16 +39,7 @@ def notes(
     if site.is_table and getattr(site.module, "sparse", False):
         yield "its gradient from the output is sparse, that from the KL is dense"
     if method == "lrt":
-        if isinstance(site.module, nn.RNNBase):
-            yield "approximate: LRT draws per time step, though the steps of a sequence share the weights"
-        elif site.is_table:
-            yield "approximate: LRT draws for each looked-up element, though equal ids share a row"
-        elif isinstance(site.module, nn.modules.conv._ConvNd):
-            yield "approximate: LRT ignores that all positions share one kernel"
-        elif sequences:
-            yield "approximate where its input is a sequence: LRT draws per position"
-        if calls > 1 or aliases:
-            yield "approximate: LRT ignores that its calls share one weight"
+        yield from _lrt(site, calls > 1 or aliases, sequences)
     elif settings.signs == "position":
         yield "approximate: signs per position ignore that positions share one weight"
     elif reach is not None and reach.problem is not None:
@@ -59,6 +50,20 @@ def notes(
         yield f"examples along dimension {settings.batch_dim}"
     else:
         yield from _layout(site)
+
+
+def _lrt(site: Site, shared: bool, sequences: bool) -> Iterator[str]:
+    """Where LRT is an approximation: wherever weights are shared."""
+    if isinstance(site.module, nn.RNNBase):
+        yield "approximate: LRT draws per time step, though the steps of a sequence share the weights"
+    elif site.is_table:
+        yield "approximate: LRT draws for each looked-up element, though equal ids share a row"
+    elif isinstance(site.module, nn.modules.conv._ConvNd):
+        yield "approximate: LRT ignores that all positions share one kernel"
+    elif sequences:
+        yield "approximate where its input is a sequence: LRT draws per position"
+    if shared:
+        yield "approximate: LRT ignores that its calls share one weight"
 
 
 def _calls(site: Site, calls: int) -> Iterator[str]:

@@ -28,10 +28,25 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("surgery",),
     ("start", "optim"),
     ("plan",),
+    ("rows",),
     ("notes",),
     ("parents", "wrappers"),
     ("blockers",),
+    ("reach",),
+    ("layouts",),
+    ("probe",),
+    ("examples",),
+    ("sites",),
+    ("uses",),
+    ("alone",),
     ("graph",),
+    ("program_state",),
+    ("program",),
+    ("program_layers", "program_batch"),
+    ("program_sites",),
+    ("program_calls",),
+    ("exported",),
+    ("exported_text",),
     ("claims",),
     ("policy",),
     ("policy_parts",),
@@ -93,21 +108,21 @@ def test_imports_go_down(path: Path) -> None:
             assert other == room or LEVEL[other] > LEVEL[room], f"{room} imports {other}, which stands above it"
 
 
-def test_imports_inside_functions_are_the_report_s_only() -> None:
-    """The one way up: a plan prints itself by the report, which needs rich."""
+def test_imports_inside_functions_that_go_up_are_two() -> None:
+    """A plan prints itself by the report, which needs rich; a program is pickled by what can build it again."""
     found = {
         (room_of(path), other)
         for path in FILES
         for other, top in rooms_imported(path)
         if not top and LEVEL[other] <= LEVEL[room_of(path)] and other != room_of(path)
     }
-    assert found <= {("plan", "report")}
+    assert found <= {("rows", "report"), ("program", "program_state")}
 
 
 def test_the_reader_of_imports_reads_them() -> None:
     """The guard's own guard."""
     assert {"plan", "kl", "nn", "errors"} <= {room for room, _ in rooms_imported(ROOT / "surgery.py")}
-    assert ("report", False) in set(rooms_imported(ROOT / "plan.py"))
+    assert ("report", False) in set(rooms_imported(ROOT / "rows.py"))
     assert {"nn", "errors", "posterior"} <= {room for room, _ in rooms_imported(ROOT / "nn" / "variational.py")}
     assert {"nn"} <= {room for room, _ in rooms_imported(ROOT / "nn" / "registry.py")}
 
@@ -161,8 +176,7 @@ def test_the_public_surface_is_documented_and_typed(name: str) -> None:
         return
     own = {key: each for key, each in vars(thing).items() if inspect.isfunction(each) and not key.startswith("_")}
     inherits = {key for base in thing.__mro__[1:] for key, each in vars(base).items() if getattr(each, "__doc__", None)}
-    declared = {"noisy"}  # documented where the class that asks for it declares it
-    assert {key for key, each in own.items() if not each.__doc__} <= inherits | declared
+    assert {key for key, each in own.items() if not each.__doc__} <= inherits
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import bayesify
 from bayesify.errors import NothingToConvertError, PolicyError
-from bayesify.plan import Plan, Row, plan
+from bayesify.plan import plan
+from bayesify.rows import Plan, Row
 from tests.nets import SmallResNet, Tangled, snapshot
 
 KEYS = {

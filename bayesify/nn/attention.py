@@ -141,7 +141,7 @@ class AttentionFamily(Variational):
             expected = (targets, sources) if mask.dim() == 2 else (batch * self.num_heads, targets, sources)
             if mask.shape != expected:
                 raise RuntimeError(f"the {mask.dim()}D attn_mask is {tuple(mask.shape)} and should be {expected}")
-            mask = mask[None, None] if mask.dim() == 2 else mask.unflatten(0, (batch, self.num_heads))  # type: ignore[no-untyped-call]
+            mask = mask[None, None] if mask.dim() == 2 else mask.view(batch, self.num_heads, *mask.shape[1:])
         if padding is not None:
             padding = padding if padding.dim() == 2 else padding.unsqueeze(0)
             if padding.shape != (batch, sources):
@@ -176,7 +176,7 @@ class AttentionFamily(Variational):
     ) -> tuple[Tensor, Tensor | None]:
         """What the heads see, (batch, heads, targets, features), and their weights if needed."""
         k, v = self._extended(k, self.bias_k), self._extended(v, self.bias_v)
-        q, k, v = (each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in (q, k, v))  # type: ignore[no-untyped-call]
+        q, k, v = (each.view(*each.shape[:-1], self.num_heads, -1).transpose(1, 2) for each in (q, k, v))
         dropout = self.dropout if self.training else 0.0
         if not need_weights:
             return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=causal), None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -194,7 +194,8 @@ class LRTGRUCell(CellFamily, LRT, nn.GRUCell):
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Dynamo leaves recurrent layers to eager mode, but what they call it would unroll, anew for every length."""
     # to ask for it imports Dynamo, which takes seconds and which nobody uses who has not imported it
-    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function  # type: ignore[no-untyped-call]
+    disable: Any = torch.compiler.disable
+    return cast("Callable[..., Any]", disable(function) if "torch._dynamo" in sys.modules else function)
 
 
 def _each(hx: Any, change: Any) -> Any:

@@ -112,7 +112,8 @@ class _Reroute(TorchFunctionMode):
         # rows of a matrix of one example each, and windows, are examples folded with other dimensions
         folds = isinstance(use.product, LinearProduct) and not told and self._folds(x, dim)
         if folds:
-            use.inputs[0] = x.unflatten(0, (-1, self._examples(dim)) if dim else (self._examples(dim), -1))  # type: ignore[no-untyped-call]
+            sizes = (-1, self._examples(dim)) if dim else (self._examples(dim), -1)
+            use.inputs[0] = x.reshape(*sizes, *x.shape[1:])
         matrix = isinstance(use.product, LinearProduct) and x.dim() == 2 and not folds
         y: Tensor = layer.estimate(
             use.product, use.inputs, use.oriented(known.mean), use.oriented(known.std), use.bias, None,

@@ -214,6 +214,7 @@ class Flipout(Variational):
     method: Method = "flipout"
 
     def estimate(self, product: Product, inputs: list[Tensor], *posterior: Any, batch_dim: int) -> Tensor:
+        """The product with noise, for the posterior's (mean, std, bias, bias_std)."""
         signs, x = self._settings.signs, inputs[0]
         dims = product.sign_dims(0, x.dim(), batch_dim) - product.sign_dims(0, x.dim(), -1)
         fold = fold_of(self, x.shape[dims.pop()]) if dims and signs == "example" else None
@@ -227,6 +228,7 @@ class LRT(Variational):
     method: Method = "lrt"
 
     def estimate(self, product: Product, inputs: list[Tensor], *posterior: Any, batch_dim: int) -> Tensor:
+        """The product with noise, for the posterior's (mean, std, bias, bias_std)."""
         with unrouted():
             return estimators.lrt(product, inputs, *posterior)
 
