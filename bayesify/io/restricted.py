@@ -18,7 +18,7 @@ from .listing import Listing
 from .names import Name, dotted, words
 from .pt2 import open_program
 from .sniff import sniff
-from .trust import LIBRARIES, Refused, Trusted, judge
+from .trust import LIBRARIES, Refused, Trusted, judge, origin_of
 from .weights import read_weights
 
 _PARTIAL = Name("functools", "partial")
@@ -82,7 +82,7 @@ def _decide(path: Path, found: Listing, allow: Sequence[str]) -> dict[Name, Trus
     if found.sources:
         note = Name(*NOTE.rsplit(".", 1))
         verdicts[note] = judge(note, ())
-    refused = {name: verdict for name, verdict in verdicts.items() if isinstance(verdict, Refused)}
+    refused = {origin_of(name): verdict for name, verdict in verdicts.items() if isinstance(verdict, Refused)}
     if refused:
         raise FileRefusedError(f"{path}: {_explain(refused)}")
     trusted = {name: verdict for name, verdict in verdicts.items() if isinstance(verdict, Trusted)}

@@ -11,6 +11,7 @@ import zipfile
 import pytest
 import torch
 from torch import nn
+from torch._export.serde.serialize import serialize
 from torch.export import Dim, export
 
 from bayesify.errors import FileRefusedError
@@ -228,6 +229,25 @@ def test_the_program_computes_what_was_exported(meta, archive):
             torch.equal(one, other)
             for one, other in zip(program(x, shift=shift).values(), expected(x, shift=shift).values(), strict=True)
         )
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_the_format_before_torch_2_8(planted, archive, tmp_path, marker):
+    parts = serialize(torch.export.load(archive))
+    path = tmp_path / "old.pt2"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("version", "8.20")
+        file.writestr("serialized_exported_program.json", parts.exported_program)
+        file.writestr("serialized_state_dict.pt", pickled(Planted()) if planted else parts.state_dict)
+        file.writestr("serialized_constants.pt", parts.constants)
+        file.writestr("serialized_example_inputs.pt", parts.example_inputs)
+    if planted:
+        with pytest.raises(FileRefusedError, match="which could run code"):
+            open_program(path)
+        assert not marker.exists()
+    else:
+        x, shift = torch.randn(7, 3), torch.randn(2)
+        assert torch.equal(open_program(path)(x, shift=shift)["y"], open_program(archive)(x, shift=shift)["y"])
 
 
 @pytest.mark.parametrize("damage", ["cut", "compressed", "twice", "no model", "weight too short"])
