@@ -110,7 +110,8 @@ class _SoftplusNormalKL(torch.autograd.Function):
     def forward(mean: Tensor, rho: Tensor, prior_mean: Any, prior_std: Any) -> tuple[Tensor, Tensor, Tensor]:
         std = F.softplus(rho)
         ratio, shift = std / prior_std, (mean - prior_mean).div_(prior_std)
-        total = 0.5 * (_square_sum(ratio) + _square_sum(shift) - ratio.numel()) - _log_sum(ratio)
+        excess = (ratio * ratio).sub_(1).sum()  # less 1 one by one: near the prior, the sums would round to nonsense
+        total = 0.5 * (excess + _square_sum(shift)) - _log_sum(ratio)
         of_rho = ratio.div_(prior_std).sub_(std.reciprocal_()).mul_(torch.sigmoid(rho))
         return total, shift.div_(prior_std), of_rho
 

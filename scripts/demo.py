@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -136,62 +137,74 @@ def calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> float:
     return torch.zeros(bins).index_add(0, which, gap).abs().sum().item() / len(labels)
 
 
-def convert_by_command_line(folder: Path, method: str) -> Path:
-    """`bayesify convert resnet.pt`, as a user would in `folder`; its report goes to stdout."""
+def convert_by_command_line(folder: Path, method: str, quiet: bool = False) -> Path:
+    """`bayesify convert resnet.pt`, as a user would in `folder`; its report goes to stdout unless `quiet`."""
     arguments = ["convert", "resnet.pt", "--method", method, "--allow", "demo_net.*", "--force"]
-    print(f"$ bayesify {shlex.join(arguments)}", flush=True)
+    if not quiet:
+        print(f"$ bayesify {shlex.join(arguments)}", flush=True)
     paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]  # where demo_net is
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    subprocess.run([sys.executable, "-m", "bayesify", *arguments], cwd=folder, env=environment, check=True)
+    command = [sys.executable, "-m", "bayesify", *arguments]
+    subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL if quiet else None)
     return folder / f"resnet.{method}.pt"
 
 
-def results(models: dict[str, nn.Module], data: Digits) -> Table:
-    """Accuracy, NLL and calibration on the test digits, and the mean uncertainty there and away from digits."""
-    table = Table(title=f"on {len(data.test)} test digits; uncertainties in nats")
-    for heading in ("", *models):
-        table.add_column(heading, justify="right" if heading else "left")
+def measures(model: nn.Module, data: Digits) -> dict[str, float]:
+    """What the table shows of one network: how good on test digits, how uncertain there and away from digits."""
     inputs = {"digits": data.test, "flipped digits": data.flipped(), "noise": data.noise()}
-    columns = [_column(model, data, inputs) for model in models.values()]
-    for name in columns[0]:
-        table.add_row(name, *(column[name] for column in columns))
-    return table
-
-
-def _column(model: nn.Module, data: Digits, inputs: dict[str, Tensor]) -> dict[str, str]:
     predictions = {name: predict(model, images) for name, images in inputs.items()}
     probs, labels = predictions["digits"].probs, data.test_labels
     return {
-        "accuracy": f"{accuracy(probs, labels):.2%}",
-        "NLL": f"{nll(probs, labels):.4f}",
-        "calibration error": f"{calibration_error(probs, labels):.4f}",
-        **{f"predictive entropy, {name}": f"{each.entropy.mean():.3f}" for name, each in predictions.items()},
-        **{f"mutual information, {name}": f"{each.information.mean():.3f}" for name, each in predictions.items()},
+        "accuracy": accuracy(probs, labels),
+        "NLL": nll(probs, labels),
+        "calibration error": calibration_error(probs, labels),
+        **{f"predictive entropy, {name}": each.entropy.mean().item() for name, each in predictions.items()},
+        **{f"mutual information, {name}": each.information.mean().item() for name, each in predictions.items()},
     }
+
+
+def results(found: dict[str, list[dict[str, float]]]) -> Table:
+    """The means over splits, a column for each network."""
+    table = Table(title=f"test digits, means over {len(next(iter(found.values())))} splits; uncertainties in nats")
+    for heading in ("", *found):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name in next(iter(found.values()))[0]:
+        means = [statistics.mean(split[name] for split in splits) for splits in found.values()]
+        table.add_row(name, *(f"{mean:.2%}" if name == "accuracy" else f"{mean:.4f}" for mean in means))
+    return table
+
+
+def run_split(
+    seed: int, folder: Path, method: str, epochs: int, more: int, progress: Progress
+) -> dict[str, dict[str, float]]:
+    """Train, save, convert, train on, measure: the whole story on one split. The first shows the command's report."""
+    torch.manual_seed(seed)
+    data, plain = Digits.split(seed), ResNet()
+    total = (epochs + 2 * more) * -(-len(data.train) // BATCH)
+    task = progress.add_task(f"split {seed + 1}: training, converting, training on", total=total)
+    pretrain(plain, data, epochs, lambda: progress.advance(task))
+    torch.save(plain, folder / "resnet.pt")
+    path = convert_by_command_line(folder, method, quiet=seed > 0)
+    converted = bayesify.load(path, allow=["demo_net.*"])
+    for model in (plain, converted):
+        fine_tune(model, data, more, lambda: progress.advance(task))
+    return {"plain": measures(plain, data), method: measures(converted, data)}
 
 
 @click.command(help=__doc__.partition("\n")[0])
 @click.option("--method", type=click.Choice(["flipout", "lrt"]), default="flipout", show_default=True)
 @click.option("--epochs", default=40, show_default=True, help="Of training the plain network.")
 @click.option("--fine-tune", "more", default=10, show_default=True, help="Epochs of training on, for both networks.")
-@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--splits", type=click.IntRange(1), default=3, show_default=True, help="Of the digits; one decides little."
+)
 @click.option("--folder", type=click.Path(path_type=Path), default=HERE.parent / "build/demo", help="For its files.")
-def main(method: str, epochs: int, more: int, seed: int, folder: Path) -> None:
+def main(method: str, epochs: int, more: int, splits: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # tensors this small gain nothing by more
-    torch.manual_seed(seed)
-    data, plain = Digits.split(seed), ResNet()
-    steps = -(-len(data.train) // BATCH)
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("training resnet.pt", total=epochs * steps)
-        pretrain(plain, data, epochs, lambda: progress.advance(task))
-    torch.save(plain, folder / "resnet.pt")
-    converted = bayesify.load(convert_by_command_line(folder, method), allow=["demo_net.*"])
-    with Progress(console=Console(stderr=True)) as progress:
-        for name, model in {"the plain network, on": plain, f"resnet.{method}.pt, by the ELBO": converted}.items():
-            task = progress.add_task(f"training {name}", total=more * steps)
-            fine_tune(model, data, more, lambda task=task: progress.advance(task))
-    Console(width=80).print(results({"plain": plain, method: converted}, data))
+        runs = [run_split(seed, folder, method, epochs, more, progress) for seed in range(splits)]
+    Console(width=80).print(results({name: [run[name] for run in runs] for name in runs[0]}))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import bayesify
 
 
 def test_the_whole_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--epochs", "1", "--fine-tune", "1", "--folder", str(tmp_path)]
+    arguments = ["--epochs", "1", "--fine-tune", "1", "--splits", "2", "--folder", str(tmp_path)]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
 
     assert result.exit_code == 0

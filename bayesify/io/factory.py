@@ -12,8 +12,6 @@ from os import PathLike
 from typing import Any
 
 import torch
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from torch import nn
 
 from ..errors import FactoryError, UsageError, did_you_mean
@@ -70,6 +68,10 @@ def parse_args(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         UsageError: a pair without `=` or a name, a name twice, or a value that is no YAML.
     """
+    # Only a command with --arg pays for the import.
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
     args: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
