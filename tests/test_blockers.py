@@ -230,7 +230,7 @@ def test_blocked(make: Callable[[], nn.Module], words: str) -> None:
 def _plain(cls: type[nn.Module], **options: Any) -> nn.Module:
     sizes = {"Bilinear": (2, 2, 2), "LazyLinear": (2,)}
     lazy = (2, 1) if cls.__name__.startswith("Lazy") else (2, 2, 1)
-    return cls(*sizes.get(cls.__name__, (2, 2) if cls.__name__.endswith(("Linear", "Cell")) else lazy), **options)
+    return cls(*sizes.get(cls.__name__, (2, 2) if cls.__name__.endswith(("Linear", "Cell", "Bag")) else lazy), **options)
 
 
 TORCH = [cls for cls in plain_classes() if cls.__module__.startswith("torch.nn.")]
