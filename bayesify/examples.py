@@ -130,7 +130,7 @@ def _changed_at(leaf: Tensor, dim: int, index: int, force: bool = False) -> Tens
         scale = 0.25 * here.abs() + (0.1 if not leaf.any() else 0.0)
         other = torch.where(here.isfinite(), here + scale * (0.5 + 0.5 * torch.rand_like(here)), here)
     elif _varied(leaf):
-        known = leaf.unique()
+        known: Tensor = leaf.unique()  # type: ignore[no-untyped-call]
         step = torch.randint(1, len(known), here.shape, device=leaf.device)
         other = known[(torch.searchsorted(known, here) + step) % len(known)]
     elif force and leaf.dtype is not torch.bool:

@@ -137,7 +137,9 @@ class _Uses(TorchFunctionMode):
     def __init__(self, calls: Calls, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.calls = calls
-        self.weights = [(each, name) for name, layer in layers.items() for each in layer.parameters(recurse=False)]
+        self.weights: list[tuple[Tensor, str]] = [
+            (each, name) for name, layer in layers.items() for each in layer.parameters(recurse=False)
+        ]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
