@@ -113,8 +113,6 @@ def unknown_class(site: Site) -> str | None:
     offer = _subclass(cls, base) if base is not None and not tied else None
     if offer or site.weights or isinstance(module, _NORMS):
         return offer
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return f"{_title(cls)} looks rows up instead of multiplying: it has no variational form yet"
     return "; ".join(f"{name}: {why}" for name, why in site.problems.items()) or None
 
 
