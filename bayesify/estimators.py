@@ -70,8 +70,8 @@ def flipout(
     """Flipout (Wen et al. 2018, eq. 4): y = x·mean + r∘((x∘s)·ΔW), ΔW = std∘eps, with random signs s and r.
 
     The signs are drawn per example and channel and are constant over all other dimensions, so that each example sees
-    one weight draw of its own; `position` draws them for every element. A variational bias moves with r too. `batch_dim`
-    is where the examples are, and `fold` how they lie there among others.
+    one weight draw of its own; `position` draws them for every element. A variational bias moves with r too.
+    `batch_dim` is where the examples are, and `fold` how they lie there among others.
     """
     delta = std * noise.normal_like(std)
     bias_delta = None if bias_std is None else bias_std * noise.normal_like(bias_std)

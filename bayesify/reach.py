@@ -1,4 +1,4 @@
-"""What example inputs tell of each layer: how often it is called, whether noise in it matters, where the examples are."""
+"""What example inputs tell of each layer: how often it is called, whether its noise matters, where the examples are."""
 
 from __future__ import annotations
 
@@ -126,9 +126,8 @@ def _depends(output: Any, weights: Sequence[Tensor]) -> dict[int, bool]:
         gradients = torch.autograd.grad(total, list(weights), allow_unused=True)
     except RuntimeError:  # the model's own code has no backward: nothing is known
         return {}
-    return {
-        id(weight): each is not None and bool((each != 0).any()) for weight, each in zip(weights, gradients, strict=True)
-    }
+    pairs = zip(weights, gradients, strict=True)
+    return {id(weight): each is not None and bool((each != 0).any()) for weight, each in pairs}
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +37,7 @@ def parse_inputs(texts: Sequence[str]) -> ExampleInputs:
 
 
 def read_inputs(path: str | PathLike[str]) -> ExampleInputs:
-    """The inputs in a file of torch.save: a tensor, a tuple of arguments, a dict of keywords, or a list of two of those.
+    """The inputs in a file of torch.save: a tensor, a tuple of arguments, a dict of keywords, or a list of two of them.
 
     Raises:
         FileRefusedError: broken, malicious, or with more in it than tensors and plain values.
@@ -46,7 +45,7 @@ def read_inputs(path: str | PathLike[str]) -> ExampleInputs:
     """
     found = read_content(Path(path), meta=False)
     for leaf in pytree.tree_leaves(found):
-        if not isinstance(leaf, _DATA) or isinstance(leaf, Tensor) and type(leaf) is not Tensor:
+        if not isinstance(leaf, _DATA) or (isinstance(leaf, Tensor) and type(leaf) is not Tensor):
             kind = type(leaf).__name__
             raise FileRefusedError(f"{path}: holds a {kind}; save tensors, in a tuple or a plain dict: dict(batch)")
     if not isinstance(found, Tensor | tuple | Mapping | list):

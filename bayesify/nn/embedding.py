@@ -1,12 +1,12 @@
 """Embedding and EmbeddingBag: only the rows that a batch looks up are drawn.
 
-Under Flipout one draw of each such row serves the batch, with signs per example and channel: an example that looks a row
-up at two positions sees one value of it, and two examples see uncorrelated ones. The padding row has no posterior.
+Under Flipout one draw of each such row serves the batch, with signs per example and channel: an example that looks a
+row up at two positions sees one value of it, and two examples see uncorrelated ones. The padding row has no posterior.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +87,7 @@ class EmbeddingFamily(RowsFamily):
 class EmbeddingBagFamily(RowsFamily):
     """A table, and bags of ids: rows (bags, ids), or one after the other, from `offsets` on. A bag is an example."""
 
-    mode: Literal["sum", "mean", "max"]
+    mode: str
     include_last_offset: bool
 
     def forward(  # type: ignore[override]
