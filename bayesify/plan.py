@@ -181,10 +181,9 @@ def _claims(
     claims = [_unless_frozen(each, site, policy) for each, site in zip(claims, sites, strict=True)]
     claims = _with_attention(claims, sites)
     if not any(each.method for each in claims):
-        raise NothingToConvertError(
-            f"all that the policy selects in {type(model).__name__} is frozen (requires_grad=False): "
-            "`frozen: convert` converts it all the same"
-        )
+        frozen = any(each.reason == _FROZEN for each in claims)
+        why = f"is {_FROZEN}: `frozen: convert` converts it all the same" if frozen else f"is an out_proj: {_READ}"
+        raise NothingToConvertError(f"all that the policy selects in {type(model).__name__} {why}")
     return claims
 
 
@@ -198,15 +197,14 @@ def _unless_frozen(claimed: Claim, site: Site, policy: Policy) -> Claim:
     settings = replace(claimed.settings or Settings(), weights=site.weights)
     if site.module.get_parameter(weight_names(site.module, settings)[0]).requires_grad:
         return claimed
-    return replace(claimed, method=None, settings=None, reason="frozen (requires_grad=False)")
+    return replace(claimed, method=None, settings=None, reason=_FROZEN)
 
 
 def _with_attention(claims: list[Claim], sites: list[Site]) -> list[Claim]:
     """An attention's `out_proj` is called only where the attention itself converts."""
     converting = {id(site.module) for site, each in zip(sites, claims, strict=True) if each.method}
-    why = "nn.MultiheadAttention reads its weight without calling it, and is kept"
     return [
-        replace(each, method=None, settings=None, reason=why)
+        replace(each, method=None, settings=None, reason=_READ)
         if each.method and site.attention is not None and id(site.attention) not in converting
         else each
         for each, site in zip(claims, sites, strict=True)
@@ -323,6 +321,8 @@ def _rerouting(names: dict[int, list[str]], rows: list[Row], sites: list[Site]) 
 
 
 _OWN = "its own products with"
+_FROZEN = "frozen (requires_grad=False)"
+_READ = "nn.MultiheadAttention reads its weight without calling it, and is kept"
 _FUSED = "its fused inference path reads weights past the noise: switched off"
 _NESTED = "its nested-tensor path is switched off: outputs under the padding mask are computed, no longer zeros"
 

@@ -99,11 +99,12 @@ class Variational(nn.Module):
         """The posterior's std of `weight` or `bias`, as `means` names them.
 
         Raises:
+            AttributeError: the layer has no posterior of that name.
             RuntimeError: the mean was resized after conversion, so that its scale no longer fits.
         """
-        mean, scale = self._parameters[name], self.scale_of(name)
-        assert mean is not None
-        assert scale is not None
+        mean, scale = self._parameters.get(name), self.scale_of(name)
+        if mean is None or scale is None:
+            raise AttributeError(f"{type(self).__name__} has no posterior over {name!r}, but over {self.means()}")
         if scale.shape != mean.shape:
             raise RuntimeError(
                 f"{name} has shape {tuple(mean.shape)} but its posterior was made for {tuple(scale.shape)}: "
@@ -210,7 +211,8 @@ class Variational(nn.Module):
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
-        return f"{text}, q=({self._settings.posterior}), p={self._settings.prior}" if "_settings" in self.__dict__ else text
+        own = f"q=({self._settings.posterior}), p={self._settings.prior}" if "_settings" in self.__dict__ else ""
+        return ", ".join(filter(None, (text, own)))
 
 
 class Flipout(Variational):
