@@ -76,11 +76,11 @@ def inside_adapter(site: Site) -> str | None:
 
 
 def read_by_parent(site: Site) -> str | None:
-    """A layer that is never called: something reads its weight, and does more with that than to multiply by it."""
-    if site.called:
-        return None
+    """A layer that is not called: something reads its weight, and does more with that than to multiply by it."""
     own = matrices(site.module).values()
     for _, parent in site.readers:
+        if site.called and site.called_beside(parent):
+            continue
         problem = next((found for each in own if (found := site.forwards.uses(parent).problem(each))), None)
         if problem is not None:
             return f"{_title(type(parent))} reads its weight without calling it: {problem}"

@@ -83,6 +83,15 @@ class Site:
             return True
         return any(called_by_code(parent, path) for name, parent in self.parents for path in self._paths(name, parent))
 
+    def called_beside(self, reader: nn.Module) -> bool:
+        """Whether it is called, too, where this ancestor reads its weight: on another branch its code may only seem to."""
+        if self.census is not None and not self.census.never_called(self.name):
+            return True
+        found = self.forwards.uses(reader)
+        others = [(name, parent) for name, parent in self.parents if parent is not reader]
+        by_others = (called_by_code(parent, path) for name, parent in others for path in self._paths(name, parent))
+        return not found.failure and (id(self.module) in found.called or any(by_others))
+
     @cached_property
     def readers(self) -> tuple[Named, ...]:
         """The ancestors whose forward reads a matrix of this module itself."""

@@ -24,11 +24,13 @@ class Uses:
     Attributes:
         multiplied: those that it only multiplies by, or looks up in beside that: the fan-in of an output.
         problems: why another one must stay, with the line of code that says so.
+        called: the ids of its children that it calls.
         failure: why nothing is known, if so.
     """
 
     multiplied: dict[int, int] = field(default_factory=dict)
     problems: dict[int, str] = field(default_factory=dict)
+    called: set[int] = field(default_factory=set)
     failure: str = ""
 
     def problem(self, matrix: Parameter) -> str | None:
@@ -57,6 +59,8 @@ def uses(module: nn.Module) -> Uses:
         return Uses(failure=f"its forward does not trace: {failure}")
     for name, value in held.items():
         _enter(found, value, [each for graph in graphs for each in _uses(graph, name)])
+    calls = (node.target for graph in graphs for node in graph.nodes if node.op == "call_module")
+    found.called.update(id(module.get_submodule(str(target))) for target in calls)
     return found
 
 
