@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,15 +30,13 @@ class Untraceable(EitherWay):
     """Nothing is known of what it runs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        assert len(x)
+        assert json.dumps(x.shape[0])
         return super().forward(x)
 
 
 @pytest.mark.parametrize(("cls", "blocked"), [(EitherWay, {"1.a"}), (Untraceable, {"1.a", "1.b"})])
 @pytest.mark.parametrize("method", ["flipout", "lrt"])
-def test_code_that_could_call_a_layer_and_reads_its_weight(
-    cls: type[EitherWay], blocked: set[str], method: str
-) -> None:
+def test_code_that_could_call_what_it_reads(cls: type[EitherWay], blocked: set[str], method: str) -> None:
     model = nn.Sequential(nn.Linear(4, 4), cls()).eval()
     made = bayesify.plan(model, method)
     assert {row.name for row in made.rows if row.verb == "blocked"} == blocked
