@@ -16,7 +16,8 @@ from .errors import NothingToConvertError, PolicyError
 from .examples import ExampleInputs
 from .graph import Census, census
 from .nn.part import kind_of
-from .nn.registry import rerouted, variant
+from .nn.computed import identity, sources, value
+from .nn.registry import converted_class
 from .nn.settings import Method, Settings
 from .nn.state import bias_names, weight_names
 from .notes import ON_SEQUENCES, notes
@@ -195,7 +196,7 @@ def _unless_frozen(claimed: Claim, site: Site, policy: Policy) -> Claim:
     if claimed.method is None or policy.frozen == "convert":
         return claimed
     settings = replace(claimed.settings or Settings(), weights=site.weights)
-    if site.module.get_parameter(weight_names(site.module, settings)[0]).requires_grad:
+    if any(each.requires_grad for each in sources(site.module, weight_names(site.module, settings)[0])):
         return claimed
     return replace(claimed, method=None, settings=None, reason=_FROZEN)
 
@@ -224,7 +225,7 @@ def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth
     if claimed.method is None or claimed.settings is None:
         kept = claimed.reason if _convertible(site, reason) else kept_because(module)
         return replace(row, reason=kept)
-    becomes = (None if site.weights else variant(type(module), claimed.method)) or rerouted(type(module), claimed.method)
+    becomes = converted_class(module, claimed.method, bool(site.weights))
     settings = replace(claimed.settings.for_depth(depth), batch_dim=batch_dim(site), weights=site.weights)
     if site.weights or (site.readers and not site.called):
         settings = replace(settings, bias="deterministic")
@@ -234,7 +235,7 @@ def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth
 def _counted(rows: list[Row], sites: list[Site]) -> list[Row]:
     """Count each Parameter at its first row, and hold tied ones to one posterior."""
     seen: dict[int, str] = {}
-    posteriors: dict[int, Row] = {}
+    posteriors: dict[tuple[int, ...], Row] = {}
     counted = []
     for row, site in zip(rows, sites, strict=True):
         own = dict(site.module.named_parameters(recurse=False))
@@ -243,10 +244,9 @@ def _counted(rows: list[Row], sites: list[Site]) -> list[Row]:
         seen |= {id(each): f"{row.name}.{name}".lstrip(".") for name, each in fresh.items()}
         new = 0
         for name in _means(row, site.module):
-            mean = own[name]
-            first = posteriors.setdefault(id(mean), row)
+            first = posteriors.setdefault(identity(site.module, name), row)
             _refuse_two_posteriors(first, row, name)
-            new += _size(mean) if first is row else 0
+            new += _size(value(site.module, name)) if first is row else 0
         before = sum(_size(each) for each in fresh.values())
         counted.append(replace(row, parameters_before=before, parameters_after=before + new, notes=tied))
     return counted
@@ -258,8 +258,8 @@ def _means(row: Row, module: nn.Module) -> list[str]:
     return weight_names(module, row.settings) + (bias_names(module) if row.settings.bias == "variational" else [])
 
 
-def _size(tensor: Tensor) -> int:
-    return 0 if is_lazy(tensor) else tensor.numel()
+def _size(tensor: Tensor | None) -> int:
+    return 0 if tensor is None or is_lazy(tensor) else tensor.numel()
 
 
 def _refuse_two_posteriors(first: Row, row: Row, name: str) -> None:

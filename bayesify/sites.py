@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from .graph import Census, called_by_code, read_by_code
+from .nn.computed import kind_before
 from .nn.registry import plain_classes
 from .uses import Uses, matrices, uses
 
@@ -65,7 +67,7 @@ class Site:
 
         Not that of a table which a forward multiplies by: its products get the noise, and look-ups the mean.
         """
-        return type(self.module) in plain_classes() and not (self._looks_up and any(True for _ in self.rerouting))
+        return kind_before(self.module) in plain_classes() and not (self._looks_up and any(True for _ in self.rerouting))
 
     @property
     def is_table(self) -> bool:
@@ -116,7 +118,7 @@ class Site:
     @cached_property
     def weights(self) -> tuple[tuple[str, int], ...]:
         """(name, fan-in) of the matrices that rerouted products reach, of a class without a variational form."""
-        if self.known:
+        if self.known or isinstance(self.module, ParametrizationList):
             return ()
         places = [self.forwards.uses(self.module), *(self.forwards.uses(each) for _, each in self.rerouting)]
         found = []

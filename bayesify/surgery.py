@@ -14,7 +14,8 @@ from .errors import NameClashError, NotCopyableError, UsageError, did_you_mean
 from .examples import ExampleInputs
 from .kl import Ledger, layers_of, terms
 from .nn.folding import unwatch_examples, watch_examples
-from .nn.registry import plain_class, rerouted, rerouting, variant
+from .nn.computed import computed_tensors, identity, is_computed, mask, sources
+from .nn.registry import converted_class, plain_class, rerouting
 from .nn.rerouted import Rerouting
 from .nn.state import SUFFIXES, mean_of, posterior_tensors
 from .nn.variational import Flipout, Variational
@@ -93,11 +94,12 @@ def revert(model: Model, weights: Literal["mean", "sample"] = "mean", *, inplace
         _plain_class(layer)
     if weights == "sample":
         refuse_lazy(model, "there is nothing to draw")
+        _refuse_computed(model)
     target = model if inplace else _copied(model)
     if weights == "sample":
         for term in terms(target):
             layer = term.layers[0]
-            getattr(layer, term.mean_name).data.copy_(layer.draw(term.mean_name))
+            sources(layer, term.mean_name)[0].data.copy_(layer.draw(term.mean_name))
     _take_back(target)
     return target
 
@@ -125,6 +127,16 @@ def keep_unfused(module: nn.Module, args: Any) -> None:
     """A forward pre-hook that does nothing: with any hook on it, torch's encoder layer calls its layers one by one."""
 
 
+def _refuse_computed(model: nn.Module) -> None:
+    for term in terms(model):
+        layer, name = term.layers[0], term.mean_name
+        if is_computed(layer, name) and mask(layer, name) is None:
+            raise UsageError(
+                f"the {name} of {term.layer_name!r} is computed by a parametrization, into which a draw of it cannot be "
+                "written: revert to the mean"
+            )
+
+
 def _refuse_clash(model: nn.Module, kl_name: str) -> None:
     if not kl_name.isidentifier():
         raise UsageError(f"kl_name={kl_name!r} is no name for an attribute")
@@ -137,7 +149,8 @@ def _refuse_clash(model: nn.Module, kl_name: str) -> None:
 
 def _copied(model: Model) -> Model:
     try:
-        return copy.deepcopy(model)
+        computed = (each for module in model.modules() for each in computed_tensors(module))
+        return copy.deepcopy(model, {id(each): each.detach().clone() for each in computed})
     except Exception as error:
         raise NotCopyableError(
             f"torch cannot deep-copy this {type(model).__name__} ({type(error).__name__}: {str(error).splitlines()[0]}); "
@@ -173,17 +186,16 @@ def _carry_out(made: Plan, model: nn.Module, kl_name: str) -> None:
 
 
 def _prepare(made: Plan, modules: dict[str, nn.Module]) -> Iterator[tuple[Any, type, Row, dict[str, Tensor]]]:
-    shared: dict[tuple[int, str], Tensor] = {}
+    shared: dict[tuple[tuple[int, ...], str], Tensor] = {}
     for row in made.converting():
         module = modules[row.name]
         assert row.method is not None
         assert row.settings is not None
-        known = None if row.settings.weights else variant(type(module), row.method)
-        cls = known or rerouted(type(module), row.method)
+        cls = converted_class(module, row.method, bool(row.settings.weights))
         tensors = posterior_tensors(module, row.settings)
         for name in tensors:
             mean = mean_of(name)
-            key = id(module._parameters[mean]), name.removeprefix(mean)
+            key = identity(module, mean), name.removeprefix(mean)
             tensors[name] = shared.setdefault(key, tensors[name])
         yield module, cls, row, tensors
 

@@ -10,6 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import UsageError
 from . import attention, conv, embedding, linear, recurrent, registered
+from .computed import kind_before
 from .settings import Method
 from .part import Part
 from .rerouted import FlipoutRerouted, LRTRerouted, Rerouting
@@ -82,6 +83,17 @@ def rerouted(cls: type[nn.Module], method: Method) -> type[Variational]:
 def rerouting(cls: type[nn.Module]) -> type[Rerouting]:
     """The class for a module that multiplies by weights of its children."""
     return registered.derived(registered.REROUTING, cls, (Rerouting, cls), {})
+
+
+def converted_class(module: nn.Module, method: Method, weights: bool) -> type[Variational]:
+    """What the module's class becomes; `weights`: because it multiplies by weights itself, or is multiplied by."""
+    cls, kind = type(module), kind_before(module)
+    known = None if weights else variant(kind, method)
+    if known is None or kind is cls:
+        return known or rerouted(cls, method)
+    # torch makes a class for each module with parametrizations, which cannot be pickled
+    members = {"__module__": __name__, "__doc__": f"A parametrized {known.__name__}.", "_plain": cls}
+    return type(_PREFIXES[method] + cls.__name__, (cls, known), members)
 
 
 def plain_classes() -> tuple[type[nn.Module], ...]:
