@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.proxy import ParameterProxy
 
 from .graph import NOT_THE_USERS, Tracer, argument_choices, same_randomness, user_code, without_weights
 
@@ -66,6 +67,7 @@ class _Alone(Tracer):
         super().__init__(root)
         self.top, self.choices, self.default = root, choices, default
         self.taken: list[bool] = []
+        self.parameters = dict(root.named_parameters())
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m is not self.top
@@ -77,6 +79,14 @@ class _Alone(Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, *args: Any, proxy_factory_fn: Any = None, **kwargs: Any) -> fx.Proxy:
+        if proxy_factory_fn is not None:  # a Parameter
+            value = self.parameters[target]
+            return super().create_proxy(
+                kind, target, *args, proxy_factory_fn=lambda node: _Weight(self, node, target, value), **kwargs
+            )
+        return super().create_proxy(kind, target, *args, **kwargs)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         if len(self.taken) > _MOST_BRANCHES:
@@ -99,6 +109,14 @@ class _Proxy(fx.Proxy):
 
     def __len__(self) -> int:
         return 1  # as many as `iter` gives
+
+
+class _Weight(ParameterProxy):
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from .graph import reached_names
+from .nn.computed import is_computed, sources
 from .nn.part import Part, kind_of
 from .nn.registry import forwards_to, plain_classes
 from .nn.state import SUFFIXES, bias_names, bias_slots, weight_names, weight_slots
@@ -17,11 +18,7 @@ from .uses import matrices
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _ALWAYS_USED = {"forward", "__call__", "__getattr__", "__getattribute__", "__setattr__", "weight", "bias"}
-_COMPUTED = {
-    "weight_mask": "pruned by torch.nn.utils.prune: prune.remove(layer, 'weight') makes it plain",
-    "weight_g": "computed by the old weight_norm: torch.nn.utils.remove_weight_norm(layer) makes it plain",
-    "weight_u": "computed by the old spectral_norm: torch.nn.utils.remove_spectral_norm(layer) makes it plain",
-}
+_COMPUTING = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)  # may compute their weight from other Parameters
 
 
 def blocker(site: Site) -> str | None:
@@ -30,9 +27,11 @@ def blocker(site: Site) -> str | None:
     None also for modules without a weight matrix, such as norms: `kept_because` has the sentence for those.
     """
     module = site.module
+    if isinstance(module, parametrize.ParametrizationList):
+        return None
     if "exported_problems" in vars(module) and not isinstance(module, Part):
         return exported(module)
-    reason = scripted(module) or inside_adapter(site) or read_by_parent(site) or quantized(module)
+    reason = scripted(module) or inside_computation(site) or inside_adapter(site) or read_by_parent(site) or quantized(module)
     reason = reason or (computed(module) if site.known else parametrized(module) or unknown_class(site))
     if reason or not (site.known or site.weights):
         return reason
@@ -51,6 +50,8 @@ def bears_weight(module: nn.Module) -> bool:
 
 def kept_because(module: nn.Module) -> str:
     """Why a module that bears a weight and that nothing blocks is kept all the same: it has no matrix."""
+    if isinstance(module, parametrize.ParametrizationList):
+        return "its layer's weight is computed from it"
     return f"{_title(kind_of(module))} has no weight matrix"
 
 
@@ -66,6 +67,13 @@ def scripted(module: nn.Module) -> str | None:
     return None
 
 
+def inside_computation(site: Site) -> str | None:
+    """A layer of a parametrization, whose value is a mean."""
+    if any(isinstance(parent, parametrize.ParametrizationList) for _, parent in site.parents):
+        return "another layer's weight is computed by it"
+    return None
+
+
 def inside_adapter(site: Site) -> str | None:
     """A layer that peft wraps: its base weight is merged and unmerged behind the layer's back."""
     for name, module in (*site.parents, (site.name, site.module)):
@@ -76,11 +84,11 @@ def inside_adapter(site: Site) -> str | None:
 
 
 def read_by_parent(site: Site) -> str | None:
-    """A layer that is never called: something reads its weight, and does more with that than to multiply by it."""
-    if site.called:
-        return None
+    """A layer that is not called: something reads its weight, and does more with that than to multiply by it."""
     own = matrices(site.module).values()
     for _, parent in site.readers:
+        if site.called and site.called_beside(parent):
+            continue
         problem = next((found for each in own if (found := site.forwards.uses(parent).problem(each))), None)
         if problem is not None:
             return f"{_title(type(parent))} reads its weight without calling it: {problem}"
@@ -95,14 +103,12 @@ def quantized(module: nn.Module) -> str | None:
 
 
 def parametrized(module: nn.Module) -> str | None:
-    """torch.nn.utils.parametrize: the weight is a function of other Parameters."""
-    if isinstance(module, parametrize.ParametrizationList):
-        return "it holds what a parametrization computes its layer's weight from"
-    if parametrize.is_parametrized(module):
-        names = sorted(getattr(module, "parametrizations", {}))
-        remove = "torch.nn.utils.parametrize.remove_parametrizations(layer, name)"
-        return f"its {_listed(names)} is computed by a parametrization: {remove} makes it plain"
-    return None
+    """A layer whose class is unknown and whose weight is a function of other Parameters."""
+    if not parametrize.is_parametrized(module):
+        return None
+    names = sorted(getattr(module, "parametrizations", {}))
+    remove = "torch.nn.utils.parametrize.remove_parametrizations(layer, name)"
+    return f"its {_listed(names)} is computed by a parametrization: {remove} makes it plain"
 
 
 def unknown_class(site: Site) -> str | None:
@@ -113,8 +119,6 @@ def unknown_class(site: Site) -> str | None:
     offer = _subclass(cls, base) if base is not None and not tied else None
     if offer or site.weights or isinstance(module, _NORMS):
         return offer
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return f"{_title(cls)} looks rows up instead of multiplying: it has no variational form yet"
     return "; ".join(f"{name}: {why}" for name, why in site.problems.items()) or None
 
 
@@ -131,30 +135,32 @@ def _subclass(cls: type, base: type) -> str | None:
 
 
 def computed(module: nn.Module) -> str | None:
-    """Weight normalization and pruning of the old kind: the class is plain, but the weight is no Parameter."""
+    """A weight that is no Parameter, nor computed in a way that keeps to the layer's posterior."""
     if isinstance(module, nn.MultiheadAttention):
         return None if weight_names(module) else "its projections are no Parameters of the layer"
     biases = bias_slots(module)
     for name in (*weight_slots(module), *biases):
         if name in module._parameters and (name in biases or module._parameters[name] is not None):
             continue
-        marks = (why for mark, why in _COMPUTED.items() if hasattr(module, mark.replace("weight", name)))
-        why = next(marks, "no Parameter of the layer").replace("'weight'", repr(name))
-        return f"its {name} is {why if name == 'weight' else why.replace('_norm(layer)', f'_norm(layer, {name!r})')}"
+        if not is_computed(module, name):
+            return f"its {name} is no Parameter of the layer"
+        if not isinstance(module, _COMPUTING):
+            return f"its {name} is computed from other Parameters, which a {_title(kind_of(module))} here cannot do"
     return None
 
 
 def tensor_type(module: nn.Module, means: list[str]) -> str | None:
     """Quantized, sharded or otherwise packed weights behind a plain layer."""
-    for name, value in module.named_parameters(recurse=False):
-        if name in means and type(value) not in (nn.Parameter, UninitializedParameter):
-            return f"its {name} is a {type(value).__name__}: convert before quantizing, sharding or distributing it"
+    for name in means:
+        for each in sources(module, name):
+            if type(each) not in (nn.Parameter, UninitializedParameter):
+                return f"its {name} is a {type(each).__name__}: convert before quantizing, sharding or distributing it"
     return None
 
 
 def number_type(module: nn.Module, means: list[str]) -> str | None:
     """Numbers that a Normal distribution over them would not make sense for."""
-    dtype = module.get_parameter(means[0]).dtype
+    dtype = sources(module, means[0])[0].dtype
     if dtype.is_floating_point and dtype.itemsize > 1:
         return None
     return f"its {means[0]} is {dtype}: noise needs real floating point numbers of 16 bits or more"
@@ -172,7 +178,7 @@ def name_clash(module: nn.Module, means: list[str]) -> str | None:
 
 def replaced_method(module: nn.Module, means: list[str]) -> str | None:
     """A forward, or a method that forward uses, set on the instance: the class's own never runs."""
-    used = {"forward", "__call__"} | reached_names(type(module))
+    used = {"forward", "__call__"} | reached_names(kind_of(module))
     replaced = sorted(name for name in used & vars(module).keys() if callable(getattr(type(module), name, None)))
     if not replaced:
         return None

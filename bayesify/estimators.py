@@ -36,7 +36,8 @@ class Fold:
         others = rows // (self.examples * run)
         apart = signs.unsqueeze(dim + 1).unsqueeze(dim)
         sizes = [*signs.shape[:dim], others, self.examples, run, *signs.shape[dim + 1 :]]
-        return apart.expand(sizes).flatten(dim, dim + 2)
+        spread: Tensor = apart.expand(sizes).flatten(dim, dim + 2)
+        return spread
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Example inputs of a model: the calls that they are, where their batch is, and copies with another batch."""
+"""Example inputs of a model: the calls that they are, where their batch is, and copies of another size or content."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def _call(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(given, tuple):
         return given, {}
     kind = type(given).__name__
-    raise UsageError(f"example_inputs is a tensor, a tuple of arguments, keywords or two of them, not {kind}")
+    forms = "a tensor, a tuple of arguments, a dict of keywords, or a list of two of those"
+    raise UsageError(f"example_inputs is {forms}; not {kind}")
 
 
 def _leading(leaves: Sequence[Any]) -> tuple[int | None, ...]:
@@ -111,11 +112,8 @@ def _differing(first: Sequence[Any], second: Sequence[Any]) -> tuple[int | None,
         if one.dim() != other.dim() or len(found) > 1:
             raise UsageError(f"{problem}: shapes {tuple(one.shape)} and {tuple(other.shape)} differ in more")
         dims.append(found[0] if found else None)
-    sizes = {
-        (one.shape[dim], other.shape[dim])
-        for one, other, dim in zip(first, second, dims, strict=True)
-        if dim is not None
-    }
+    places = zip(first, second, dims, strict=True)
+    sizes = {(one.shape[dim], other.shape[dim]) for one, other, dim in places if dim is not None}
     if len(sizes) != 1:
         raise UsageError(f"{problem}: {'they differ in none' if not sizes else f'sizes {sorted(sizes)}'}")
     return tuple(dims)
@@ -132,7 +130,7 @@ def _changed_at(leaf: Tensor, dim: int, index: int, force: bool = False) -> Tens
         scale = 0.25 * here.abs() + (0.1 if not leaf.any() else 0.0)
         other = torch.where(here.isfinite(), here + scale * (0.5 + 0.5 * torch.rand_like(here)), here)
     elif _varied(leaf):
-        known = leaf.unique()  # type: ignore[no-untyped-call]
+        known: Tensor = leaf.unique()  # type: ignore[no-untyped-call]
         step = torch.randint(1, len(known), here.shape, device=leaf.device)
         other = known[(torch.searchsorted(known, here) + step) % len(known)]
     elif force and leaf.dtype is not torch.bool:

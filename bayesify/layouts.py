@@ -60,10 +60,8 @@ class Marked:
 
     def fits(self, dim: int, run: int) -> bool:
         """Whether the rows that change with an example are those that it has if `run` of them stand together."""
-        rows, rest = divmod(self.shape[dim], self.size)
-        if rest or not rows or rows % (run or rows):
-            return False
-        owner = torch.arange(self.shape[dim]) // (run or rows) % self.size
+        run = run or self.shape[dim] // self.size
+        owner = torch.arange(self.shape[dim]) // run % self.size
         return all(each is not None and not (each[dim] & (owner != at)).any() for at, each in enumerate(self.touched))
 
 

@@ -14,8 +14,9 @@ from .claims import Claim, claim
 from .errors import NothingToConvertError, PolicyError
 from .examples import ExampleInputs
 from .graph import Census, census
+from .nn.computed import identity, sources, value
 from .nn.part import kind_of
-from .nn.registry import rerouted, variant
+from .nn.registry import converted_class
 from .nn.settings import Settings
 from .nn.state import bias_names, weight_names
 from .notes import ON_SEQUENCES, notes
@@ -105,10 +106,9 @@ def _claims(
     claims = [_unless_frozen(each, site, policy) for each, site in zip(claims, sites, strict=True)]
     claims = _with_attention(claims, sites)
     if not any(each.method for each in claims):
-        raise NothingToConvertError(
-            f"all that the policy selects in {type(model).__name__} is frozen (requires_grad=False): "
-            "`frozen: convert` converts it all the same"
-        )
+        frozen = any(each.reason == _FROZEN for each in claims)
+        why = f"is {_FROZEN}: `frozen: convert` converts it all the same" if frozen else f"is an out_proj: {_READ}"
+        raise NothingToConvertError(f"all that the policy selects in {type(model).__name__} {why}")
     return claims
 
 
@@ -120,17 +120,16 @@ def _unless_frozen(claimed: Claim, site: Site, policy: Policy) -> Claim:
     if claimed.method is None or policy.frozen == "convert":
         return claimed
     settings = replace(claimed.settings or Settings(), weights=site.weights)
-    if site.module.get_parameter(weight_names(site.module, settings)[0]).requires_grad:
+    if any(each.requires_grad for each in sources(site.module, weight_names(site.module, settings)[0])):
         return claimed
-    return replace(claimed, method=None, settings=None, reason="frozen (requires_grad=False)")
+    return replace(claimed, method=None, settings=None, reason=_FROZEN)
 
 
 def _with_attention(claims: list[Claim], sites: list[Site]) -> list[Claim]:
     """An attention's `out_proj` is called only where the attention itself converts."""
     converting = {id(site.module) for site, each in zip(sites, claims, strict=True) if each.method}
-    why = "nn.MultiheadAttention reads its weight without calling it, and is kept"
     return [
-        replace(each, method=None, settings=None, reason=why)
+        replace(each, method=None, settings=None, reason=_READ)
         if each.method and site.attention is not None and id(site.attention) not in converting
         else each
         for each, site in zip(claims, sites, strict=True)
@@ -150,8 +149,7 @@ def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth
     if claimed.method is None or claimed.settings is None:
         kept = claimed.reason if _convertible(site, reason) else kept_because(module)
         return replace(row, reason=kept)
-    known = None if site.weights else variant(type(module), claimed.method)
-    becomes = known or rerouted(type(module), claimed.method)
+    becomes = converted_class(module, claimed.method, bool(site.weights))
     settings = replace(claimed.settings.for_depth(depth), batch_dim=batch_dim(site), weights=site.weights)
     if site.weights or (site.readers and not site.called):
         settings = replace(settings, bias="deterministic")
@@ -161,7 +159,7 @@ def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth
 def _counted(rows: list[Row], sites: list[Site]) -> list[Row]:
     """Count each Parameter at its first row, and hold tied ones to one posterior."""
     seen: dict[int, str] = {}
-    posteriors: dict[int, Row] = {}
+    posteriors: dict[tuple[int, ...], Row] = {}
     counted = []
     for row, site in zip(rows, sites, strict=True):
         own = dict(site.module.named_parameters(recurse=False))
@@ -170,10 +168,9 @@ def _counted(rows: list[Row], sites: list[Site]) -> list[Row]:
         seen |= {id(each): f"{row.name}.{name}".lstrip(".") for name, each in fresh.items()}
         new = 0
         for name in _means(row, site.module):
-            mean = own[name]
-            first = posteriors.setdefault(id(mean), row)
+            first = posteriors.setdefault(identity(site.module, name), row)
             _refuse_two_posteriors(first, row, name)
-            new += _size(mean) if first is row else 0
+            new += _size(value(site.module, name)) if first is row else 0
         before = sum(_size(each) for each in fresh.values())
         counted.append(replace(row, parameters_before=before, parameters_after=before + new, notes=tied))
     return counted
@@ -185,8 +182,8 @@ def _means(row: Row, module: nn.Module) -> list[str]:
     return weight_names(module, row.settings) + (bias_names(module) if row.settings.bias == "variational" else [])
 
 
-def _size(tensor: Tensor) -> int:
-    return 0 if is_lazy(tensor) else tensor.numel()
+def _size(tensor: Tensor | None) -> int:
+    return 0 if tensor is None or is_lazy(tensor) else tensor.numel()
 
 
 def _refuse_two_posteriors(first: Row, row: Row, name: str) -> None:
@@ -248,6 +245,8 @@ def _rerouting(names: dict[int, list[str]], rows: list[Row], sites: list[Site]) 
 
 
 _OWN = "its own products with"
+_FROZEN = "frozen (requires_grad=False)"
+_READ = "nn.MultiheadAttention reads its weight without calling it, and is kept"
 _FUSED = "its fused inference path reads weights past the noise: switched off"
 _NESTED = "its nested-tensor path is switched off: outputs under the padding mask are computed, no longer zeros"
 

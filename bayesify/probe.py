@@ -24,7 +24,10 @@ from .products import EinsumProduct, Product
 
 @dataclass(frozen=True)
 class Seen:
-    """The tensor that one call of a layer multiplies, and its dimensions that may hold examples, if it is asked."""
+    """The tensor that one call of a layer multiplies, and its dimensions that may hold examples.
+
+    None where the layer itself knows where they are.
+    """
 
     x: Tensor
     dims: tuple[int, ...] | None
@@ -149,10 +152,10 @@ class _Uses(TorchFunctionMode):
 
     def _note(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         given = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
-        among = ((each, name) for each, name in self.weights if any(each is it for it in given))
-        weight, name = next(among, (None, ""))
-        if weight is None or self.calls.inside:
+        known = next((pair for pair in self.weights if any(pair[0] is each for each in given)), None)
+        if known is None or self.calls.inside:
             return
+        weight, name = known
         if func in VIEWS:
             views = [output] if isinstance(output, Tensor) else list(output)
             self.weights += [(each, name) for each in views if isinstance(each, Tensor)]

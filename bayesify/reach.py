@@ -126,10 +126,8 @@ def _depends(output: Any, weights: Sequence[Tensor]) -> dict[int, bool]:
         gradients = torch.autograd.grad(total, list(weights), allow_unused=True)
     except RuntimeError:  # the model's own code has no backward: nothing is known
         return {}
-    return {
-        id(weight): each is not None and bool((each != 0).any())
-        for weight, each in zip(weights, gradients, strict=True)
-    }
+    pairs = zip(weights, gradients, strict=True)
+    return {id(weight): each is not None and bool((each != 0).any()) for weight, each in pairs}
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from .graph import Census, called_by_code, read_by_code
+from .nn.computed import kind_before
 from .nn.registry import plain_classes
 from .uses import Uses, matrices, uses
 
@@ -65,7 +67,7 @@ class Site:
 
         Not that of a table which a forward multiplies by: its products get the noise, and look-ups the mean.
         """
-        return type(self.module) in plain_classes() and not (self._looks_up and any(True for _ in self.rerouting))
+        return kind_before(self.module) in plain_classes() and not (self._looks_up and any(True for _ in self.rerouting))
 
     @property
     def is_table(self) -> bool:
@@ -82,6 +84,15 @@ class Site:
         if self.census is not None and not self.census.never_called(self.name):
             return True
         return any(called_by_code(parent, path) for name, parent in self.parents for path in self._paths(name, parent))
+
+    def called_beside(self, reader: nn.Module) -> bool:
+        """Whether it is called, too, where this ancestor reads its weight: on another branch its code may only seem to."""
+        if self.census is not None and not self.census.never_called(self.name):
+            return True
+        found = self.forwards.uses(reader)
+        others = [(name, parent) for name, parent in self.parents if parent is not reader]
+        by_others = (called_by_code(parent, path) for name, parent in others for path in self._paths(name, parent))
+        return not found.failure and (id(self.module) in found.called or any(by_others))
 
     @cached_property
     def readers(self) -> tuple[Named, ...]:
@@ -107,7 +118,7 @@ class Site:
     @cached_property
     def weights(self) -> tuple[tuple[str, int], ...]:
         """(name, fan-in) of the matrices that rerouted products reach, of a class without a variational form."""
-        if self.known:
+        if self.known or isinstance(self.module, ParametrizationList):
             return ()
         places = [self.forwards.uses(self.module), *(self.forwards.uses(each) for _, each in self.rerouting)]
         found = []

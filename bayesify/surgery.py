@@ -14,8 +14,9 @@ from torch.nn.parameter import UninitializedBuffer
 from .errors import NameClashError, NotCopyableError, UsageError, did_you_mean
 from .examples import ExampleInputs
 from .kl import Ledger, layers_of, terms
+from .nn.computed import computed_tensors, identity, is_computed, mask, sources
 from .nn.folding import unwatch_examples, watch_examples
-from .nn.registry import plain_class, rerouted, rerouting, variant
+from .nn.registry import converted_class, plain_class, rerouting
 from .nn.rerouted import Rerouting
 from .nn.state import SUFFIXES, mean_of, posterior_tensors
 from .nn.variational import Flipout, Variational
@@ -96,11 +97,12 @@ def revert(model: Model, weights: Literal["mean", "sample"] = "mean", *, inplace
         _plain_class(layer)
     if weights == "sample":
         refuse_lazy(model, "there is nothing to draw")
+        _refuse_computed(model)
     target = model if inplace else _copied(model)
     if weights == "sample":
         for term in terms(target):
             layer = term.layers[0]
-            getattr(layer, term.mean_name).data.copy_(layer.draw(term.mean_name))
+            sources(layer, term.mean_name)[0].data.copy_(layer.draw(term.mean_name))
     _take_back(target)
     return target
 
@@ -128,6 +130,16 @@ def keep_unfused(module: nn.Module, args: Any) -> None:
     """A forward pre-hook that does nothing: with any hook on it, torch's encoder layer calls its layers one by one."""
 
 
+def _refuse_computed(model: nn.Module) -> None:
+    for term in terms(model):
+        layer, name = term.layers[0], term.mean_name
+        if is_computed(layer, name) and mask(layer, name) is None:
+            raise UsageError(
+                f"the {name} of {term.layer_name!r} is computed by a parametrization, into which a draw of it cannot be "
+                "written: revert to the mean"
+            )
+
+
 def _refuse_clash(model: nn.Module, kl_name: str) -> None:
     if not kl_name.isidentifier():
         raise UsageError(f"kl_name={kl_name!r} is no name for an attribute")
@@ -144,6 +156,8 @@ def _copied(model: Model) -> Model:
     fresh: Any = UninitializedBuffer
     memo: dict[int, Any] = {id(each): fresh(False, each.device, each.dtype) for each in lazy}
     try:
+        computed = (each for module in model.modules() for each in computed_tensors(module))
+        memo |= {id(each): each.detach().clone() for each in computed}
         return copy.deepcopy(model, memo)
     except Exception as error:
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
@@ -180,17 +194,16 @@ def _carry_out(made: Plan, model: nn.Module, kl_name: str) -> None:
 
 
 def _prepare(made: Plan, modules: dict[str, nn.Module]) -> Iterator[tuple[Any, type, Row, dict[str, Tensor]]]:
-    shared: dict[tuple[int, str], Tensor] = {}
+    shared: dict[tuple[tuple[int, ...], str], Tensor] = {}
     for row in made.converting():
         module = modules[row.name]
         assert row.method is not None
         assert row.settings is not None
-        known = None if row.settings.weights else variant(type(module), row.method)
-        cls = known or rerouted(type(module), row.method)
+        cls = converted_class(module, row.method, bool(row.settings.weights))
         tensors = posterior_tensors(module, row.settings)
         for name in tensors:
             mean = mean_of(name)
-            key = id(module._parameters[mean]), name.removeprefix(mean)
+            key = identity(module, mean), name.removeprefix(mean)
             tensors[name] = shared.setdefault(key, tensors[name])
         yield module, cls, row, tensors
 

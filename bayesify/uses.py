@@ -5,10 +5,10 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.parameter import Parameter, is_lazy
 
@@ -23,11 +23,13 @@ class Uses:
     Attributes:
         multiplied: those that it only multiplies by, or looks up in beside that: the fan-in of an output.
         problems: why another one must stay, with the line of code that says so.
+        called: the ids of its children that it calls.
         failure: why nothing is known, if so.
     """
 
     multiplied: dict[int, int] = field(default_factory=dict)
     problems: dict[int, str] = field(default_factory=dict)
+    called: set[int] = field(default_factory=set)
     failure: str = ""
 
     def problem(self, matrix: Parameter) -> str | None:
@@ -56,6 +58,8 @@ def uses(module: nn.Module) -> Uses:
         return Uses(failure=f"its forward does not trace: {failure}")
     for name, value in held.items():
         _enter(found, value, [each for graph in graphs for each in _uses(graph, name)])
+    calls = (node.target for graph in graphs for node in graph.nodes if node.op == "call_module")
+    found.called.update(id(module.get_submodule(str(target))) for target in calls)
     return found
 
 
@@ -77,10 +81,10 @@ def _uses(graph: fx.Graph, name: str) -> Iterator[tuple[Any, fx.Node, fx.Node] |
             function = _function(user)
             if (function in VIEWS and _views(node, user)) or _is_view(user):
                 waiting.append(user)
-            elif function in MULTIPLICATIONS and sum(each is node for each in user.all_input_nodes) == 1:
+            elif function in MULTIPLICATIONS and [*user.args, *user.kwargs.values()].count(node) == 1:
                 yield function, user, node
             elif not harmless(function) and not _asks_for_form(user):
-                what = getattr(function, "__name__", user.target)
+                what = user.args[1] if function is getattr else getattr(function, "__name__", user.target)
                 yield f"it is used in `{what}` at {user.meta.get('code', '?')}"
 
 
@@ -115,11 +119,23 @@ def _asks_for_form(node: fx.Node) -> bool:
 
 def _fan_in(weight: Tensor, function: Any, node: fx.Node, at: fx.Node) -> int:
     """By how many weights an output is a sum: a transposed view of a matrix has them in its other dimension."""
-    if function in (F.linear, F.bilinear) or (weight.dim() > 2 and function not in _MATMULS):
+    if function is torch.einsum and at.op == "get_attr" and (size := _summed(weight, node, at)):
+        return size
+    if weight.dim() > 2 and function not in _MATMULS:
         return weight[0].numel()
     rows_first = (function in _MATMULS and node.args[-1] is at) or function is torch.addmm
     flipped = sum(_flips(each) for each in _chain(at)) % 2 == 1
     return weight.shape[-2 if rows_first != flipped else -1]
+
+
+def _summed(weight: Tensor, node: fx.Node, at: fx.Node) -> int:
+    """The sizes of the labels that an einsum of two operands sums over; 0 if it is written in another way."""
+    equation, *operands = node.args
+    if not isinstance(equation, str) or "->" not in equation or at not in operands:
+        return 0
+    sides, out = equation.replace(" ", "").split("->")
+    labels = sides.split(",")[operands.index(at)]
+    return prod(size for label, size in zip(labels, weight.shape, strict=False) if label not in out)
 
 
 _MATMULS = tuple(each for each, reader in MULTIPLICATIONS.items() if reader is MULTIPLICATIONS[torch.matmul])

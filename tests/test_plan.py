@@ -78,7 +78,7 @@ def test_the_four_verbs_and_why() -> None:
     assert rows[""].reason is not None
     assert "own: it is used in `exp`" in rows[""].reason
     assert rows["tangled.norm"].reason == "nn.LayerNorm has no weight matrix"
-    assert rows["tangled.emb"].verb == "blocked"
+    assert rows["tangled.emb"].reason == "a table of rows converts only where a rule names it or its class"
     assert rows["tangled.frozen"].reason == "frozen (requires_grad=False)"
     assert rows_of(Tangled(), EVERYTHING)["frozen"].verb == "converts"
 

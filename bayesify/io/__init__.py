@@ -5,6 +5,7 @@ Nothing that is opened runs code from the file. `allow` names classes that may b
 
 from .factory import build_model, is_spec, parse_args
 from .fit import fit
+from .inputs import parse_inputs, read_inputs
 from .pt2 import open_program
 from .restricted import load_model
 from .save import save
@@ -23,6 +24,8 @@ __all__ = [
     "load_model",
     "open_program",
     "parse_args",
+    "parse_inputs",
+    "read_inputs",
     "read_weights",
     "save",
     "sniff",

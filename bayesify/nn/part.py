@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .computed import kind_before
+
 _CONVS = [f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3)]
 _TENSOR_VIEWS = ("view", "contiguous", "to", "type_as", "float", "half", "bfloat16", "double", "view_as", "reshape_as")
 _VIEWS = (
@@ -145,7 +147,7 @@ def shown(name: str) -> str:
 def kind_of(module: nn.Module) -> type:
     """The module's class; of a program's module, the class that it was exported from, or a stand-in of that name."""
     kind = vars(module).get("exported_kind")
-    return _stand_in(kind) if isinstance(kind, str) and kind else type(module)
+    return _stand_in(kind) if isinstance(kind, str) and kind else kind_before(module)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import UsageError
 from . import attention, conv, embedding, linear, recurrent, registered
+from .computed import kind_before
 from .part import Part
 from .rerouted import FlipoutRerouted, LRTRerouted, Rerouting
 from .settings import Method
@@ -85,6 +86,17 @@ def rerouting(cls: type[nn.Module]) -> type[Rerouting]:
     """The class for a module that multiplies by weights of its children."""
     made: type[Rerouting] = registered.derived(registered.REROUTING, cls, (Rerouting, cls), {})
     return made
+
+
+def converted_class(module: nn.Module, method: Method, weights: bool) -> type[Variational]:
+    """What the module's class becomes; `weights`: because it multiplies by weights itself, or is multiplied by."""
+    cls, kind = type(module), kind_before(module)
+    known = None if weights else variant(kind, method)
+    if known is None or kind is cls:
+        return known or rerouted(cls, method)
+    # torch makes a class for each module with parametrizations, which cannot be pickled
+    members = {"__module__": __name__, "__doc__": f"A parametrized {known.__name__}.", "_plain": cls}
+    return type(_PREFIXES[method] + cls.__name__, (cls, known), members)
 
 
 def plain_classes() -> tuple[type[nn.Module], ...]:

@@ -11,6 +11,7 @@ from torch.nn.parameter import Parameter, UninitializedBuffer, UninitializedPara
 
 from ..posterior import SMALLEST_STD, widened
 from ..prior import Normal
+from .computed import sources, value
 from .part import Part
 from .settings import Settings
 
@@ -23,12 +24,12 @@ def weight_names(layer: nn.Module, settings: Settings | None = None) -> list[str
     settings = settings or vars(layer).get("_settings")
     if settings is not None and settings.weights:
         return [name for name, _ in settings.weights]
-    return [name for name in weight_slots(layer) if layer._parameters.get(name) is not None]
+    return [name for name in weight_slots(layer) if sources(layer, name)]
 
 
 def bias_names(layer: nn.Module) -> list[str]:
     """The layer's own Parameters that get a posterior too where biases are variational."""
-    return [name for name in bias_slots(layer) if layer._parameters.get(name) is not None]
+    return [name for name in bias_slots(layer) if sources(layer, name)]
 
 
 def weight_slots(layer: nn.Module) -> list[str]:
@@ -71,7 +72,7 @@ def posterior_tensors(layer: nn.Module, settings: Settings) -> dict[str, Tensor]
     tensors: dict[str, Tensor] = {}
     biases = bias_names(layer) if settings.bias == "variational" and not settings.weights else []
     for name in (*weight_names(layer, settings), *biases):
-        mean = layer._parameters[name]
+        mean = value(layer, name)
         assert mean is not None
         tensors |= _uninitialized(name, mean, settings) if is_lazy(mean) else _initial(layer, name, mean, settings)
     return tensors
@@ -87,10 +88,21 @@ def fan_in(layer: Any, name: str, settings: Settings | None = None) -> int:
     if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         return 1  # an output is one element of the table
     names, matrix = weight_names(layer), name.replace("bias", "weight")
-    shape = layer.get_parameter(matrix if matrix in names else names[0]).shape
+    shape = _shape(layer, matrix if matrix in names else names[0])
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return int(shape[0] // layer.groups * math.prod(shape[2:]))
     return math.prod(shape[1:])
+
+
+def _shape(layer: nn.Module, name: str) -> torch.Size:
+    """Without computing it, where the posterior has its shape."""
+    like: Tensor | None = layer._parameters.get(name)
+    settings: Settings | None = vars(layer).get("_settings")
+    if like is None and settings is not None:
+        like = layer._parameters.get(f"{name}_{settings.posterior.scale_name}")
+    like = value(layer, name) if like is None else like
+    assert like is not None
+    return like.shape
 
 
 def _names(name: str, settings: Settings) -> tuple[str, list[str]]:
@@ -103,11 +115,12 @@ def _names(name: str, settings: Settings) -> tuple[str, list[str]]:
     return f"{name}_{settings.posterior.scale_name}", buffers
 
 
-def _initial(layer: nn.Module, name: str, mean: Parameter, settings: Settings) -> dict[str, Tensor]:
+def _initial(layer: nn.Module, name: str, mean: Tensor, settings: Settings) -> dict[str, Tensor]:
     scale_name, buffers = _names(name, settings)
     with torch.no_grad():
         scale = settings.posterior.start(mean, fan_in(layer, name, settings))
-        tensors: dict[str, Tensor] = {scale_name: Parameter(scale, requires_grad=mean.requires_grad)}
+        trains = any(each.requires_grad for each in sources(layer, name))
+        tensors: dict[str, Tensor] = {scale_name: Parameter(scale, requires_grad=trains)}
         for buffer in buffers:
             is_mean = buffer.endswith("mean")
             width = fan_in(layer, name, settings)
@@ -122,7 +135,7 @@ def _prior_std(mean: Tensor, fan_in: int, settings: Settings) -> Tensor:
     return std.clamp_min(SMALLEST_STD).to(mean.dtype)
 
 
-def _uninitialized(name: str, mean: Parameter, settings: Settings) -> dict[str, Tensor]:
+def _uninitialized(name: str, mean: Tensor, settings: Settings) -> dict[str, Tensor]:
     scale_name, buffers = _names(name, settings)
     where: dict[str, Any] = {"device": mean.device, "dtype": mean.dtype}
     scale = UninitializedParameter(requires_grad=mean.requires_grad, **where)

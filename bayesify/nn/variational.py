@@ -21,6 +21,7 @@ from ..errors import UninitializedLayerError
 from ..posterior import widened
 from ..prior import LogUniform, ScaleMixture, log_uniform_kl, normal_kl, scale_mixture_kl, softplus_normal_kl
 from ..products import Product
+from .computed import mask, value
 from .folding import fold_of
 from .settings import Method, Settings
 from .state import added_names, bias_names, fan_in, posterior_tensors, weight_names
@@ -67,7 +68,9 @@ class Variational(nn.Module):
             output = super().forward(*inputs, **kwargs)
         else:
             product, taken = self.product(*inputs, **kwargs)
-            posterior = self.weight, self.weight_std, self.bias, self.bias_std
+            mean, bias = self.weight, self.bias  # each read once, since reading may compute it
+            bias_std = None if self.scale_of("bias") is None else self.std_of("bias", bias)
+            posterior = mean, self.std_of("weight", mean), bias, bias_std
             output = self.estimate(product, taken, *posterior, batch_dim=self._settings.batch_dim)
         return (output, self.kl_divergence()) if return_kl else output
 
@@ -86,26 +89,34 @@ class Variational(nn.Module):
         names = (*weight_names(self), *bias_names(self))
         return [name for name in names if self.scale_of(name) is not None]
 
+    def mean_of(self, name: str) -> Tensor:
+        """The posterior's mean of `weight` or `bias`: the Parameter, or what the layer computes (by weight norm, say)."""
+        mean = value(self, name)
+        assert mean is not None
+        return mean
+
     def scale_of(self, name: str) -> Parameter | None:
         """The scale parameter of `weight` or `bias`, or None where that has no posterior."""
         return self._parameters.get(f"{name}_{self._settings.posterior.scale_name}")
 
-    def std_of(self, name: str) -> Tensor:
-        """The posterior's std of `weight` or `bias`, as `means` names them.
+    def std_of(self, name: str, mean: Tensor | None = None) -> Tensor:
+        """The posterior's std of `weight` or `bias`, as `means` names them; `mean` is its value, where that is at hand.
 
         Raises:
+            AttributeError: the layer has no posterior of that name.
             RuntimeError: the mean was resized after conversion, so that its scale no longer fits.
         """
-        mean, scale = self._parameters[name], self.scale_of(name)
-        assert mean is not None
-        assert scale is not None
+        mean, scale = value(self, name) if mean is None else mean, self.scale_of(name)
+        if mean is None or scale is None:
+            raise AttributeError(f"{type(self).__name__} has no posterior over {name!r}, but over {self.means()}")
         if scale.shape != mean.shape:
             raise RuntimeError(
                 f"{name} has shape {tuple(mean.shape)} but its posterior was made for {tuple(scale.shape)}: "
                 "resize first, then convert"
             )
         with unrouted():
-            return self._settings.posterior.std(mean, scale)
+            std, left = self._settings.posterior.std(mean, scale), mask(self, name)
+            return std if left is None else std * left
 
     def kl_divergence(self) -> Tensor:
         """KL(q‖p) of this layer alone in nats: a 0-dim tensor in float32 or better, summed over weight and bias."""
@@ -118,7 +129,7 @@ class Variational(nn.Module):
         Raises:
             UninitializedLayerError: the layer is lazy and has not seen data, or is on the meta device.
         """
-        mean: Any = self._parameters[name]
+        mean: Any = self.mean_of(name)
         scale: Any = self.scale_of(name)
         if isinstance(self, LazyModuleMixin):
             raise UninitializedLayerError("has not seen data yet, so that it has no KL: run one batch first")
@@ -138,8 +149,9 @@ class Variational(nn.Module):
         return normal_kl(mean, posterior.std(mean, scale), *self.normal_prior(name))
 
     def counted(self, name: str, tensor: Tensor) -> Tensor:
-        """Those elements of the mean, or of what goes with it, that have a posterior: all of them, in most layers."""
-        return tensor
+        """Those elements of the mean, or of what goes with it, that have a posterior: all that are not pruned."""
+        left = mask(self, name)
+        return tensor if left is None else tensor[left.bool()]
 
     def normal_prior(self, name: str) -> tuple[Tensor | float, Tensor | float]:
         """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
@@ -190,8 +202,7 @@ class Variational(nn.Module):
     @torch.no_grad()
     def set_std(self, name: str, std: float) -> None:
         """Give every element of `weight` or `bias` this posterior std."""
-        mean, scale = self._parameters[name], self.scale_of(name)
-        assert mean is not None
+        mean, scale = self.mean_of(name), self.scale_of(name)
         assert scale is not None
         wide = widened(mean)
         scale.copy_(self._settings.posterior.scale_of(torch.full_like(wide, std), wide))
@@ -199,13 +210,13 @@ class Variational(nn.Module):
     @torch.no_grad()
     def draw(self, name: str) -> Tensor:
         """One draw of `weight` or `bias` from its posterior."""
-        mean = self._parameters[name]
-        assert mean is not None
-        return mean + self.std_of(name) * torch.randn_like(mean)
+        mean = self.mean_of(name)
+        return mean + self.std_of(name, mean) * torch.randn_like(mean)
 
     def extra_repr(self) -> str:
-        settings = vars(self).get("_settings")
-        return super().extra_repr() + (f", q=({settings.posterior}), p={settings.prior}" if settings else "")
+        text = super().extra_repr()
+        own = f"q=({self._settings.posterior}), p={self._settings.prior}" if "_settings" in self.__dict__ else ""
+        return ", ".join(filter(None, (text, own)))
 
 
 class Flipout(Variational):

@@ -278,3 +278,12 @@ def test_reset_parameters_starts_anew(method: Method) -> None:
     layer.reset_parameters()
     assert not torch.equal(layer.in_proj_weight, before)
     assert layer.std_of("in_proj_weight").mean() < 2 * start
+
+
+def test_what_it_has_no_posterior_over_is_no_attribute() -> None:
+    layer = bayesify.convert(nn.MultiheadAttention(EMBED, HEADS))
+    assert not hasattr(layer, "weight_std")
+    assert layer.bias_std is None
+    with pytest.raises(AttributeError, match=r"no posterior over 'q_proj_weight', but over \['in_proj_weight'\]"):
+        layer.std_of("q_proj_weight")
+    assert layer.extra_repr().startswith("q=(")

@@ -207,7 +207,7 @@ def test_out_proj_alone_stays_and_the_plan_says_why() -> None:
     why = "nn.MultiheadAttention reads its weight without calling it, and is kept"
     assert (rows["self_attn.out_proj"].verb, rows["self_attn.out_proj"].reason) == ("keeps", why)
     assert _rows(model, {"rules": [{"targets": ["Linear"]}]})["self_attn.out_proj"].verb == "keeps"
-    with pytest.raises(NothingToConvertError):
+    with pytest.raises(NothingToConvertError, match=why):
         bayesify.plan(model, {"rules": [{"targets": ["**.out_proj"]}]})
 
 
