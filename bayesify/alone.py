@@ -83,9 +83,7 @@ class _Alone(Tracer):
     def create_proxy(self, kind: str, target: Any, *args: Any, proxy_factory_fn: Any = None, **kwargs: Any) -> fx.Proxy:
         if proxy_factory_fn is not None:  # a Parameter
             value = self.parameters[target]
-            return super().create_proxy(
-                kind, target, *args, proxy_factory_fn=lambda node: _Weight(self, node, target, value), **kwargs
-            )
+            kwargs["proxy_factory_fn"] = lambda node: _Weight(self, node, target, value)
         return super().create_proxy(kind, target, *args, **kwargs)
 
     def to_bool(self, obj: fx.Proxy) -> bool:

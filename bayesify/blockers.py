@@ -31,7 +31,8 @@ def blocker(site: Site) -> str | None:
         return None
     if "exported_problems" in vars(module) and not isinstance(module, Part):
         return exported(module)
-    reason = scripted(module) or inside_computation(site) or inside_adapter(site) or read_by_parent(site) or quantized(module)
+    stands = inside_computation(site) or inside_adapter(site) or read_by_parent(site)
+    reason = scripted(module) or stands or quantized(module)
     reason = reason or (computed(module) if site.known else parametrized(module) or unknown_class(site))
     if reason or not (site.known or site.weights):
         return reason

@@ -67,7 +67,8 @@ class Site:
 
         Not that of a table which a forward multiplies by: its products get the noise, and look-ups the mean.
         """
-        return kind_before(self.module) in plain_classes() and not (self._looks_up and any(True for _ in self.rerouting))
+        looked_up = self._looks_up and any(True for _ in self.rerouting)
+        return kind_before(self.module) in plain_classes() and not looked_up
 
     @property
     def is_table(self) -> bool:
@@ -86,7 +87,7 @@ class Site:
         return any(called_by_code(parent, path) for name, parent in self.parents for path in self._paths(name, parent))
 
     def called_beside(self, reader: nn.Module) -> bool:
-        """Whether it is called, too, where this ancestor reads its weight: on another branch its code may only seem to."""
+        """Whether it is called, too, where this ancestor reads its weight: its code may only seem to, on a branch."""
         if self.census is not None and not self.census.never_called(self.name):
             return True
         found = self.forwards.uses(reader)

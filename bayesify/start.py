@@ -79,7 +79,7 @@ def refuse_lazy(model: nn.Module, so: str) -> None:
     """
     layers_of(model)
     for term in terms(model):
-        if is_lazy(term.layers[0].scale_of(term.mean_name)):
+        if isinstance(term.layers[0].scale_of(term.mean_name), UninitializedParameter):
             name = term.layer_name or type(model).__name__
             raise UninitializedLayerError(f"layer {name!r} has not seen data yet, so that {so}: run one batch first")
 

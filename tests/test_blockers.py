@@ -160,7 +160,8 @@ BLOCKED = {
     "generic": (Adds, "matrix: its forward never uses it; other: it is used in `add`"),
     "parameter list": (lambda: nn.ParameterList([torch.zeros(2, 2)]), "0: nothing is known to multiply by it"),
     "parametrized layer of one's own": (
-        lambda: parametrizations.weight_norm(Adds(), "matrix"), "its 'matrix' is computed by a parametrization: torch.nn",
+        lambda: parametrizations.weight_norm(Adds(), "matrix"),
+        "its 'matrix' is computed by a parametrization: torch.nn",
     ),
     "weight is a buffer": (
         lambda: _with(_linear(), lambda layer: (delattr(layer, "weight"), layer.register_buffer("weight", None))),

@@ -90,7 +90,7 @@ class Variational(nn.Module):
         return [name for name in names if self.scale_of(name) is not None]
 
     def mean_of(self, name: str) -> Tensor:
-        """The posterior's mean of `weight` or `bias`: the Parameter, or what the layer computes (by weight norm, say)."""
+        """The posterior's mean of `weight` or `bias`: the Parameter, or what the layer computes, as by weight norm."""
         mean = value(self, name)
         assert mean is not None
         return mean
