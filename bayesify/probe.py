@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import UsageError
 from .examples import Example
+from .nn.computed import kind_before
 from .nn.multiplications import MULTIPLICATIONS, VIEWS
 from .nn.part import Part
 from .nn.registry import plain_classes
@@ -54,7 +55,7 @@ def run(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> 
     calls = Calls()
     with ExitStack() as stack:
         for name, layer in layers.items():
-            if type(layer) in plain_classes():
+            if kind_before(layer) in plain_classes():
                 enter, leave = _enter(calls, name), _leave(calls)
                 stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 stack.callback(layer.register_forward_hook(leave, always_call=True).remove)

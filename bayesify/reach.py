@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from .errors import UsageError
 from .examples import Example, ExampleInputs, examples_of
 from .layouts import Layout, Marked, layout_of, marked
+from .nn.computed import sources
 from .nn.settings import Settings
 from .nn.state import weight_names
 from .probe import Calls, run, without_traces
@@ -98,7 +99,7 @@ def _once(
 ) -> tuple[Calls, dict[str, bool]]:
     """The calls with the very inputs that were given, and which layers the output depends on."""
     weights = {
-        name: [watched[name].get_parameter(each) for each in weight_names(watched[name], settings)]
+        name: [each for weight in weight_names(watched[name], settings) for each in sources(watched[name], weight)]
         for name, settings in layers.items()
     }
     flat = [each for found in weights.values() for each in found if not is_lazy(each) and not each.is_inference()]

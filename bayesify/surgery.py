@@ -25,6 +25,7 @@ from .policy import PolicyLike
 from .program import from_exported, is_exported, layered
 from .rows import Plan, Row
 from .start import refuse_lazy
+from .ties import keep_ties, release_ties
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -187,6 +188,7 @@ def _carry_out(made: Plan, model: nn.Module, kl_name: str) -> None:
                 _adjust(modules[row.name])
         if any(row.settings is not None and row.settings.rows > 1 for row in made.rows):
             watch_examples(model, made.batch_dim)
+        keep_ties(model)
         setattr(model, kl_name, Ledger(model))
     except BaseException:
         _take_back(model)
@@ -244,6 +246,7 @@ def _adjust(module: nn.Module) -> None:
 def _readjust(module: Any) -> None:
     unwatch_examples(module)
     vars(module).pop("_reads", None)
+    release_ties(module)
     for key in [key for key, hook in module._forward_pre_hooks.items() if hook is keep_unfused]:
         del module._forward_pre_hooks[key]
     if hasattr(module, _NESTED):

@@ -337,3 +337,10 @@ def test_inputs_that_cannot_be_used(given: Any, message: str) -> None:
 def test_weights_are_needed() -> None:
     with pytest.raises(UsageError, match="on the meta device"):
         bayesify.plan(SmallResNet().to("meta"), example_inputs=torch.randn(2, 3, 8, 8))
+
+
+def test_a_computed_weight_is_seen_through() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 2))
+    notes = _notes(model.eval(), torch.randn(5, 3))
+    assert "called once, (5, 3)" in notes["0"]
+    assert "noise in it does not move the output" not in notes["0"]

@@ -102,9 +102,9 @@ def test_a_copy_keeps_its_function_and_the_original_is_untouched(case: Case) -> 
         assert same(quiet, expected)
 
 
+@torch.no_grad()
 def test_noisy_in_eval(case: Case) -> None:
-    with torch.no_grad():
-        ours, other = case.output(seed=2), case.output(seed=3)
+    ours, other = case.output(seed=2), case.output(seed=3)
     assert not case.model.training
     assert all(each.isfinite().all() for each in ours)
     assert [each.shape for each in ours] == [each.shape for each in case.expected]
