@@ -76,12 +76,24 @@ def inside_computation(site: Site) -> str | None:
 
 
 def inside_adapter(site: Site) -> str | None:
-    """A layer that peft wraps: its base weight is merged and unmerged behind the layer's back."""
+    """A layer that peft wraps: its weight is merged and unmerged behind the layer's back. LoRA's own layers are free."""
     for name, module in (*site.parents, (site.name, site.module)):
         if "base_layer" in module._modules and hasattr(type(module), "adapter_layer_names"):
-            where = name or "the model"
-            return f"it is inside the peft adapter {where} ({_title(type(module))}): model.merge_and_unload() first"
+            part, _, adapter = site.name.removeprefix(f"{name}." if name else "").partition(".")
+            if part in ("lora_A", "lora_B"):
+                return _adapter_problem(module, adapter)
+            where = f"{name or 'the model'} ({_title(type(module))})"
+            lora = "the policy `lora` converts its adapters instead, " if "lora_A" in module._modules else ""
+            return f"it is inside the peft adapter {where}: {lora}model.merge_and_unload() makes it plain"
     return None
+
+
+def _adapter_problem(module: nn.Module, adapter: str) -> str | None:
+    kind = getattr(module, "lora_variant", {}).get(adapter)
+    if kind is not None:
+        return f"its adapter {adapter!r} is of the kind {type(kind).__name__}, which reads its weight beside calling it"
+    merged = adapter in getattr(module, "merged_adapters", ())
+    return f"its adapter {adapter!r} is merged, and not called: model.unmerge_adapter() first" if merged else None
 
 
 def read_by_parent(site: Site) -> str | None:

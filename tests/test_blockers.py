@@ -273,7 +273,10 @@ def test_inside_an_adapter() -> None:
     model = nn.Sequential(Adapter())
     parents = (("", model), ("0", model[0]))
     reason = blocker(Site(model[0].lora_A, "0.lora_A", parents))
-    assert reason == "it is inside the peft adapter 0 (Adapter): model.merge_and_unload() first"
+    assert reason is None
+    reason = blocker(Site(model[0].base_layer, "0.base_layer", parents))
+    start = "it is inside the peft adapter 0 (Adapter): the policy `lora` converts its adapters instead, "
+    assert reason == start + "model.merge_and_unload() makes it plain"
 
 
 class OtherAttention(nn.MultiheadAttention):
