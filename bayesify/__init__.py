@@ -16,11 +16,12 @@ from .nn.settings import Settings
 from .nn.state import LazyBuffer
 from .nn.variational import mark_reached
 from .optim import extend_optimizer, param_groups
-from .plan import Plan, plan
+from .plan import plan
 from .policy import Policy
 from .posterior import Posterior, Scale
-from .program_state import rebuilt
 from .prior import LogUniform, Normal, ScaleMixture
+from .program_state import rebuilt
+from .rows import Plan
 from .start import load_weights, reset_posterior, set_posterior_std
 from .surgery import convert, flipout, keep_unfused, lrt, posterior_mean, revert
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -15,95 +14,20 @@ from .claims import Claim, claim
 from .errors import NothingToConvertError, PolicyError
 from .examples import ExampleInputs
 from .graph import Census, census
-from .nn.part import kind_of
 from .nn.computed import identity, sources, value
+from .nn.part import kind_of
 from .nn.registry import converted_class
-from .nn.settings import Method, Settings
+from .nn.settings import Settings
 from .nn.state import bias_names, weight_names
 from .notes import ON_SEQUENCES, notes
 from .parents import batch_dim, fused_parents, unregistered
 from .policy import Policy, PolicyLike
 from .program import prepared
 from .reach import Reach, examples_dim, reach
+from .rows import Plan, Row
 from .select import Candidate
 from .sites import Forwards, Site
 from .wrappers import refuse_model
-
-Verb = Literal["converts", "keeps", "blocked", "adjusted"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """What happens to one module, and why.
-
-    Attributes:
-        name: its dotted name, the first in the model's order; "" is the model itself. `aliases` are its other names.
-        verb: converts, keeps (the policy or its kind says so), blocked (it cannot), adjusted (something else is switched).
-        type, becomes: class names; `becomes` is None unless it converts.
-        rule: the rule that owns it. `reason`: why it is kept, blocked or adjusted.
-        parameters_before, parameters_after: of this module itself; a tied Parameter counts where it stands first.
-        method, settings: what convert carries out.
-        notes: what a careful reader would want to know beside that.
-        reads: the modules below, by name from here, whose weights its own forward multiplies by.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    verb: Verb
-    type: str
-    rule: str | None = None
-    reason: str | None = None
-    becomes: str | None = None
-    parameters_before: int = 0
-    parameters_after: int = 0
-    method: Method | None = None
-    settings: Settings | None = None
-    notes: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data under the keys that `bayesify convert --json` prints."""
-        return {
-            "name": self.name, "aliases": list(self.aliases), "verb": self.verb, "type": self.type,
-            "becomes": self.becomes, "rule": self.rule, "reason": self.reason,
-            "parameters_before": self.parameters_before, "parameters_after": self.parameters_after,
-            "posterior": self.settings and self.settings.posterior.to_dict(),
-            "prior": self.settings and self.settings.prior.to_dict(),
-            "notes": list(self.notes),
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The decision for every site of a model. `print(plan)` shows it as a table.
-
-    `batch_dim` is the dimension of the model's own inputs that holds the batch.
-    """
-
-    model: str
-    policy: Policy
-    rows: tuple[Row, ...]
-    totals: dict[str, int] = field(repr=False)
-    batch_dim: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as plain data, of one stable shape: model, policy, rows, totals."""
-        rows = [row.to_dict() for row in self.rows]
-        return {"model": self.model, "policy": self.policy.to_dict(), "rows": rows, "totals": dict(self.totals)}
-
-    def converting(self) -> Iterator[Row]:
-        """The rows that convert."""
-        return (row for row in self.rows if row.verb == "converts")
-
-    def __repr__(self) -> str:
-        from .report import as_text  # rich is imported only when something is shown
-
-        return as_text(self)
-
-    def _repr_html_(self) -> str:
-        from .report import as_html
-
-        return as_html(self)
 
 
 def plan(model: nn.Module, policy: PolicyLike = "flipout", *, example_inputs: ExampleInputs | None = None) -> Plan:
@@ -302,25 +226,22 @@ def _adjusted(model: nn.Module, names: dict[int, list[str]], rows: list[Row], si
 def _rerouting(names: dict[int, list[str]], rows: list[Row], sites: list[Site]) -> list[Row]:
     """The rows, and those of modules that multiply by the weights of converting ones below them."""
     found = {row.name: row for row in rows}
+    readers: dict[int, tuple[nn.Module, list[str]]] = {}
     for site in sites:
-        if found[site.name].verb != "converts":
-            continue
-        for name, module in site.rerouting:
-            name, *aliases = names[id(module)]
-            row = found.get(name, Row(name, tuple(aliases), "adjusted", type(module).__name__))
+        for _, module in site.rerouting if found[site.name].verb == "converts" else ():
             path = next(path for path, each in module.named_modules() if each is site.module)
-            row = replace(row, reads=(*row.reads, path))
-            why = f"its own products with the weight of {', '.join(map(repr, row.reads))} are rerouted to the noise"
-            if row.verb == "converts":
-                row = replace(row, notes=(*(each for each in row.notes if not each.startswith(_OWN)), why))
-            else:
-                more = (row.reason,) if row.reason and not row.reason.startswith(_OWN) else ()
-                row = replace(row, verb="adjusted", rule=None, reason=why, notes=(*row.notes, *more))
-            found[name] = row
+            readers.setdefault(id(module), (module, []))[1].append(path)
+    for module, reads in readers.values():
+        name, *aliases = names[id(module)]
+        row = found.get(name, Row(name, tuple(aliases), "adjusted", kind_of(module).__name__))
+        why = f"its own products with the weights of {', '.join(map(repr, reads))} are rerouted to the noise"
+        more, row = why, replace(row, reads=tuple(reads))
+        if row.verb != "converts":
+            more, row = row.reason or "", replace(row, verb="adjusted", rule=None, reason=why)
+        found[name] = replace(row, notes=(*row.notes, *filter(None, (more,))))
     return list(found.values())
 
 
-_OWN = "its own products with"
 _FROZEN = "frozen (requires_grad=False)"
 _READ = "nn.MultiheadAttention reads its weight without calling it, and is kept"
 _FUSED = "its fused inference path reads weights past the noise: switched off"

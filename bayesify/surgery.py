@@ -19,9 +19,10 @@ from .nn.registry import converted_class, plain_class, rerouting
 from .nn.rerouted import Rerouting
 from .nn.state import SUFFIXES, mean_of, posterior_tensors
 from .nn.variational import Flipout, Variational
-from .plan import Plan, Row, plan
+from .plan import plan
 from .policy import PolicyLike
 from .program import from_exported, is_exported, layered
+from .rows import Plan, Row
 from .start import refuse_lazy
 from .ties import keep_ties, release_ties
 
