@@ -226,25 +226,22 @@ def _adjusted(model: nn.Module, names: dict[int, list[str]], rows: list[Row], si
 def _rerouting(names: dict[int, list[str]], rows: list[Row], sites: list[Site]) -> list[Row]:
     """The rows, and those of modules that multiply by the weights of converting ones below them."""
     found = {row.name: row for row in rows}
+    readers: dict[int, tuple[nn.Module, list[str]]] = {}
     for site in sites:
-        if found[site.name].verb != "converts":
-            continue
-        for name, module in site.rerouting:
-            name, *aliases = names[id(module)]
-            row = found.get(name, Row(name, tuple(aliases), "adjusted", type(module).__name__))
+        for _, module in site.rerouting if found[site.name].verb == "converts" else ():
             path = next(path for path, each in module.named_modules() if each is site.module)
-            row = replace(row, reads=(*row.reads, path))
-            why = f"its own products with the weight of {', '.join(map(repr, row.reads))} are rerouted to the noise"
-            if row.verb == "converts":
-                row = replace(row, notes=(*(each for each in row.notes if not each.startswith(_OWN)), why))
-            else:
-                more = (row.reason,) if row.reason and not row.reason.startswith(_OWN) else ()
-                row = replace(row, verb="adjusted", rule=None, reason=why, notes=(*row.notes, *more))
-            found[name] = row
+            readers.setdefault(id(module), (module, []))[1].append(path)
+    for module, reads in readers.values():
+        name, *aliases = names[id(module)]
+        row = found.get(name, Row(name, tuple(aliases), "adjusted", kind_of(module).__name__))
+        why = f"its own products with the weights of {', '.join(map(repr, reads))} are rerouted to the noise"
+        more, row = why, replace(row, reads=tuple(reads))
+        if row.verb != "converts":
+            more, row = row.reason or "", replace(row, verb="adjusted", rule=None, reason=why)
+        found[name] = replace(row, notes=(*row.notes, *filter(None, (more,))))
     return list(found.values())
 
 
-_OWN = "its own products with"
 _FROZEN = "frozen (requires_grad=False)"
 _READ = "nn.MultiheadAttention reads its weight without calling it, and is kept"
 _FUSED = "its fused inference path reads weights past the noise: switched off"

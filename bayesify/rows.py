@@ -1,4 +1,4 @@
-"""What a plan is: one record for every module that bears a weight. It prints well, and turns into plain data."""
+"""What a plan is: a row for each module that bears a weight or is switched, and the totals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Row:
 
     Attributes:
         name: its dotted name, the first in the model's order; "" is the model itself. `aliases` are its other names.
-        verb: converts, keeps (the policy or its kind says so), blocked (it cannot), adjusted (a switch in it is set).
+        verb: converts, keeps (the policy or its kind says so), blocked (it cannot), adjusted (something else is switched).
         type, becomes: class names; `becomes` is None unless it converts.
         rule: the rule that owns it. `reason`: why it is kept, blocked or adjusted.
         parameters_before, parameters_after: of this module itself; a tied Parameter counts where it stands first.

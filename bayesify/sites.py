@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from .graph import Census, called_by_code, read_by_code
 from .nn.computed import kind_before
-from .nn.registry import plain_classes
+from .nn.registry import plain_classes, registered_weights
 from .uses import Uses, matrices, uses
 
 Named = tuple[str, nn.Module]
@@ -121,6 +121,10 @@ class Site:
         """(name, fan-in) of the matrices that rerouted products reach, of a class without a variational form."""
         if self.known or isinstance(self.module, ParametrizationList):
             return ()
+        told = registered_weights(type(self.module))
+        if told:
+            own = matrices(self.module)
+            return tuple((name, own[name][0].numel()) for name in told if name in own)
         places = [self.forwards.uses(self.module), *(self.forwards.uses(each) for _, each in self.rerouting)]
         found = []
         for name, each in matrices(self.module).items():
@@ -134,7 +138,7 @@ class Site:
         """Why each of its other matrices stays as it is."""
         reached, found = dict(self.weights), self.forwards.uses(self.module)
         stay = {name: each for name, each in matrices(self.module).items() if name not in reached}
-        return {name: found.problem(each) or "" for name, each in stay.items()}
+        return {name: found.problem(each) or "it was not registered" for name, each in stay.items()}
 
     def _paths(self, name: str, parent: nn.Module) -> set[str]:
         prefix = f"{name}." if name else ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -59,6 +61,8 @@ _VARIANTS: dict[type[nn.Module], Variants] = {
 
 _PLAIN = {made: plain for plain, variants in _VARIANTS.items() for made in variants.values()}
 
+_MULTIPLYING: dict[type[nn.Module], tuple[str, ...]] = {}
+
 
 def variant(cls: type[nn.Module], method: Method) -> type[Variational] | None:
     """The variational class for exactly `cls`, or None: subclasses have forwards of their own until registered."""
@@ -110,25 +114,40 @@ def lazy_twin(cls: type[nn.Module]) -> type[nn.Module] | None:
     return twin if twin in _VARIANTS and getattr(twin, "cls_to_become", None) is cls else None
 
 
-def register(cls: type[nn.Module], like: type[nn.Module] = nn.Linear) -> type[nn.Module]:
-    """Support a layer class of one's own: a subclass of `like` whose forward is `like`'s, or calls it by `super()`.
+def register(
+    cls: type[nn.Module], like: type[nn.Module] = nn.Linear, *, weights: Sequence[str] = ()
+) -> type[nn.Module]:
+    """Support a layer class of one's own, under both methods; most classes that multiply by Parameters need no call.
+
+    A subclass of `like` whose forward is `like`'s, or calls it by `super()`, becomes what `like` becomes. With `weights`,
+    the names of Parameters, any class whose forward torch.fx cannot trace: it must do nothing with them but multiply by
+    them in torch's functions (F.linear, matmul, einsum, F.conv2d, ...), or it raises where it does.
 
     Returns `cls`, so that it also decorates. Call it before converting, and before loading what was converted.
 
     Raises:
         UsageError: `like` has no variants, `cls` is no subclass of it, or its forward reads the weight itself.
     """
+    if weights:
+        _MULTIPLYING[cls] = tuple(weights)
+        return cls
     if like not in _VARIANTS:
         raise UsageError(f"like={like.__name__} has no variational variants: choose one such as nn.Linear, nn.Conv2d")
     if not issubclass(cls, like):
         raise UsageError(f"{cls.__name__} is no subclass of {like.__name__}, so that it cannot be registered like it")
     if cls is not like and not forwards_to(cls, like):
         raise UsageError(
-            f"{cls.__name__}.forward does not call super().forward, or reads the weight too: noise would bypass it"
+            f"{cls.__name__}.forward does not call super().forward, or reads the weight too: noise would bypass it. "
+            "If it only multiplies by its weight, it converts without being registered"
         )
     if cls not in _VARIANTS:
         _VARIANTS[cls] = {method: _derived(cls, base) for method, base in _VARIANTS[like].items()}
     return cls
+
+
+def registered_weights(cls: type[nn.Module]) -> tuple[str, ...]:
+    """The Parameters that a class was registered to multiply by."""
+    return _MULTIPLYING.get(cls, ())
 
 
 def forwards_to(cls: type[nn.Module], like: type[nn.Module]) -> bool:
@@ -143,7 +162,12 @@ def _calls_super(forward: object) -> bool:
     code = getattr(inspect.unwrap(forward), "__code__", None) if callable(forward) else None
     if code is None or not {"super", "forward"} <= {*code.co_names}:
         return False
-    return not any(name.startswith(("weight", "bias", "_flat_weights", "all_weights")) for name in code.co_names)
+    steps = [*dis.get_instructions(code)]
+    reads = [at for at, step in enumerate(steps) if str(step.argval).startswith(_HOLDING) and "ATTR" in step.opname]
+    return all(steps[at + 1].argval in ("dtype", "device", "shape") for at in reads)
+
+
+_HOLDING = ("weight", "bias", "_flat_weights", "all_weights")  # names of what holds weights
 
 
 def _derived(cls: type[nn.Module], base: type[Variational]) -> type[Variational]:
