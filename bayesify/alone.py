@@ -24,7 +24,7 @@ _MOST_BRANCHES = 500
 
 
 def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
-    """Graphs of this one module's forward, together on both sides of its branches; or none, and what stopped the trace."""
+    """Graphs of this module's forward, together on both sides of its branches; or none, and what stopped the trace."""
     failure = ""
     with same_randomness(), warnings.catch_warnings(), torch.no_grad(), _nothing_wrapped():
         warnings.simplefilter("ignore")

@@ -31,7 +31,8 @@ def blocker(site: Site) -> str | None:
         return None
     if "exported_problems" in vars(module) and not isinstance(module, Part):
         return exported(module)
-    reason = scripted(module) or inside_computation(site) or inside_adapter(site) or read_by_parent(site) or quantized(module)
+    around = (find(site) for find in (inside_computation, inside_adapter, read_by_parent))
+    reason = scripted(module) or next(filter(None, around), None) or quantized(module)
     reason = reason or (computed(module) if site.known else parametrized(module) or unknown_class(site))
     if reason or not (site.known or site.weights):
         return reason
@@ -75,7 +76,7 @@ def inside_computation(site: Site) -> str | None:
 
 
 def inside_adapter(site: Site) -> str | None:
-    """A layer that peft wraps: its weight is merged and unmerged behind the layer's back. LoRA's own layers are free."""
+    """A layer that peft wraps: its weight is merged behind the layer's back. LoRA's own layers are free."""
     for name, module in (*site.parents, (site.name, site.module)):
         if "base_layer" in module._modules and hasattr(type(module), "adapter_layer_names"):
             part, _, adapter = site.name.removeprefix(f"{name}." if name else "").partition(".")

@@ -67,7 +67,8 @@ class Site:
 
         Not that of a table which a forward multiplies by: its products get the noise, and look-ups the mean.
         """
-        return kind_before(self.module) in plain_classes() and not (self._looks_up and any(True for _ in self.rerouting))
+        decodes = self._looks_up and any(True for _ in self.rerouting)
+        return kind_before(self.module) in plain_classes() and not decodes
 
     @property
     def is_table(self) -> bool:

@@ -134,8 +134,8 @@ def _refuse_computed(model: nn.Module) -> None:
         layer, name = term.layers[0], term.mean_name
         if is_computed(layer, name) and mask(layer, name) is None:
             raise UsageError(
-                f"the {name} of {term.layer_name!r} is computed by a parametrization, into which a draw of it cannot be "
-                "written: revert to the mean"
+                f"the {name} of {term.layer_name!r} is computed by a parametrization, into which a draw of it cannot "
+                "be written: revert to the mean"
             )
 
 

@@ -1,4 +1,4 @@
-"""What a module's forward does with each weight that it reads, its own or a child's: read off traces of that one module."""
+"""What a module's forward does with each weight that it reads, its own or a child's, read off traces of that module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.parameter import Parameter, is_lazy
 
@@ -80,7 +79,7 @@ def _uses(graph: fx.Graph, name: str) -> Iterator[tuple[Any, fx.Node, fx.Node] |
         node = waiting.pop()
         for user in node.users:
             function = _function(user)
-            if function in VIEWS and _views(node, user) or _is_view(user):
+            if (function in VIEWS and _views(node, user)) or _is_view(user):
                 waiting.append(user)
             elif function in MULTIPLICATIONS and [*user.args, *user.kwargs.values()].count(node) == 1:
                 yield function, user, node

@@ -1,4 +1,4 @@
-"""What a forward does with the weights that it reads: multiplications with their fan-in, and the line of any other use."""
+"""What a forward does with the weights that it reads: multiplications, their fan-in, and the line of any other use."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MULTIPLIED: dict[str, tuple[Callable[[Net, Any], Any], str, int]] = {
     "on the other": (lambda m, x: x if x.sum() > 0 else x @ m.matrix, "matrix", 4),
     "behind a check": (lambda m, x: (_checked(x), x @ m.matrix)[1], "matrix", 4),
     "with any rank": (lambda m, x: torch.addmm(m.vector, x.view(-1, 4), m.matrix).view(*x.shape[:-1], 3), "matrix", 4),
-    "asked for its form": (lambda m, x: x.to(m.matrix.dtype).view(m.matrix.shape[0], m.matrix.size(1)) @ m.matrix, "matrix", 4),
+    "asked for its form": (lambda m, x: x.view(m.matrix.shape[0], m.matrix.size(1)) @ m.matrix, "matrix", 4),
     "in a loop over data": (lambda m, x: [F.linear(each, m.matrix) for each in x], "matrix", 3),
     "beside an item that is set": (lambda m, x: (x.__setitem__(0, 1.0), x @ m.matrix), "matrix", 4),
 }

@@ -19,7 +19,7 @@ _SOURCES = {WeightNorm: ("g", "v"), SpectralNorm: ("orig",), prune.BasePruningMe
 
 
 def value(layer: nn.Module, name: str) -> Tensor | None:
-    """The weight or bias as it is now: the Parameter itself, or computed anew, with gradients and without side effects."""
+    """The weight or bias as it is now: the Parameter, or computed anew, with gradients and without side effects."""
     if name in layer._parameters:
         return layer._parameters[name]
     if parametrize.is_parametrized(layer, name):

@@ -79,7 +79,7 @@ def plain_class(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def rerouted(cls: type[nn.Module], method: Method) -> type[Variational]:
-    """The variational class for one that multiplies by Parameters of its own: `class FlipoutConv1D(Rerouted, Conv1D)`."""
+    """The class for one that multiplies by its own Parameters: `class FlipoutConv1D(FlipoutRerouted, Conv1D)`."""
     base = FlipoutRerouted if method == "flipout" else LRTRerouted
     return registered.derived(_PREFIXES[method], cls, (base, cls), {})
 
@@ -116,9 +116,9 @@ def register(
 ) -> type[nn.Module]:
     """Support a layer class of one's own, under both methods; most classes that multiply by Parameters need no call.
 
-    A subclass of `like` whose forward is `like`'s, or calls it by `super()`, becomes what `like` becomes. With `weights`,
-    the names of Parameters, any class whose forward torch.fx cannot trace: it must do nothing with them but multiply by
-    them in torch's functions (F.linear, matmul, einsum, F.conv2d, ...), or it raises where it does.
+    A subclass of `like` whose forward is `like`'s, or calls it by `super()`, becomes what `like` becomes. With
+    `weights`, the names of Parameters, any class whose forward torch.fx cannot trace: it must do nothing with them but
+    multiply by them in torch's functions (F.linear, matmul, einsum, F.conv2d, ...), or it raises where it does.
 
     Returns `cls`, so that it also decorates. Call it before converting, and before loading what was converted.
 
@@ -134,8 +134,8 @@ def register(
         raise UsageError(f"{cls.__name__} is no subclass of {like.__name__}, so that it cannot be registered like it")
     if cls is not like and not forwards_to(cls, like):
         raise UsageError(
-            f"{cls.__name__}.forward does not call super().forward, or reads the weight beside it: noise would bypass it. "
-            "If it only multiplies by its weight, it converts without being registered"
+            f"{cls.__name__}.forward does not call super().forward, or reads the weight beside it: noise would bypass "
+            "it. If it only multiplies by its weight, it converts without being registered"
         )
     if cls not in _VARIANTS:
         _VARIANTS[cls] = {method: _derived(cls, base) for method, base in _VARIANTS[like].items()}

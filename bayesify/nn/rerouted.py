@@ -87,7 +87,8 @@ class _Reroute(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in VIEWS:
             return self._follow(func, known[0], args, kwargs)
-        use = MULTIPLICATIONS[func](known[0].mean, *args, **kwargs) if func in MULTIPLICATIONS and len(known) == 1 else None
+        reader = MULTIPLICATIONS.get(func) if len(known) == 1 else None
+        use = None if reader is None else reader(known[0].mean, *args, **kwargs)
         if use is None:
             raise RuntimeError(
                 f"a variational weight of {type(known[0].layer).__name__} is used in {resolve_name(func) or func}, "

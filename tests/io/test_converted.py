@@ -97,7 +97,8 @@ def test_rerouted_classes_open_where_their_origin_may(package, tmp_path):
         with bayesify.posterior_mean(model):
             mean = model(torch.ones(2, 4))
         save(model, tmp_path / "net.pt")
-    with pytest.raises(FileRefusedError, match=r"--allow waterfall\.models\.Net --allow waterfall\.models\.Projection") as error:
+    flags = r"--allow waterfall\.models\.Net --allow waterfall\.models\.Projection"
+    with pytest.raises(FileRefusedError, match=flags) as error:
         load(tmp_path / "net.pt")
     assert "registered" not in str(error.value)
     command = [sys.executable, "-c", ALONE.format("waterfall"), str(tmp_path / "net.pt")]
@@ -110,9 +111,17 @@ def test_rerouted_classes_open_where_their_origin_may(package, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["Flipout/os/system", "Flipout/torch-jit/ScriptModule", "Flipout/bayesify-nn-linear/FlipoutLinear", "derived",
-             "Flipout/torch-nn/functional", "Other/torch-nn/Linear", "Flipout/torch-nn-Linear"],
-)  # fmt: skip
+    "path",
+    [
+        "Flipout/os/system",
+        "Flipout/torch-jit/ScriptModule",
+        "Flipout/bayesify-nn-linear/FlipoutLinear",
+        "Flipout/torch-nn/functional",
+        "Flipout/torch-nn-Linear",
+        "Other/torch-nn/Linear",
+        "derived",
+    ],
+)
 def test_a_derived_class_is_trusted_no_further_than_its_origin(path):
     verdict = judge(Name("bayesify.nn.registered", path), ["os.*", "torch.*", "bayesify.*"])
     assert isinstance(verdict, Refused)
