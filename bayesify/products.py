@@ -116,6 +116,25 @@ class EinsumProduct(_ExamplesLead):
         return summed[tuple(slice(None) if label in kept else None for label in to)].expand_as(like)
 
 
+@dataclass(frozen=True, eq=False)
+class GroupedProduct(_ExamplesLead):
+    """y = x W_g for the rows of group g (the tokens of an expert, say): x (rows, in), W (groups, in, out), y (rows, out).
+
+    Group g ends before row `offsets[g]`. Each row is an example.
+    """
+
+    offsets: Tensor
+    core_dims: int = 1
+
+    def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch._grouped_mm(inputs[0], weight, offs=self.offsets)
+
+    def gradients(self, grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, needs: Sequence[bool]) -> Gradients:
+        of_input = torch._grouped_mm(grad, weight.mT, offs=self.offsets) if needs[0] else None
+        of_weight = torch._grouped_mm(inputs[0].mT, grad, offs=self.offsets) if needs[1] else None
+        return [of_input], of_weight, None
+
+
 @dataclass(frozen=True)
 class ConvProduct(_ExamplesLead):
     """A convolution or transposed convolution, padded with zeros, over any number of spatial dimensions.

@@ -24,12 +24,14 @@ class Uses:
         multiplied: those that it only multiplies by, or looks up in beside that: the fan-in of an output.
         problems: why another one must stay, with the line of code that says so.
         called: the ids of its children that it calls.
+        grouped: those of which each row of a batch takes a part of its own (experts).
         failure: why nothing is known, if so.
     """
 
     multiplied: dict[int, int] = field(default_factory=dict)
     problems: dict[int, str] = field(default_factory=dict)
     called: set[int] = field(default_factory=set)
+    grouped: set[int] = field(default_factory=set)
     failure: str = ""
 
     def problem(self, matrix: Parameter) -> str | None:
@@ -70,6 +72,8 @@ def _enter(found: Uses, value: Parameter, each: list[Any]) -> None:
         found.problems[id(value)] = problem
     elif sizes:
         found.multiplied[id(value)] = sizes[0]
+        if any(isinstance(use, tuple) and use[0] in _GROUPED for use in each):
+            found.grouped.add(id(value))
 
 
 def _uses(graph: fx.Graph, name: str) -> Iterator[tuple[Any, fx.Node, fx.Node] | str]:
@@ -138,7 +142,8 @@ def _summed(weight: Tensor, node: fx.Node, at: fx.Node) -> int:
     return prod(size for label, size in zip(labels, weight.shape, strict=False) if label not in out)
 
 
-_MATMULS = tuple(each for each, reader in MULTIPLICATIONS.items() if reader is MULTIPLICATIONS[torch.matmul])
+_GROUPED = tuple(each for each, reader in MULTIPLICATIONS.items() if reader is MULTIPLICATIONS[torch._grouped_mm])
+_MATMULS = (*(each for each, reader in MULTIPLICATIONS.items() if reader is MULTIPLICATIONS[torch.matmul]), *_GROUPED)
 
 
 def _chain(node: fx.Node) -> Iterator[fx.Node]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..functional import conv, conv_transpose
-from ..products import BilinearProduct, EinsumProduct, LinearProduct, Product
+from ..products import BilinearProduct, EinsumProduct, GroupedProduct, LinearProduct, Product
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,14 @@ def _matmul(known: Tensor, input: Tensor, other: Tensor) -> Use | None:
 
 
 _BATCH = "abcdefgh"
+
+
+def _grouped(
+    known: Tensor, input: Tensor, mat2: Tensor, *, offs: Any = None, bias: Any = None, out_dtype: Any = None
+) -> Use | None:
+    if mat2 is not known or mat2.dim() != 3 or offs is None or bias is not None or out_dtype is not None:
+        return None
+    return Use(GroupedProduct(offs), [input])
 
 
 def _addmm(known: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Use | None:
@@ -103,6 +111,7 @@ MULTIPLICATIONS: dict[Any, Callable[..., Use | None]] = {
         (torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__, operator.matmul),
         _matmul,
     ),
+    **dict.fromkeys((torch._grouped_mm, F.grouped_mm), _grouped),
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _conv),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _conv_transpose),
 }

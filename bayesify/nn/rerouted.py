@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from ..products import EinsumProduct, LinearProduct
+from ..products import EinsumProduct, GroupedProduct, LinearProduct
 from .multiplications import MULTIPLICATIONS, VIEWS, Use, harmless
 from .variational import LRT, Flipout, Variational
 
@@ -117,7 +117,7 @@ class _Reroute(TorchFunctionMode):
         matrix = isinstance(use.product, LinearProduct) and x.dim() == 2 and not folds
         y: Tensor = layer.estimate(
             use.product, use.inputs, use.oriented(known.mean), use.oriented(known.std), use.bias, None,
-            batch_dim=0 if not told and (matrix or isinstance(use.product, EinsumProduct)) else dim,
+            batch_dim=0 if not told and (matrix or isinstance(use.product, EinsumProduct | GroupedProduct)) else dim,
         )  # fmt: skip
         return y.flatten(0, 1) if folds else y
 

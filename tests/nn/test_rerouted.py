@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ import bayesify
 from bayesify.errors import NothingToConvertError
 from bayesify.nn.settings import Method
 
-from ..support import METHODS, PARAMETERIZATIONS, assert_moments, draws, fixed_noise, judge_mean
+from ..support import METHODS, PARAMETERIZATIONS, as_if_compiling, assert_moments, draws, fixed_noise, judge_mean
 
 
 class Form(nn.Module):
@@ -246,6 +247,40 @@ def test_what_a_policy_selects() -> None:
         assert torch.equal(model(x), model(x))
     with bayesify.posterior_mean(model.own):
         assert not torch.equal(model(x), model(x))
+
+
+class Experts(nn.Module):
+    """Each row goes to an expert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bank = nn.Parameter(torch.randn(3, 4, 4))
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        return F.grouped_mm(x, self.bank.transpose(-2, -1), offs=ends)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_experts(method: Method) -> None:
+    plain, x, ends = Experts(), torch.randn(5, 4), torch.tensor([2, 2, 5], dtype=torch.int32)
+    model = converted(plain, method)
+    assert model._settings.weights == (("bank", 4),)
+    with bayesify.posterior_mean(model):
+        assert torch.equal(model(x, ends), plain(x, ends))
+    with torch.no_grad():
+        spread = torch.stack([model(x, ends) for _ in range(4000)]) - plain(x, ends)
+        std = model.std_of("bank")[[0, 0, 2, 2, 2]]
+    judge_mean("variance", spread.square() / torch.einsum("ri,roi->ro", x.square(), std.square()), 1.0)
+    judge_mean("rows", spread[:, 0] * spread[:, 1], 0.0)
+    x.requires_grad_()
+    leaves, gradients = (x, *model.parameters()), []
+    for compiling in (False, True):
+        torch.manual_seed(1)
+        with as_if_compiling() if compiling else nullcontext():
+            gradients.append(torch.autograd.grad(model(x, ends).square().sum(), leaves))
+    torch.testing.assert_close(*gradients)
+    notes = [note for row in bayesify.plan(plain, method).rows for note in row.notes]
+    assert any("signs of its own" in note for note in notes) is (method == "flipout")
 
 
 class CalledAndRead(nn.Module):
