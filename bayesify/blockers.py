@@ -76,7 +76,7 @@ def inside_computation(site: Site) -> str | None:
 
 
 def inside_adapter(site: Site) -> str | None:
-    """A layer that peft wraps: its weight is merged and unmerged behind the layer's back. LoRA's own layers are free."""
+    """A layer that peft wraps: its weight is merged behind the layer's back. LoRA's own layers are free."""
     for name, module in (*site.parents, (site.name, site.module)):
         if "base_layer" in module._modules and hasattr(type(module), "adapter_layer_names"):
             part, _, adapter = site.name.removeprefix(f"{name}." if name else "").partition(".")

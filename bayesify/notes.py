@@ -43,7 +43,7 @@ def notes(
     elif settings.signs == "position":
         yield "approximate: signs per position ignore that positions share one weight"
     elif site.weights and site.forwards.uses(site.module).grouped:
-        yield "approximate: each row that an expert sees has signs of its own, since experts see tokens and not examples"
+        yield "approximate: each row that an expert sees has signs of its own, since it sees tokens and not examples"
     elif reach is not None and reach.problem is not None:
         yield f"approximate: {reach.problem}, so that signs along dimension {settings.batch_dim} follow none"
     elif reach is not None and reach.layout is not None:

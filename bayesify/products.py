@@ -118,7 +118,7 @@ class EinsumProduct(_ExamplesLead):
 
 @dataclass(frozen=True, eq=False)
 class GroupedProduct(_ExamplesLead):
-    """y = x W_g for the rows of group g (the tokens of an expert, say): x (rows, in), W (groups, in, out), y (rows, out).
+    """y = x W_g for the rows of group g (an expert's tokens): x (rows, in), W (groups, in, out), y (rows, out).
 
     Group g ends before row `offsets[g]`. Each row is an example.
     """

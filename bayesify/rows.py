@@ -18,7 +18,7 @@ class Row:
 
     Attributes:
         name: its dotted name, the first in the model's order; "" is the model itself. `aliases` are its other names.
-        verb: converts, keeps (the policy or its kind says so), blocked (it cannot), adjusted (something else is switched).
+        verb: converts, keeps (the policy or its kind says so), blocked (it cannot), adjusted (all else).
         type, becomes: class names; `becomes` is None unless it converts.
         rule: the rule that owns it. `reason`: why it is kept, blocked or adjusted.
         parameters_before, parameters_after: of this module itself; a tied Parameter counts where it stands first.

@@ -26,7 +26,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("io",),
     ("predict",),
     ("surgery",),
-    ("start", "optim"),
+    ("start", "optim", "ties"),
     ("plan",),
     ("rows",),
     ("notes",),

@@ -210,7 +210,8 @@ def test_a_model_with_a_kl_of_its_own(here):
 
 
 def test_policies(here):
-    assert run("policy", "show").stdout.split() == ["flipout", "last-layer", "lrt", "moped", "scratch", "sparse"]
+    names = run("policy", "show").stdout.split()
+    assert names == ["flipout", "last-layer", "lora", "lrt", "moped", "scratch", "sparse"]
     for name in run("policy", "show").stdout.split():
         Path("mine.yaml").write_text(run("policy", "show", name).stdout)
         assert run("policy", "check", "mine.yaml").stdout.startswith("mine.yaml: a valid policy, ")

@@ -25,7 +25,8 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.first, self.conv, self.head = nn.Embedding(7, 6), nn.Linear(6, 6), nn.Conv1d(6, 6, 1), nn.Linear(6, 3)
+        self.table, self.first = nn.Embedding(7, 6), nn.Linear(6, 6)
+        self.conv, self.head = nn.Conv1d(6, 6, 1), nn.Linear(6, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.conv(torch.relu(self.first(self.table(x))).mT).mT)
@@ -90,5 +91,5 @@ def test_after_merging_there_is_no_noise_and_before_converting_it_is_refused(pef
     plain.merge_adapter()
     with pytest.raises(PolicyError, match=r"adapter 'default' is merged, and not called: model\.unmerge_adapter"):
         bayesify.convert(plain, "lora")
-    with pytest.raises(PolicyError, match="of the kind Dora\\w+, which reads its weight"):
+    with pytest.raises(PolicyError, match=r"of the kind Dora\w+, which reads its weight"):
         bayesify.convert(adapted(peft, use_dora=True), "lora")

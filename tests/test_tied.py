@@ -1,4 +1,4 @@
-"""Tied weights: one posterior, counted once, through transformers' own tying, saving and loading; and decoders that read."""
+"""Tied weights: one posterior, counted once, through transformers' tying, saving and loading; decoders that read."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ def case(request: Any, vision: Any) -> tuple[Any, dict[str, Tensor]]:
         config = transformers.GPT2Config(vocab_size=50, n_positions=8, n_embd=8, n_layer=1, n_head=2, **ends)
         return transformers.GPT2LMHeadModel(config).eval(), {"input_ids": ids}
     if request.param == "bert":
-        sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 8}
-        return transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=50, hidden_size=8, **sizes)).eval(), {"input_ids": ids}
+        config = transformers.BertConfig(
+            vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+        )
+        return transformers.BertForMaskedLM(config).eval(), {"input_ids": ids}
     config = transformers.T5Config(
         vocab_size=50, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0, **ends
     )

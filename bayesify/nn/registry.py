@@ -119,9 +119,9 @@ def register(
 ) -> type[nn.Module]:
     """Support a layer class of one's own, under both methods; most classes that multiply by Parameters need no call.
 
-    A subclass of `like` whose forward is `like`'s, or calls it by `super()`, becomes what `like` becomes. With `weights`,
-    the names of Parameters, any class whose forward torch.fx cannot trace: it must do nothing with them but multiply by
-    them in torch's functions (F.linear, matmul, einsum, F.conv2d, ...), or it raises where it does.
+    A subclass of `like` whose forward is `like`'s, or calls it by `super()`, becomes what `like` becomes. With
+    `weights`, the names of Parameters, any class whose forward torch.fx cannot trace: it must do nothing with them but
+    multiply by them in torch's functions (F.linear, matmul, einsum, F.conv2d, ...), or it raises where it does.
 
     Returns `cls`, so that it also decorates. Call it before converting, and before loading what was converted.
 

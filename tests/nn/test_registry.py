@@ -241,10 +241,11 @@ def test_a_class_that_does_not_trace_is_registered_by_what_it_multiplies_by(meth
 
 @pytest.mark.parametrize("method", METHODS)
 def test_layers_of_other_libraries(method: Method, vision: Any) -> None:
-    """Two of timm's subclasses of torch's layers, which read the weight, and one of transformers', which calls super."""
+    """Two of timm's subclasses of torch's layers read the weight, and one of transformers' calls super."""
     layers = pytest.importorskip("timm.layers")
     gemma = pytest.importorskip("transformers.models.gemma3.modeling_gemma3")
-    for plain, x in ((layers.Conv2dSame(3, 4, 3, stride=2), torch.randn(2, 3, 5, 5)), (layers.Linear(3, 4), torch.randn(2, 3))):
+    cases = (layers.Conv2dSame(3, 4, 3, stride=2), torch.randn(2, 3, 5, 5)), (layers.Linear(3, 4), torch.randn(2, 3))
+    for plain, x in cases:
         layer = bayesify.convert(plain, method)
         with bayesify.posterior_mean(layer):
             assert torch.equal(layer(x), plain(x))
