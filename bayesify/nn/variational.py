@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter, UninitializedParameter
 
-from .. import estimators
+from .. import estimators, noise
 from ..errors import UninitializedLayerError
 from ..posterior import widened
 from ..prior import LogUniform, ScaleMixture, log_uniform_kl, normal_kl, scale_mixture_kl, softplus_normal_kl
@@ -185,7 +185,7 @@ class Variational(nn.Module):
         """One draw of `weight` or `bias` from its posterior."""
         mean = self._parameters[name]
         assert mean is not None
-        return mean + self.std_of(name) * torch.randn_like(mean)
+        return mean + self.std_of(name) * noise.normal_like(mean)
 
     def extra_repr(self) -> str:
         settings = vars(self).get("_settings")
