@@ -155,7 +155,7 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
     with _busy(f"Converting {source.model}"):
         model = _opened(source)
         made = plan(model, policy)
-        io.save(surgery.convert(model, policy, inplace=True, kl_name=kl_name), target)
+        io.save(surgery.carry_out(made, model, inplace=True, kl_name=kl_name), target)
     _show(made, **options)
     click.echo(f"\nWrote {target}", err=options["as_json"])
 

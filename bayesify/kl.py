@@ -82,8 +82,9 @@ class Ledger:
 
 def total_kl(model: nn.Module, *, reached: bool = False) -> Tensor:
     """`model.kl()` by function: works on any part of a converted model, and where a copy lost the attribute."""
-    layers_of(model)
     found = terms(model)
+    if not found:
+        raise _not_variational(model)
     values = [term.evaluate() for term in found if term.reached or not reached]
     if not values:
         return torch.zeros((), device=found[0].layers[0].mean_of(found[0].mean_name).device)
@@ -103,7 +104,7 @@ def layers_of(model: nn.Module) -> list[Variational]:
     """
     layers = [layer for _, layer in variational_layers(model)]
     if not layers:
-        raise NotVariationalError(f"{type(model).__name__} has no variational layer: call bayesify.convert first")
+        raise _not_variational(model)
     return layers
 
 
@@ -114,3 +115,7 @@ def terms(model: nn.Module) -> list[Term]:
         for mean_name in layer.means():
             holders.setdefault(identity(layer, mean_name), []).append((layer_name, mean_name, layer))
     return [Term(found[0][0], found[0][1], tuple(layer for *_, layer in found)) for found in holders.values()]
+
+
+def _not_variational(model: nn.Module) -> NotVariationalError:
+    return NotVariationalError(f"{type(model).__name__} has no variational layer: call bayesify.convert first")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import noise
 from .posterior import Scale, widened
 
 
@@ -145,7 +146,7 @@ def _log_sum(ratio: Tensor) -> Tensor:
 
 def scale_mixture_kl(mean: Tensor, std: Tensor, prior: ScaleMixture) -> Tensor:
     """One unbiased Monte Carlo estimate of Σ KL(q‖p) in nats for the scale mixture, from a fresh weight draw."""
-    weight = mean + std * torch.randn_like(mean)
+    weight = mean + std * noise.normal_like(mean)
     wide = _normal_log_density(weight, prior.std1) + math.log(prior.pi)
     narrow = _normal_log_density(weight, prior.std2) + math.log1p(-prior.pi)
     negative_entropy = -torch.log(std) - 0.5 * math.log(2 * math.pi * math.e)

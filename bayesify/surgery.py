@@ -58,14 +58,22 @@ def convert(
     """
     if is_exported(model):
         model, inplace = _private(model, inplace), True
-    made = plan(model, policy, example_inputs=example_inputs)
+    return carry_out(plan(model, policy, example_inputs=example_inputs), model, inplace=inplace, kl_name=kl_name)
+
+
+def carry_out(made: Plan, model: Model, *, inplace: bool = False, kl_name: str = "kl") -> Model:
+    """`convert`, for who has the model's plan already.
+
+    Raises:
+        NameClashError, NotCopyableError: see `convert`.
+    """
     _refuse_clash(model, kl_name)
     # tensors made in inference mode would never get a gradient
     with torch.inference_mode(False):
         target = model if inplace else _copied(model)
         if isinstance(target, fx.GraphModule):
             layered(target)
-        _carry_out(made, target, kl_name)
+        _rewrite(made, target, kl_name)
     return target
 
 
@@ -173,7 +181,7 @@ def _private(program: Any, inplace: bool) -> Any:
     return _copied(from_exported(program))
 
 
-def _carry_out(made: Plan, model: nn.Module, kl_name: str) -> None:
+def _rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:
     """All that is known to fail comes first, and the rest is undone if it fails: the model is as it was then."""
     modules = dict(model.named_modules(remove_duplicate=False))
     prepared = list(_prepare(made, modules))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import torch
 
 from ..errors import FileRefusedError
 from .listing import Listing, MalformedPickleError, listing
@@ -48,6 +51,19 @@ class Archive:
                 "reader doesn't know; save it again with plain torch.save(...), without pickle_protocol="
             )
         self._check_storages()
+
+    def load(self, built: list[Any], *, meta: bool) -> Any:
+        """What torch's weights_only reader makes of the file, with the (object, name) pairs of `built` beside its own.
+
+        Raises:
+            FileRefusedError: it cannot read the file.
+        """
+        try:
+            with self.opened() as file, warnings.catch_warnings(), torch.serialization.safe_globals(built):
+                warnings.simplefilter("ignore")
+                return torch.load(file, map_location="meta" if meta else "cpu", weights_only=True)
+        except Exception as error:
+            raise FileRefusedError(f"{self.path}: {reason(error)}") from None
 
     def _check_storages(self) -> None:
         known: dict[Any, int] = {}

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..errors import FileRefusedError, UsageError
-from .archive import NOTE, Archive, open_archive, reason
+from .archive import NOTE, open_archive
 from .listing import Listing
 from .names import Name, dotted, words
 from .pt2 import open_program
@@ -53,20 +51,11 @@ def load_model(path: str | PathLike[str], *, allow: Sequence[str] = (), meta: bo
         raise _no_model(path)
     trusted = _decide(path, archive.listing, allow)
     archive.check_readable()
-    model = _load(archive, trusted, meta)
+    built = [(trust.target, str(name)) for name, trust in trusted.items() if trust.target is not None]
+    model = archive.load(built, meta=meta)
     if not isinstance(model, nn.Module):
         raise FileRefusedError(f"{path}: holds a {type(model).__name__}, not an nn.Module; save the model itself")
     return model
-
-
-def _load(archive: Archive, trusted: dict[Name, Trusted], meta: bool) -> Any:
-    pairs: list[Any] = [(trust.target, str(name)) for name, trust in trusted.items() if trust.target is not None]
-    try:
-        with archive.opened() as file, warnings.catch_warnings(), torch.serialization.safe_globals(pairs):
-            warnings.simplefilter("ignore")
-            return torch.load(file, map_location="meta" if meta else "cpu", weights_only=True)
-    except Exception as error:
-        raise FileRefusedError(f"{archive.path}: {reason(error)}") from None
 
 
 def _check_allow(allow: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import FileRefusedError
-from .archive import open_archive, reason
+from .archive import open_archive
 from .checkpoint import pick
 from .inert import dangerous, placeholders
 from .names import dotted
@@ -99,13 +98,7 @@ def _read_pickle(path: Path, meta: bool) -> Any:
             "refused. Ask its author for a safetensors file"
         )
     archive.check_readable()
-    pairs = placeholders(archive.listing)
-    try:
-        with archive.opened() as file, warnings.catch_warnings(), torch.serialization.safe_globals(pairs):
-            warnings.simplefilter("ignore")
-            return torch.load(file, map_location="meta" if meta else "cpu", weights_only=True)
-    except Exception as error:
-        raise FileRefusedError(f"{path}: {reason(error)}") from None
+    return archive.load(placeholders(archive.listing), meta=meta)
 
 
 def _cleaned(found: Mapping[str, Any], place: str) -> Weights:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter, UninitializedParameter
 
-from .. import estimators
+from .. import estimators, noise
 from ..errors import UninitializedLayerError
 from ..posterior import widened
 from ..prior import LogUniform, ScaleMixture, log_uniform_kl, normal_kl, scale_mixture_kl, softplus_normal_kl
@@ -211,7 +211,7 @@ class Variational(nn.Module):
     def draw(self, name: str) -> Tensor:
         """One draw of `weight` or `bias` from its posterior."""
         mean = self.mean_of(name)
-        return mean + self.std_of(name, mean) * torch.randn_like(mean)
+        return mean + self.std_of(name, mean) * noise.normal_like(mean)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
