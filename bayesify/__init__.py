@@ -23,7 +23,7 @@ from .plan import plan
 from .policy import Policy
 from .posterior import Posterior, Scale
 from .prior import LogUniform, Normal, ScaleMixture
-from .program_state import rebuilt
+from .programs.state import rebuilt
 from .rows import Plan
 from .start import load_weights, reset_posterior, set_posterior_std
 from .surgery import convert, flipout, keep_unfused, lrt, posterior_mean, revert

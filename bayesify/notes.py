@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from .examples.reach import Reach
 from .nn.part import Part
 from .nn.settings import Method, Settings
 from .parents import folds_windows, sequence_first
-from .reach import Reach
 from .sites import Site
 
 ON_SEQUENCES = (nn.Embedding, nn.MultiheadAttention, nn.RNNBase, nn.LayerNorm)

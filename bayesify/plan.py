@@ -12,7 +12,8 @@ from torch.nn.parameter import is_lazy
 from .blockers import bears_weight, blocker, kept_because
 from .claims import Claim, claim
 from .errors import NothingToConvertError, PolicyError
-from .examples import ExampleInputs
+from .examples.example import ExampleInputs
+from .examples.reach import Reach, examples_dim, reach
 from .graph import Census, census
 from .nn.computed import identity, sources, value
 from .nn.part import kind_of
@@ -22,8 +23,7 @@ from .nn.state import bias_names, weight_names
 from .notes import ON_SEQUENCES, notes
 from .parents import batch_dim, fused_parents, unregistered
 from .policy import Policy, PolicyLike
-from .program import prepared
-from .reach import Reach, examples_dim, reach
+from .programs.program import prepared
 from .rows import Plan, Row
 from .select import Candidate
 from .sites import Forwards, Site

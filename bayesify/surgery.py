@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedBuffer
 
 from .errors import NameClashError, NotCopyableError, UsageError, did_you_mean
-from .examples import ExampleInputs
+from .examples.example import ExampleInputs
 from .kl import Ledger, layers_of, terms
 from .nn.computed import computed_tensors, identity, is_computed, mask, sources
 from .nn.folding import unwatch_examples, watch_examples
@@ -22,7 +22,7 @@ from .nn.state import SUFFIXES, mean_of, posterior_tensors
 from .nn.variational import Flipout, Variational
 from .plan import plan
 from .policy import PolicyLike
-from .program import from_exported, is_exported, layered
+from .programs.program import from_exported, is_exported, layered
 from .rows import Plan, Row
 from .start import refuse_lazy
 from .ties import keep_ties, release_ties

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..errors import FileRefusedError, UsageError, did_you_mean
-from ..examples import ExampleInputs
+from ..examples.example import ExampleInputs
 from .weights import read_content
 
 _FORM = re.compile(r"(?:(?P<name>[^\W\d]\w*)=)?(?:(?P<kind>\w+):)?(?P<shape>\d+(?:x\d+)*)")

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FileRefusedError
-from ..exported import pruned
-from ..program import Program, from_text
+from ..programs.program import Program, from_text
+from ..programs.text import pruned
 from .archive import SHORT, reason
 from .listing import Listing, MalformedPickleError, listing
 from .names import dotted

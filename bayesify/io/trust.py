@@ -22,7 +22,7 @@ from torch import nn
 from ..errors import did_you_mean
 from ..nn import registered
 from ..nn.variational import Variational
-from ..program_state import rebuilt
+from ..programs.state import rebuilt
 from .archive import NOTE
 from .inert import is_dangerous
 from .names import Name, words
@@ -224,7 +224,7 @@ KNOWN: dict[str, Trusted] = {
     **{name: Trusted("call") for name in _REBUILDERS},
     "torch.utils.hooks.RemovableHandle": Trusted("plain", torch.utils.hooks.RemovableHandle),
     "functools.partial": Trusted("call", functools.partial),
-    "bayesify.program_state.rebuilt": Trusted("call", rebuilt),
+    "bayesify.programs.state.rebuilt": Trusted("call", rebuilt),
     "builtins.getattr": Trusted("call", attribute),
     NOTE: Trusted("call", class_of_note),
     "numpy.dtype": Trusted("call", NumpyType),

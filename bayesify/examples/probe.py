@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
-from .errors import UsageError
-from .examples import Example
-from .nn.computed import kind_before
-from .nn.multiplications import MULTIPLICATIONS, VIEWS
-from .nn.part import Part
-from .nn.registry import plain_classes
-from .products import EinsumProduct, Product
+from ..errors import UsageError
+from ..nn.computed import kind_before
+from ..nn.multiplications import MULTIPLICATIONS, VIEWS
+from ..nn.part import Part
+from ..nn.registry import plain_classes
+from ..products import EinsumProduct, Product
+from .example import Example
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from .errors import UsageError
-from .examples import Example, ExampleInputs, examples_of
+from ..errors import UsageError
+from ..nn.computed import sources
+from ..nn.settings import Settings
+from ..nn.state import weight_names
+from .example import Example, ExampleInputs, examples_of
 from .layouts import Layout, Marked, layout_of, marked
-from .nn.computed import sources
-from .nn.settings import Settings
-from .nn.state import weight_names
 from .probe import Calls, run, without_traces
 
 _SIZES = 2, 3  # of the batches in which examples are followed

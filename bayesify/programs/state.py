@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from .kl import Ledger
-from .nn.registry import variant
-from .nn.settings import Settings
-from .nn.variational import Variational
+from ..kl import Ledger
+from ..nn.registry import variant
+from ..nn.settings import Settings
+from ..nn.state import posterior_tensors
+from ..nn.variational import Variational
 from .program import Program, from_text
 
 
@@ -62,15 +64,11 @@ def _make_variational(
 
 
 def _added(module: nn.Module, settings: Settings) -> list[str]:
-    from .nn.state import posterior_tensors
-
     return list(posterior_tensors(module, settings))
 
 
 def _on_meta(text: str, given: dict[str, Tensor | None]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Stand-ins for the program's own tensors, sharing a Parameter where the given ones do."""
-    import json
-
     stand_ins: dict[int, Tensor] = {}
     found: dict[str, dict[str, Tensor]] = {"parameter": {}, "buffer": {}, "tensor_constant": {}}
     for spec in json.loads(text)["graph_module"]["signature"]["input_specs"]:

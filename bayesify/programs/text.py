@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .errors import FileRefusedError
-from .exported_text import plain_structure, refuse_expression, refuse_operator
+from ..errors import FileRefusedError
+from .strings import plain_structure, refuse_expression, refuse_operator
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -12,8 +12,8 @@ from itertools import zip_longest
 import torch
 from torch import Tensor, nn
 
-from .errors import UsageError
-from .examples import Example
+from ..errors import UsageError
+from .example import Example
 from .probe import Seen, run
 
 MIXED = "its rows hold no single example each"

@@ -16,8 +16,8 @@ import bayesify
 from bayesify.errors import FileRefusedError, UsageError
 from bayesify.io import load, open_program, save
 from bayesify.nn.part import Part
-from bayesify.program import Program
-from bayesify.program_state import rebuilt, state_of
+from bayesify.programs.program import Program
+from bayesify.programs.state import rebuilt, state_of
 
 from .exported import Encoder, cases
 
@@ -139,7 +139,7 @@ def test_the_plan_has_the_original_names_and_classes(folder):
         ("type:Conv2d", "cnn", {"stem.0", "layer1.0", "layer1.1"}),
         ("layer1.*", "cnn", {"layer1.0", "layer1.1"}),
         ("type:Projection", "gpt", {"attn", "mlp.up", "mlp.down"}),
-        ("type:tests.exported.Projection", "gpt", {"attn", "mlp.up", "mlp.down"}),
+        ("type:tests.programs.exported.Projection", "gpt", {"attn", "mlp.up", "mlp.down"}),
         ("type:torch.nn.MultiheadAttention", "encoder", {"encoder.layers.0.self_attn", "encoder.layers.1.self_attn"}),
     ],
 )

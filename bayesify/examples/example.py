@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .errors import UsageError
+from ..errors import UsageError
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | list[Any]
 

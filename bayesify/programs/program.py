@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import Parameter
 
-from .errors import UsageError
-from .exported import build, pruned
-from .nn.part import ROOT, Holder, Part, Ref
-from .program_batch import Batch, batch_of, layout
-from .program_sites import Call, Found, find, module_stack
+from ..errors import UsageError
+from ..nn.part import ROOT, Holder, Part, Ref
+from .batch import Batch, batch_of, layout
+from .sites import Call, Found, find, module_stack
+from .text import build, pruned
 
 
 class Program(fx.GraphModule):
@@ -54,7 +54,7 @@ class Program(fx.GraphModule):
     def __reduce__(self) -> Any:
         if self._text is None:
             raise UsageError("a torch.fx GraphModule cannot be pickled after conversion: save its state_dict()")
-        from .program_state import rebuilt, state_of
+        from .state import rebuilt, state_of
 
         return rebuilt, (self._text, state_of(self))
 
@@ -254,7 +254,7 @@ def _plain_layer(module: nn.Module, calls: list[Call], kind: str, batch: Batch |
     layouts = {_layout(call, batch) for call in calls}
     if len(layouts) != 1 or min(layouts) < 0:
         return None
-    from .program_layers import torch_layer
+    from .layers import torch_layer
 
     layer = torch_layer(next(iter(steps)), module, "bias" in own)
     if layer is not None:

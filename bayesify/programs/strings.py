@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from .errors import FileRefusedError
+from ..errors import FileRefusedError
 
 _OPERATOR = re.compile(r"torch\.ops\.(aten|prims|prim|torchvision|torch_attn)\.(\w+)\.\w+", re.ASCII)
 _SYMBOLIC = re.compile(r"torch\._?sym_\w+", re.ASCII)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .nn.multiplications import MULTIPLICATIONS, harmless
-from .nn.part import PRODUCTS, VIEWS
+from ..nn.multiplications import MULTIPLICATIONS, harmless
+from ..nn.part import PRODUCTS, VIEWS
 
 
 def function_name(node: fx.Node) -> str | None:

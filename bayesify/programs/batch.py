@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from .nn.part import LEADING, TRAILING
+from ..nn.part import LEADING, TRAILING
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .nn.part import Ref, Step
+from ..nn.part import Ref, Step
 
 _CONVS: dict[str, type[nn.Module]] = {
     "conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d, "conv_transpose1d": nn.ConvTranspose1d,

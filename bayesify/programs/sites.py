@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import Parameter
 
-from .nn.multiplications import MULTIPLICATIONS
-from .nn.part import PRODUCTS, VIEWS, Ref, Step
-from .program_calls import function_name, is_harmless, torch_call
+from ..nn.multiplications import MULTIPLICATIONS
+from ..nn.part import PRODUCTS, VIEWS, Ref, Step
+from .calls import function_name, is_harmless, torch_call
 
 Place = tuple[str, str]  # a module's dotted name, and the name of its own Parameter
 
