@@ -45,11 +45,13 @@ PADDED = torch.tensor([[False] * 4, [False] * 2 + [True] * 2, [False] + [True] *
 
 
 def test_01_attention_reads_out_proj_without_calling_it() -> None:
-    model = nn.ModuleDict({"attn": nn.MultiheadAttention(4, 2), "fc": nn.Linear(4, 4)})
-    converted = bayesify.convert(model)
-    assert type(converted.attn.out_proj) is type(model.attn.out_proj)  # type: ignore[union-attr]
-    assert converted.kl.by_layer().keys() == {"fc"}  # type: ignore[union-attr]
-    assert "reads its weight without calling it" in reasons(model)["attn.out_proj"]
+    converted: Any = bayesify.convert(nn.MultiheadAttention(4, 2))
+    assert converted.kl.by_layer().keys() == {"", "out_proj"}
+    x = torch.randn(3, 2, 4)
+    converted.in_proj_weight_rho.data.fill_(-100.0)  # only out_proj is left to be noisy
+    assert not torch.equal(converted(x, x, x)[0], converted(x, x, x)[0])
+    converted.out_proj.weight_rho.data.fill_(-100.0)
+    torch.testing.assert_close(converted(x, x, x)[0], converted(x, x, x)[0])
 
 
 @METHODS
@@ -69,8 +71,8 @@ def test_02_the_hook_is_what_keeps_them_noisy(method: str) -> None:
     for layer in model.layers:
         assert list(layer._forward_pre_hooks.values()) == [bayesify.keep_unfused]
         layer._forward_pre_hooks.clear()
-        for linear in (layer.linear1, layer.linear2):
-            linear._forward_hooks.clear()
+        for each in (layer.self_attn, layer.self_attn.out_proj, layer.linear1, layer.linear2):
+            each._forward_hooks.clear()
     assert not differs(model, torch.randn(3, 4, 8))
 
 
@@ -320,8 +322,10 @@ def test_19_programs_and_graphs() -> None:
         bayesify.convert(scripted)
     assert "TorchScript" in reasons(nn.Sequential(scripted, nn.Linear(2, 2)))["0"]
     exported = torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),))
-    with pytest.raises(UsageError, match="exported program"):
-        bayesify.convert(exported)  # type: ignore[type-var]
+    program: Any = bayesify.convert(exported)  # type: ignore[type-var]
+    assert differs(program, torch.ones(1, 2))
+    with pytest.raises(UsageError, match="in place"):
+        bayesify.convert(exported, inplace=True)  # type: ignore[type-var]
     graph = bayesify.convert(torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2))))
     assert differs(graph, torch.ones(1, 2))
     assert bayesify.kl(copy.deepcopy(graph)) == graph.kl()  # type: ignore[operator]
