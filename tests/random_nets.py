@@ -223,7 +223,7 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
         "signs": draw(st.sampled_from(["example", "position"])),
         "frozen": draw(st.sampled_from(["keep", "convert"])),
     }  # fmt: skip
-    rules = draw(
-        st.sampled_from([None, [{"targets": ["last"], "method": other}, {"targets": ["**"]}], [{"targets": ["last"]}]])
-    )
+    tables = [{"targets": ["type:Embedding", "type:EmbeddingBag"]}, {"targets": ["**"]}]
+    lasts: list[Any] = [[{"targets": ["last"], "method": other}, {"targets": ["**"]}], [{"targets": ["last"]}]]
+    rules = draw(st.sampled_from([None, tables, *lasts]))
     return policy if rules is None else {**policy, "rules": rules, "unmatched": "allow"}
