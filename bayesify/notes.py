@@ -45,7 +45,7 @@ def notes(
     elif site.weights and site.forwards.uses(site.module).grouped:
         yield "approximate: each row that an expert sees has signs of its own, since it sees tokens and not examples"
     elif reach is not None and reach.problem is not None:
-        yield f"approximate: {reach.problem}, so that signs along dimension {settings.batch_dim} follow none"
+        yield f"approximate: signs along dimension {settings.batch_dim} follow no example: {reach.problem}"
     elif reach is not None and reach.layout is not None:
         yield from _found(settings)
     elif settings.batch_dim:

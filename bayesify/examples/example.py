@@ -132,7 +132,7 @@ def _changed_at(leaf: Tensor, dim: int, index: int, force: bool = False) -> Tens
     elif _varied(leaf):
         known: Tensor = leaf.unique()  # type: ignore[no-untyped-call]
         step = torch.randint(1, len(known), here.shape, device=leaf.device)
-        other = known[(torch.searchsorted(known, here) + step) % len(known)]
+        other = known[(torch.searchsorted(known, here.contiguous()) + step) % len(known)]
     elif force and leaf.dtype is not torch.bool:
         other = torch.where(here == 0, 1, 0).to(leaf.dtype)  # the numbers that index any table of two
     else:

@@ -21,6 +21,7 @@ from .layouts import Layout, Marked, layout_of, marked
 from .probe import Calls, run, without_traces
 
 _SIZES = 2, 3  # of the batches in which examples are followed
+_HINT = " (inputs of two batch sizes would tell, if the batch is not their first dimension)"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def reach(model: nn.Module, layers: Mapping[str, Settings], given: ExampleInputs
         place = _called_as(name, modules)
         shapes = tuple(tuple(seen.x.shape) for seen in calls.of.get(place, ()))
         found = _layout(followed, place) if shapes else None
-        problem = found if isinstance(found, str) else None
+        problem = f"{found}{_HINT if len(examples) == 1 else ''}" if isinstance(found, str) else None
         reaches[name] = Reach(shapes, moves.get(name), found if isinstance(found, Layout) else None, problem)
     return reaches
 

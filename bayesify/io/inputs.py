@@ -1,4 +1,4 @@
-"""Example inputs on the command line: `--input 1x3x224x224`, `--input ids=int:1x16`, `--input-file batch.pt`."""
+"""Example inputs on the command line: `--input 2x3x224x224`, `--input ids=int:2x16`, `--input-file batch.pt`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,25 +16,29 @@ from ..errors import FileRefusedError, UsageError, did_you_mean
 from ..examples.example import ExampleInputs
 from .weights import read_content
 
-_FORM = re.compile(r"(?:(?P<name>[^\W\d]\w*)=)?(?:(?P<kind>\w+):)?(?P<shape>\d+(?:x\d+)*)")
+_FORM = re.compile(r"(?:(?P<name>[^\W\d]\w*)=)?(?:(?P<kind>\w+):)?(?P<shape>(?:\d+|N)(?:x(?:\d+|N))*)")
 _KINDS = ("float", "int", "mask")
-_WRITE = "write its shape, as in 1x3x224x224, int:1x16 (token numbers), mask:1x16, input_ids=int:1x16 (by keyword)"
+_WRITE = "write its shape, as in 2x3x224x224, int:2x16 (token numbers), mask:2x16, input_ids=int:2x16 (by keyword)"
+_BATCHES = 2, 3  # what `N` stands for: two sizes tell which dimension is the batch
 _DATA = (Tensor, int, float, complex, bool, str, type(None))
 
 
 def parse_inputs(texts: Sequence[str]) -> ExampleInputs:
     """The inputs that `--input` describes, one for each time that it is given: random numbers of these shapes.
 
+    Where the batch is not the first dimension, `N` stands for it: `16xNx80` gives inputs with batches of two sizes.
+
     Raises:
         UsageError: a text that says no shape, an unknown kind, or inputs with and without names.
     """
     parsed = [_parse(text) for text in texts]
-    names = [name for name, _ in parsed]
-    if None not in names:
-        return {str(name): value for name, value in parsed}
-    if any(names):
+    names = [found["name"] for found in parsed]
+    if None in names and any(names):
         raise UsageError("--input: give a name to each of the inputs, or to none")
-    return tuple(value for _, value in parsed)
+    sizes = _BATCHES if any("N" in found["shape"] for found in parsed) else _BATCHES[:1]
+    values = [[_made(found["kind"], found["shape"], batch) for found in parsed] for batch in sizes]
+    calls: list[Any] = [tuple(each) if None in names else dict(zip(names, each, strict=True)) for each in values]
+    return calls if len(calls) > 1 else calls[0]
 
 
 def read_inputs(path: str | PathLike[str]) -> ExampleInputs:
@@ -53,17 +58,18 @@ def read_inputs(path: str | PathLike[str]) -> ExampleInputs:
     return dict(found) if isinstance(found, Mapping) else found
 
 
-def _parse(text: str) -> tuple[str | None, Tensor]:
+def _parse(text: str) -> re.Match[str]:
     found = _FORM.fullmatch(text.strip())
     if found is None:
         raise UsageError(f"--input {text!r} is no shape: {_WRITE}")
-    kind = found["kind"] or "float"
-    if kind not in _KINDS:
+    kind = found["kind"]
+    if kind is not None and kind not in _KINDS:
         raise UsageError(f"--input {text!r}: there is no kind {kind!r}.{did_you_mean(kind, _KINDS)} {_WRITE}")
-    return found["name"], _made(kind, [int(size) for size in found["shape"].split("x")])
+    return found
 
 
-def _made(kind: str, shape: list[int]) -> Tensor:
+def _made(kind: str | None, text: str, batch: int) -> Tensor:
+    shape = [batch if size == "N" else int(size) for size in text.split("x")]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if kind == "mask":

@@ -21,6 +21,9 @@ def test_shapes():
     assert {name: each.dtype for name, each in named.items()} == {
         "input_ids": torch.int64, "attention_mask": torch.bool
     }  # fmt: skip
+    first, second = parse_inputs(["x=5xNx4", "mask=mask:Nx5"])
+    assert {name: tuple(each.shape) for name, each in first.items()} == {"x": (5, 2, 4), "mask": (2, 5)}
+    assert {name: tuple(each.shape) for name, each in second.items()} == {"x": (5, 3, 4), "mask": (3, 5)}
     rows = bayesify.plan(nn.Linear(4, 2), example_inputs=parse_inputs(["3x4"])).rows
     assert rows[0].notes == ("called once, (3, 4)",)
 
@@ -30,6 +33,7 @@ def test_shapes():
     [
         (["2,3"], "'2,3' is no shape"),
         (["2x"], "is no shape"),
+        (["2xM"], "is no shape"),
         (["flaot:2x3"], "Did you mean 'float'"),
         (["x=2x3", "2x3"], "to each of the inputs, or to none"),
     ],
