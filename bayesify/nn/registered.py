@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 REROUTING = "Rerouting"
+_REROUTED = "Rerouted"  # ends the prefix of a class whose products are rerouted: it may have a variant, too
 
 
 def derived(prefix: str, cls: type[nn.Module], bases: tuple[type, ...], members: dict[str, Any]) -> Any:
@@ -22,7 +23,7 @@ def derived(prefix: str, cls: type[nn.Module], bases: tuple[type, ...], members:
         doc = f"{cls.__qualname__} under {prefix}."
         own = {"__module__": __name__, "__qualname__": path, "__doc__": doc, "_plain": cls}
         # what only reroutes bears its class's name: libraries write it into their files
-        name = cls.__name__ if prefix == REROUTING else prefix + cls.__name__
+        name = cls.__name__ if prefix == REROUTING else prefix.removesuffix(_REROUTED) + cls.__name__
         globals()[path] = found = type(name, bases, own | members)
         torch.serialization.add_safe_globals([found])
     return found
@@ -31,7 +32,7 @@ def derived(prefix: str, cls: type[nn.Module], bases: tuple[type, ...], members:
 def origin(path: str) -> tuple[str, str] | None:
     """The module and the qualified name of the class that a derived one came from, if the path is one."""
     prefix, *parts = path.split("/")
-    if prefix not in ("Flipout", "LRT", REROUTING) or len(parts) != 2:
+    if prefix.removesuffix(_REROUTED) not in ("Flipout", "LRT", REROUTING) or len(parts) != 2:
         return None
     return parts[0].replace("-", "."), parts[1].replace("-", ".")
 
@@ -46,7 +47,12 @@ def __getattr__(path: str) -> Any:
     if path.startswith(REROUTING):
         return rerouting(cls)
     method: Any = "flipout" if path.startswith("Flipout") else "lrt"
-    return variant(cls, method) or rerouted(cls, method)
+    if path.partition("/")[0].endswith(_REROUTED):
+        return rerouted(cls, method)
+    found = variant(cls, method)
+    if found is None:
+        raise AttributeError(f"{cls.__name__} was registered where {path!r} was made: bayesify.register it here too")
+    return found
 
 
 def _imported(path: str) -> type[nn.Module] | None:

@@ -82,7 +82,7 @@ def plain_class(cls: Any) -> type[nn.Module]:
 def rerouted(cls: type[nn.Module], method: Method) -> type[Variational]:
     """The variational class for one that multiplies by its own Parameters: `class FlipoutConv1D(Rerouted, Conv1D)`."""
     base = FlipoutRerouted if method == "flipout" else LRTRerouted
-    made: type[Variational] = registered.derived(_PREFIXES[method], cls, (base, cls), {})
+    made: type[Variational] = registered.derived(f"{_PREFIXES[method]}Rerouted", cls, (base, cls), {})
     return made
 
 

@@ -112,7 +112,8 @@ def test_rerouted_classes_open_where_their_origin_may(package, tmp_path):
 
 @pytest.mark.parametrize(
     "path", ["Flipout/os/system", "Flipout/torch-jit/ScriptModule", "Flipout/bayesify-nn-linear/FlipoutLinear",
-             "derived", "Flipout/torch-nn/functional", "Other/torch-nn/Linear", "Flipout/torch-nn-Linear"],
+             "derived", "Flipout/torch-nn/functional", "Other/torch-nn/Linear", "Flipout/torch-nn-Linear",
+             "FlipoutRerouted/os/system", "Rerouted/torch-nn/Linear"],
 )  # fmt: skip
 def test_a_derived_class_is_trusted_no_further_than_its_origin(path):
     verdict = judge(Name("bayesify.nn.registered", path), ["os.*", "torch.*", "bayesify.*"])
