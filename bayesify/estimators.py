@@ -75,7 +75,7 @@ def flipout(
     """
     delta = std * noise.normal_like(std)
     bias_delta = None if bias_std is None else bias_std * noise.normal_like(bias_std)
-    *inputs, mean, delta, bias, bias_delta = _autocast(*inputs, mean, delta, bias, bias_delta)
+    *inputs, mean, delta, bias, bias_delta = autocasted(*inputs, mean, delta, bias, bias_delta)
     output = product(inputs, mean, bias)
     patterns = [_pattern(product, at, each, signs, batch_dim, fold) for at, each in enumerate((output, *inputs), -1)]
     bits = [noise.sign_bits(pattern.shape, delta) for pattern in patterns]
@@ -96,7 +96,7 @@ def lrt(
     The variance is computed in float32 or better. Where it is exactly zero the output is the mean and the gradient of
     the noise is zero; there is no floor under it.
     """
-    output = product(_autocast(*inputs), *_autocast(mean, bias))
+    output = product(autocasted(*inputs), *autocasted(mean, bias))
     with _no_autocast(mean):
         eps = noise.normal_like(widened(output))
         found = _in_mode(_lrt_noise, _LRTNoise)(product, eps, std, bias_std, *inputs)
@@ -108,7 +108,7 @@ def _in_mode(formula: Callable[..., Any], function: type[torch.autograd.Function
     return formula if torch.compiler.is_compiling() else function.apply
 
 
-def _autocast(*tensors: Tensor | None) -> list[Any]:
+def autocasted(*tensors: Tensor | None) -> list[Any]:
     """What autocast does to the arguments of a product: the backward pass runs outside of it and must see one dtype."""
     device = next(each.device.type for each in tensors if each is not None)
     if device == "meta" or not torch.is_autocast_enabled(device):
@@ -152,7 +152,7 @@ def _flip(
     return of_output, [x * sign for x, sign in zip(inputs, of_inputs, strict=True)], of_inputs
 
 
-def _without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A backward called inside autocast must not round what forward kept wide: squares overflow in half precision."""
 
     @functools.wraps(backward)
@@ -176,7 +176,7 @@ class _FlipoutNoise(torch.autograd.Function):
         ctx.save_for_backward(delta, *bits_and_inputs)
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         delta, *bits_and_inputs = ctx.saved_tensors
         of_output, flipped, of_inputs = _flip(ctx.patterns, delta.dtype, bits_and_inputs)
@@ -224,7 +224,7 @@ class _LRTNoise(torch.autograd.Function):
         ctx.save_for_backward(output[1], *tensors)
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
         slope, std, bias_std, *inputs = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted, and the slope depends on all inputs too

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import noise
-from ..estimators import _autocast, _without_autocast
+from ..estimators import autocasted, without_autocast
 from ..products import LinearProduct
 from .folding import fold_of
 
@@ -85,7 +85,7 @@ def over_time(layer: Variational, name: str, examples: int) -> Product:
         return drawn
     delta = drawn.std * noise.normal_like(drawn.std)
     bias_delta = None if drawn.bias_std is None else drawn.bias_std * noise.normal_like(drawn.bias_std)
-    mean, delta, bias, bias_delta = _autocast(drawn.mean, delta, drawn.bias, bias_delta)
+    mean, delta, bias, bias_delta = autocasted(drawn.mean, delta, drawn.bias, bias_delta)
     of_output, of_input = (_signs(layer, examples, size, delta) for size in delta.shape)
     if bias is not None:
         bias = bias.expand(examples, -1) if bias_delta is None else bias + of_output * bias_delta
@@ -121,7 +121,7 @@ class _HeldStep(torch.autograd.Function):
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, mean, delta, of_output, of_input = ctx.saved_tensors
         onto_needs, x_needs, mean_needs, delta_needs, *_ = ctx.needs_input_grad

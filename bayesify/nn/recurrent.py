@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..estimators import _autocast
+from ..estimators import autocasted
 from ..products import LinearProduct
 from .recurrence import STEPS, Layout, State, over_time, run, stepwise, with_bias
 from .variational import LRT, Flipout, Variational
@@ -80,7 +80,7 @@ class RecurrentFamily(Variational):
         return tuple(hx) if isinstance(self, nn.LSTM) else (hx,)
 
     def _layers(self, rows: Tensor, state: State, layout: Layout) -> tuple[Tensor, Any]:
-        rows, *started = _autocast(rows, *state)
+        rows, *started = autocasted(rows, *state)
         ends: list[State] = []
         for layer in range(self.num_layers):
             x, outputs = layout.spread(rows), []
