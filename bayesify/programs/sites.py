@@ -13,7 +13,7 @@ from torch.nn.parameter import Parameter
 
 from ..nn.multiplications import MULTIPLICATIONS
 from ..nn.part import PRODUCTS, VIEWS, Ref, Step
-from .calls import function_name, is_harmless, torch_call
+from .calls import RECURRENT, function_name, is_harmless, torch_call
 
 Place = tuple[str, str]  # a module's dotted name, and the name of its own Parameter
 
@@ -54,11 +54,11 @@ def _refs(given: Any) -> Iterator[Ref]:
 
 @dataclass
 class Found:
-    """The products of a graph; why other matrices must stay, or what is looked up in them, by the Parameter's id."""
+    """The products of a graph; why other matrices stay, or do unless `kernels` has them, by the Parameter's id."""
 
     calls: list[Call] = field(default_factory=list)
     problems: dict[int, str] = field(default_factory=dict)
-    looked_up: dict[int, str] = field(default_factory=dict)
+    left: dict[int, str] = field(default_factory=dict)
 
 
 def find(root: fx.GraphModule) -> Found:
@@ -67,7 +67,7 @@ def find(root: fx.GraphModule) -> Found:
     found, products = Found(), []
     for node in root.graph.nodes:
         if node.op == "get_attr":
-            value = _attribute(root, str(node.target))
+            value = attribute(root, str(node.target))
             if isinstance(value, Parameter) and value.dim() > 1:
                 read[node] = value
             continue
@@ -80,7 +80,7 @@ def find(root: fx.GraphModule) -> Found:
         elif name in PRODUCTS and len(taken) == 1:
             products.append((node, name, taken[0]))
         elif is_harmless(node):
-            found.looked_up.update({id(read[each]): _LOOKED_UP for each in taken if "embedding" in str(node.target)})
+            found.left.update({id(read[each]): why for each in taken if (why := _left(node))})
         else:
             what = getattr(node.target, "__name__", str(node.target))
             found.problems.update(
@@ -91,10 +91,17 @@ def find(root: fx.GraphModule) -> Found:
     return found
 
 
+def _left(node: fx.Node) -> str:
+    name = getattr(node.target, "_opname", str(node.target))
+    if name in RECURRENT:
+        return f"the program runs it as {name} in a form that no layer of torch has (node {node.name})"
+    return _LOOKED_UP if "embedding" in name else ""
+
+
 def _enter(found: Found, root: fx.GraphModule, node: fx.Node, name: str, weight: fx.Node, value: Parameter) -> None:
     if id(value) in found.problems:
         return
-    owner, leaf = _owner(root, node, weight, value)
+    owner, leaf = place_of(root, node, weight)
     reader = _Reader(root, owner, leaf, value)
     reader.read(node)
     size = _fan_in(name, reader.steps[-1], reader.shapes, reader.refs)
@@ -137,7 +144,7 @@ class _Reader:
         return self.refs[node]
 
     def _new_ref(self, node: fx.Node) -> Ref:
-        value = _attribute(self.root, str(node.target)) if node.op == "get_attr" else None
+        value = attribute(self.root, str(node.target)) if node.op == "get_attr" else None
         if value is self.value:
             return Ref("weight", self.leaf)
         owner, _, leaf = str(node.target).rpartition(".")
@@ -153,7 +160,7 @@ class _Reader:
             if function_name(node) not in VIEWS or not node.all_input_nodes:
                 return False
             node = node.all_input_nodes[0]
-        return _attribute(self.root, str(node.target)) is self.value
+        return attribute(self.root, str(node.target)) is self.value
 
 
 def _plain(value: Any) -> Any:
@@ -165,12 +172,12 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _owner(root: fx.GraphModule, node: fx.Node, weight: fx.Node, value: Parameter) -> Place:
-    """The module that the product was called in, if it holds the Parameter, or the one that the graph reads it from."""
+def place_of(root: fx.GraphModule, node: fx.Node, weight: fx.Node) -> Place:
+    """Where the Parameter of a node is: in the module that the product was called in, or where the graph reads it."""
     while weight.op != "get_attr":
         weight = weight.all_input_nodes[0]
-    where = module_stack(node)
-    module = _attribute(root, where[-1][0]) if where else None
+    value, where = attribute(root, str(weight.target)), module_stack(node)
+    module = attribute(root, where[-1][0]) if where else None
     if isinstance(module, nn.Module):
         for leaf, each in module._parameters.items():
             if each is value:
@@ -188,7 +195,8 @@ def module_stack(node: fx.Node) -> list[tuple[str, str]]:
     ]
 
 
-def _attribute(root: nn.Module, path: str) -> Any:
+def attribute(root: Any, path: str) -> Any:
+    """What stands in the graph's module under a dotted name, or None."""
     found: Any = root
     for part in path.split(".") if path else []:
         found = getattr(found, part, None)
