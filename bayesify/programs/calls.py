@@ -66,6 +66,10 @@ def _select(x: Any, dim: int, index: int) -> Any:
     return "getitem", (x, (*[slice(None)] * dim, index)), {}
 
 
+def _expand(x: Any, sizes: Any, implicit: bool = False) -> Any:
+    return "expand", (x, sizes), {}
+
+
 def _to(x: Any, dtype: Any = None, *_: Any, **others: Any) -> Any:
     return "to", (x, others.get("dtype", dtype)), {}
 
@@ -74,7 +78,8 @@ _ATEN: dict[str, Callable[..., Any]] = {
     **{name: _same(name) for name in PRODUCTS},
     **{name: _same(name) for name in ("t", "transpose", "permute", "reshape", "view", "flatten", "unflatten")},
     **{name: _same(name) for name in ("contiguous", "unsqueeze", "squeeze", "chunk", "split", "unbind", "narrow")},
-    "split_with_sizes": _same("split"), "_unsafe_view": _same("view"), "numpy_T": _same("t"),
+    "split_with_sizes": _same("split"), "clone": _same("clone"), "expand": _expand,
+    "_unsafe_view": _same("view"), "numpy_T": _same("t"),
     "einsum": _einsum, "convolution": _convolution, "slice": _slice, "select": _select, "to": _to, "_to_copy": _to,
 }  # fmt: skip
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")

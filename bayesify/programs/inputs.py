@@ -69,11 +69,17 @@ def check_inputs(expected: Any, bounds: Any, *given: Any) -> None:
             fits = fits and (found == size if isinstance(size, int) else found == sizes.setdefault(size, found))
             fits = fits and (low is None or found >= low) and (high is None or found <= high)
         if not fits:
-            where = [f"{each}={sizes[each]}" for each in shape if each in sizes]
+            told = [_told(each, sizes[each], *limits.get(each, (None, None))) for each in shape if each in sizes]
             raise UsageError(
                 f"{name} has shape {tuple(value.shape)}; the program was exported for {_shown(shape)}"
-                f"{' with ' + ', '.join(where) if where else ''}"
+                f"{' with ' + ', '.join(told) if told else ''}"
             )
+
+
+def _told(symbol: str, size: int, low: int | None, high: int | None) -> str:
+    low = low if low is None or size < low else None
+    high = high if high is None or size > high else None
+    return f"{symbol} of at least {low}" if low else f"{symbol} of at most {high}" if high else f"{symbol}={size}"
 
 
 def _shown(shape: Any) -> str:

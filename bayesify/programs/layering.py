@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..nn.part import ROOT, Holder, Part, Ref
+from ..nn.part import ROOT, Holder, Part, Ref, noisy
 from .batch import Batch, batch_of, layout
 from .graphs import find_root_products, hide_root_products, whole
 from .kernels import input_of, kernels, restore
@@ -58,7 +58,7 @@ def has_products(root: nn.Module, found: Found | None = None) -> bool:
 
 def _restored(root: fx.GraphModule, found: Found, kinds: dict[str, str], batch: Batch | None) -> Found:
     """With the layers that are one operator in place, what else the graph multiplies."""
-    folded = {}
+    folded: dict[int, str] = {}
     for owner, calls in kernels(root, found).items():
         layouts = {layout(input_of(node), batch) for node in calls}
         if min(layouts) < 0 or len(layouts) > 1:
@@ -140,6 +140,7 @@ def _part(module: nn.Module, calls: list[Call], kind: str, found: Found, batch: 
         return holder
     part = Part(kind)
     part.uses = tuple(call.steps for call in calls)
+    part.noisy_uses = tuple(noisy(call.steps) for call in calls)
     part.weights = tuple({call.weight: call.fan_in for call in reversed(calls)}.items())
     if not isinstance(module, fx.GraphModule):  # the root has a row of its own
         part.exported_problems = dict(_problems(module, set(dict(part.weights)), found))
@@ -157,14 +158,16 @@ def _problems(module: nn.Module, multiplied: set[str], found: Found) -> Iterator
 
 def _plain_layer(module: nn.Module, calls: list[Call], kind: str, batch: Batch | None) -> nn.Module | None:
     """The torch layer that all the calls are calls of, or None."""
-    steps = {call.steps for call in calls}
+    steps = calls[0].steps if calls else ()
     own = {name for name, each in module._parameters.items() if each is not None}
-    if len(steps) != 1 or module._modules or module._buffers or "weight" not in own or own - {"weight", "bias"}:
+    if not steps or any(call.steps != steps for call in calls):
+        return None
+    if module._modules or module._buffers or "weight" not in own or own - {"weight", "bias"}:
         return None
     layouts = {_layout(call, batch) for call in calls}
     if len(layouts) != 1 or min(layouts) < 0:
         return None
-    layer = torch_layer(next(iter(steps)), module, "bias" in own)
+    layer = torch_layer(steps, module, "bias" in own)
     if layer is not None:
         layer.exported_batch_dim = layouts.pop()  # type: ignore[assignment]
         _note_kind(layer, kind)
@@ -173,9 +176,9 @@ def _plain_layer(module: nn.Module, calls: list[Call], kind: str, batch: Batch |
 
 def _layout(call: Call, batch: Batch | None) -> int:
     """Of the first input, unless the product is one that looks at its dimensions by name."""
-    product = call.steps[-1]
+    product = noisy(call.steps)[-1]
     from_left = product.function in ("matmul", "mm") and product.args[0] != Ref("input", 0)
-    if not call.inputs or from_left or product.function in ("einsum", "bmm", "bilinear"):
+    if not call.inputs or from_left or product.function in ("einsum", "bmm", "bilinear", "_grouped_mm"):
         return 0
     found = layout(call.inputs[0], batch)
     return 0 if product.function.startswith("conv") else found  # a convolution takes no dimension more

@@ -17,6 +17,7 @@ from .calls import RECURRENT, function_name, is_harmless, torch_call
 
 Place = tuple[str, str]  # a module's dotted name, and the name of its own Parameter
 
+_AS_BILINEAR = ((1, 3), (0,), (1, 2), (2, 3))  # how torch decomposes F.bilinear
 _LOOKED_UP = "the program looks rows up in it instead of multiplying: it has no variational form here"
 
 
@@ -104,7 +105,7 @@ def _enter(found: Found, root: fx.GraphModule, node: fx.Node, name: str, weight:
     owner, leaf = place_of(root, node, weight)
     reader = _Reader(root, owner, leaf, value)
     reader.read(node)
-    size = _fan_in(name, reader.steps[-1], reader.shapes, reader.refs)
+    size = None if reader.strange else _fan_in(name, reader.steps[-1], reader.shapes)
     if size is None:
         found.problems[id(value)] = (
             f"the program multiplies by it in a {name} of a form that is not known ({node.name})"
@@ -121,6 +122,8 @@ class _Reader:
         self.root, self.owner, self.leaf, self.value = root, owner, leaf, value
         self.steps: list[Step] = []
         self.inputs: list[fx.Node] = []
+        self.spread: set[Ref] = set()  # views of the weight that repeat it for each row of a batch
+        self.strange = False
         self.refs: dict[fx.Node, Ref] = {}
         self.shapes: dict[Ref, Tensor] = {Ref("weight", leaf): torch.empty_like(value, device="meta")}
 
@@ -132,11 +135,20 @@ class _Reader:
         self.steps.append(Step(name, _plain(given), tuple((key, _plain(each)) for key, each in named.items())))
         ref = Ref("step", len(self.steps) - 1)
         if name in VIEWS:
-            resolved = fx.node.map_aggregate(
-                (given, named), lambda each: self.shapes.get(each, each) if isinstance(each, Ref) else each
-            )
-            self.shapes[ref] = VIEWS[name](*resolved[0], **resolved[1])
+            self.shapes[ref] = self._shape(ref, name, given, named)
         return ref
+
+    def _shape(self, ref: Ref, name: str, given: Any, named: Any) -> Tensor:
+        source = given[0]
+        if name == "expand" or source in self.spread:
+            self.spread.add(ref)
+            self.strange |= not _spreads(name, self.shapes[source].shape, given[1:])
+            return self.shapes[source]
+        resolved = fx.node.map_aggregate(
+            (given, named), lambda each: self.shapes.get(each, each) if isinstance(each, Ref) else each
+        )
+        shape: Tensor = VIEWS[name](*resolved[0], **resolved[1])
+        return shape
 
     def _ref(self, node: fx.Node) -> Any:
         if node not in self.refs:
@@ -161,6 +173,15 @@ class _Reader:
                 return False
             node = node.all_input_nodes[0]
         return attribute(self.root, str(node.target)) is self.value
+
+
+def _spreads(name: str, shape: torch.Size, rest: Any) -> bool:
+    """Whether a view does nothing with a weight but repeat it along new dimensions, which come first."""
+    if name in ("clone", "contiguous"):
+        return True
+    sizes = list(rest[0] if rest and isinstance(rest[0], list | tuple) else rest)
+    kept = sizes[-2:] if len(shape) == 2 else sizes
+    return name in ("expand", "view", "reshape") and kept == list(shape)
 
 
 def _plain(value: Any) -> Any:
@@ -203,7 +224,7 @@ def attribute(root: Any, path: str) -> Any:
     return found
 
 
-def _fan_in(name: str, step: Step, shapes: dict[Ref, Tensor], refs: dict[fx.Node, Ref]) -> int | None:
+def _fan_in(name: str, step: Step, shapes: dict[Ref, Tensor]) -> int | None:
     """How many weights enter one output; None where the product is not one that the estimators know."""
     at = [place for place, each in enumerate(step.args) if isinstance(each, Ref) and each in shapes]
     if len(at) != 1:
@@ -211,7 +232,9 @@ def _fan_in(name: str, step: Step, shapes: dict[Ref, Tensor], refs: dict[fx.Node
     shape = shapes[step.args[at[0]]].shape
     if name == "einsum":
         return _einsum_fan_in(step, shape, at[0])
-    if name in ("matmul", "mm", "bmm"):
+    if name == "_trilinear" and step.args[3:7] != _AS_BILINEAR:
+        return None
+    if name in ("matmul", "mm", "bmm", "_grouped_mm"):
         return shape[-2] if at == [1] else shape[-1] if len(shape) > 1 else None
     if name == "addmm":
         return shape[-2] if at == [2] and not step.kwargs else None
