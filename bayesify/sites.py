@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from .graph import Census, called_by_code, read_by_code
 from .nn.computed import kind_before
+from .nn.part import Holder
 from .nn.registry import plain_classes, registered_weights
 from .uses import Uses, matrices, uses
 
@@ -99,8 +100,8 @@ class Site:
     def readers(self) -> tuple[Named, ...]:
         """The ancestors whose forward reads a matrix of this module itself."""
         own = {id(each) for each in matrices(self.module).values()}
-        if self.attention is not None or not own:
-            return ()
+        if self.attention is not None or not own or isinstance(self.module, Holder):
+            return ()  # a graph calls its parts for each product
         parents = [(name, parent) for name, parent in self.parents if not _of_torch(parent)]
         found = [(name, parent) for name, parent in parents if own & self.forwards.reads(parent)]
         if not found and self.census is not None and self.name in self.census.reads:

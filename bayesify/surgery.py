@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
 
 from .errors import NameClashError, NotCopyableError, UsageError, did_you_mean
@@ -22,7 +22,8 @@ from .nn.state import SUFFIXES, mean_of, posterior_tensors
 from .nn.variational import Flipout, Variational
 from .plan import plan
 from .policy import PolicyLike
-from .programs.program import from_exported, is_exported, layered
+from .programs.layering import layered
+from .programs.program import from_exported, graphs, is_exported
 from .rows import Plan, Row
 from .start import refuse_lazy
 from .ties import keep_ties, release_ties
@@ -71,8 +72,8 @@ def carry_out(made: Plan, model: Model, *, inplace: bool = False, kl_name: str =
     # tensors made in inference mode would never get a gradient
     with torch.inference_mode(False):
         target = model if inplace else _copied(model)
-        if isinstance(target, fx.GraphModule):
-            layered(target)
+        for graph in graphs(target):
+            layered(graph)
         _rewrite(made, target, kl_name)
     return target
 

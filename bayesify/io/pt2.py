@@ -11,6 +11,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from math import prod
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,6 +37,8 @@ _FORM = re.compile(
 _CODE = re.compile(
     r"data/aotinductor/.*|.*\.(so|cpp|o|cubin|ptx)|data/constants/(custom|opaque)_obj_.*|executorch/.*|mtia.*"
 )
+_OTHER = re.compile(r"extra/.*|\.data/.*")  # what torch hands on as it is, to who may unpickle it
+_EXPANDED = 1 << 28  # elements that a tensor may have by repeating those in the file
 _PAYLOAD = re.compile(r"(weight|tensor)_\d+")
 
 
@@ -92,12 +95,16 @@ class _Archive:
     def _look_through(self, name: str) -> None:
         if _CODE.fullmatch(name):
             raise FileRefusedError(
-                f"holds {name!r}, compiled code or an object that could run code when opened; refused"
+                f"holds {name[:80]!r}, compiled code or an object that could run code when opened; refused"
             )
         if not _FORM.fullmatch(name):
-            raise FileRefusedError(f"holds {name!r}, which torch.export.save never writes; save it again")
-        if name.endswith(".pt"):
+            raise FileRefusedError(f"holds {name[:80]!r}, which torch.export.save never writes; save it again")
+        if name.endswith(".pt") or (_OTHER.fullmatch(name) and self._is_pickled(name)):
             refuse_unplain(name, self.read(name))
+
+    def _is_pickled(self, name: str) -> bool:
+        with self.file.open(self.entries[name]) as content:
+            return content.read(4).startswith((b"\x80", b"PK"))
 
     def read(self, name: str) -> bytes:
         return self.file.read(self.entries[name])
@@ -189,7 +196,12 @@ def _strided(form: Mapping[str, Any], content: bytes, meta: bool) -> Tensor:
 
     dtype = deserialize_scalar_type(form["dtype"])
     sizes, strides = ([int(each["as_int"]) for each in form[part]] for part in ("sizes", "strides"))
+    offset, held = int(form["storage_offset"]["as_int"]), len(content) // dtype.itemsize
+    reach = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)) + 1
+    full = prod(sizes) > 0
+    if min([offset, *sizes, *strides]) < 0 or (full and reach > held) or prod(sizes) > max(held, _EXPANDED):
+        raise FileRefusedError(f"has a tensor of sizes {str(sizes)[:80]} in {len(content)} bytes; save it again")
     if meta:
         return torch.empty_strided(sizes, strides, dtype=dtype, device="meta")
     flat = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
-    return flat.as_strided(sizes, strides, int(form["storage_offset"]["as_int"]))
+    return flat.as_strided(sizes, strides, offset)

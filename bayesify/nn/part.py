@@ -18,17 +18,18 @@ _CONVS = [f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2,
 _TENSOR_VIEWS = ("view", "contiguous", "to", "type_as", "float", "half", "bfloat16", "double", "view_as", "reshape_as")
 _VIEWS = (
     "t", "transpose", "permute", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "swapaxes", "movedim",
-    "chunk", "split", "unbind", "narrow",
+    "chunk", "split", "unbind", "narrow", "clone",
 )  # fmt: skip
 
 PRODUCTS: dict[str, Callable[..., Any]] = {
     **{name: getattr(F, name) for name in ("linear", "bilinear", *_CONVS)},
-    **{name: getattr(torch, name) for name in ("matmul", "mm", "bmm", "addmm", "einsum")},
+    **{name: getattr(torch, name) for name in ("matmul", "mm", "bmm", "addmm", "einsum", "_trilinear", "_grouped_mm")},
 }
 VIEWS: dict[str, Callable[..., Any]] = {
     **{name: getattr(torch, name) for name in _VIEWS},
     **{name: getattr(Tensor, name) for name in _TENSOR_VIEWS},
     "getitem": operator.getitem,
+    "expand": Tensor.expand,
 }
 ROOT = "root_products"  # the part of what the root of a program multiplies by itself; a state_dict does not show it
 _FUNCTIONS = PRODUCTS | VIEWS
@@ -76,6 +77,7 @@ class Part(Holder):
 
     Attributes:
         uses: each product: the views of the weight that it takes, then the product.
+        noisy_uses: the same, as the estimators take them.
         weights: (name, fan-in) of the Parameters that are only multiplied by, or looked up in.
         layouts: where each product's input has the program's examples: along a dimension, or folded into its rows.
     """
@@ -83,17 +85,19 @@ class Part(Holder):
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
         self.uses: tuple[tuple[Step, ...], ...] = ()
+        self.noisy_uses: tuple[tuple[Step, ...], ...] = ()
         self.weights: tuple[tuple[str, int], ...] = ()
         self.layouts: tuple[int, ...] = ()
 
     def forward(self, which: int, examples: int | None, *inputs: Tensor) -> Any:
         """The product number `which`; `examples` is the batch's size, where the first input has it folded into rows."""
-        *views, product = self.uses[which]
+        quiet = vars(self).get("_quiet", True)
+        *views, product = (self.uses if quiet else self.noisy_uses)[which]
         results: list[Any] = []
         for step in views:
             results.append(self._run(step, inputs, results))
         layout = self.layouts[which]
-        if layout == 0 or vars(self).get("_quiet", True):
+        if layout == 0 or quiet:
             return self._run(product, inputs, results)
         x = inputs[0]
         first = _examples_first(x, layout, examples or 1)
@@ -137,6 +141,37 @@ def _for_any_rank(product: Step) -> Step:
     """torch.addmm and torch.mm take matrices only; with noise the examples have a dimension of their own."""
     names = {"addmm": "addmm of any rank", "mm": "matmul"}
     return Step(names.get(product.function, product.function), product.args, product.kwargs)
+
+
+def noisy(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """The same product, of the weight itself: spread over the rows of a batch, it would be drawn anew for each."""
+    *views, product = steps
+    source: dict[Any, Any] = {}  # steps, in the new ones
+    spread: set[Any] = set()
+    kept: list[Step] = []
+    for at, step in enumerate(views):
+        this, of = Ref("step", at), step.args[0]
+        if step.function == "expand" or of in spread:
+            spread.add(this)
+            source[this] = source.get(of, of)
+        else:
+            kept.append(_with(Step("contiguous", (of,)) if step.function == "clone" else step, source))
+            source[this] = Ref("step", len(kept) - 1)
+    if spread and product.function == "bmm":
+        product = Step("matmul", product.args)
+    if product.function == "_trilinear":
+        x1, weight, x2, *_ = product.args
+        product = Step("bilinear", (x1, x2, weight))
+    return (*kept, _with(product, source))
+
+
+def _with(step: Step, source: dict[Any, Any]) -> Step:
+    def replaced(given: Any) -> Any:
+        if isinstance(given, tuple):
+            return tuple(replaced(each) for each in given)
+        return source.get(given, given) if isinstance(given, Ref) else given
+
+    return Step(step.function, replaced(step.args), tuple((name, replaced(each)) for name, each in step.kwargs))
 
 
 def shown(name: str) -> str:

@@ -66,6 +66,10 @@ def _select(x: Any, dim: int, index: int) -> Any:
     return "getitem", (x, (*[slice(None)] * dim, index)), {}
 
 
+def _expand(x: Any, sizes: Any, implicit: bool = False) -> Any:
+    return "expand", (x, sizes), {}
+
+
 def _to(x: Any, dtype: Any = None, *_: Any, **others: Any) -> Any:
     return "to", (x, others.get("dtype", dtype)), {}
 
@@ -74,14 +78,16 @@ _ATEN: dict[str, Callable[..., Any]] = {
     **{name: _same(name) for name in PRODUCTS},
     **{name: _same(name) for name in ("t", "transpose", "permute", "reshape", "view", "flatten", "unflatten")},
     **{name: _same(name) for name in ("contiguous", "unsqueeze", "squeeze", "chunk", "split", "unbind", "narrow")},
-    "split_with_sizes": _same("split"), "_unsafe_view": _same("view"), "numpy_T": _same("t"),
+    "split_with_sizes": _same("split"), "clone": _same("clone"), "expand": _expand,
+    "_unsafe_view": _same("view"), "numpy_T": _same("t"),
     "einsum": _einsum, "convolution": _convolution, "slice": _slice, "select": _select, "to": _to, "_to_copy": _to,
 }  # fmt: skip
-_LOOKS = ("embedding", "embedding_bag", "size", "sym_size", "dim", "numel", "_assert_tensor_metadata")
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+_LOOKS = (*RECURRENT, "embedding", "embedding_bag", "size", "sym_size", "dim", "numel", "_assert_tensor_metadata")
 
 
 def is_harmless(node: fx.Node) -> bool:
-    """Whether the node asks a weight for its form only, or looks rows up."""
+    """Whether the node asks a weight for its form only, looks rows up, or is a recurrent layer (see `kernels`)."""
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._opname in _LOOKS
     if node.op == "output":

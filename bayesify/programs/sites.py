@@ -13,10 +13,11 @@ from torch.nn.parameter import Parameter
 
 from ..nn.multiplications import MULTIPLICATIONS
 from ..nn.part import PRODUCTS, VIEWS, Ref, Step
-from .calls import function_name, is_harmless, torch_call
+from .calls import RECURRENT, function_name, is_harmless, torch_call
 
 Place = tuple[str, str]  # a module's dotted name, and the name of its own Parameter
 
+_AS_BILINEAR = ((1, 3), (0,), (1, 2), (2, 3))  # how torch decomposes F.bilinear
 _LOOKED_UP = "the program looks rows up in it instead of multiplying: it has no variational form here"
 
 
@@ -54,11 +55,11 @@ def _refs(given: Any) -> Iterator[Ref]:
 
 @dataclass
 class Found:
-    """The products of a graph; why other matrices must stay, or what is looked up in them, by the Parameter's id."""
+    """The products of a graph; why other matrices stay, or do unless `kernels` has them, by the Parameter's id."""
 
     calls: list[Call] = field(default_factory=list)
     problems: dict[int, str] = field(default_factory=dict)
-    looked_up: dict[int, str] = field(default_factory=dict)
+    left: dict[int, str] = field(default_factory=dict)
 
 
 def find(root: fx.GraphModule) -> Found:
@@ -67,7 +68,7 @@ def find(root: fx.GraphModule) -> Found:
     found, products = Found(), []
     for node in root.graph.nodes:
         if node.op == "get_attr":
-            value = _attribute(root, str(node.target))
+            value = attribute(root, str(node.target))
             if isinstance(value, Parameter) and value.dim() > 1:
                 read[node] = value
             continue
@@ -80,7 +81,7 @@ def find(root: fx.GraphModule) -> Found:
         elif name in PRODUCTS and len(taken) == 1:
             products.append((node, name, taken[0]))
         elif is_harmless(node):
-            found.looked_up.update({id(read[each]): _LOOKED_UP for each in taken if "embedding" in str(node.target)})
+            found.left.update({id(read[each]): why for each in taken if (why := _left(node))})
         else:
             what = getattr(node.target, "__name__", str(node.target))
             found.problems.update(
@@ -91,13 +92,20 @@ def find(root: fx.GraphModule) -> Found:
     return found
 
 
+def _left(node: fx.Node) -> str:
+    name = getattr(node.target, "_opname", str(node.target))
+    if name in RECURRENT:
+        return f"the program runs it as {name} in a form that no layer of torch has (node {node.name})"
+    return _LOOKED_UP if "embedding" in name else ""
+
+
 def _enter(found: Found, root: fx.GraphModule, node: fx.Node, name: str, weight: fx.Node, value: Parameter) -> None:
     if id(value) in found.problems:
         return
-    owner, leaf = _owner(root, node, weight, value)
+    owner, leaf = place_of(root, node, weight)
     reader = _Reader(root, owner, leaf, value)
     reader.read(node)
-    size = _fan_in(name, reader.steps[-1], reader.shapes, reader.refs)
+    size = None if reader.strange else _fan_in(name, reader.steps[-1], reader.shapes)
     if size is None:
         found.problems[id(value)] = (
             f"the program multiplies by it in a {name} of a form that is not known ({node.name})"
@@ -114,6 +122,8 @@ class _Reader:
         self.root, self.owner, self.leaf, self.value = root, owner, leaf, value
         self.steps: list[Step] = []
         self.inputs: list[fx.Node] = []
+        self.spread: set[Ref] = set()  # views of the weight that repeat it for each row of a batch
+        self.strange = False
         self.refs: dict[fx.Node, Ref] = {}
         self.shapes: dict[Ref, Tensor] = {Ref("weight", leaf): torch.empty_like(value, device="meta")}
 
@@ -125,11 +135,20 @@ class _Reader:
         self.steps.append(Step(name, _plain(given), tuple((key, _plain(each)) for key, each in named.items())))
         ref = Ref("step", len(self.steps) - 1)
         if name in VIEWS:
-            resolved = fx.node.map_aggregate(
-                (given, named), lambda each: self.shapes.get(each, each) if isinstance(each, Ref) else each
-            )
-            self.shapes[ref] = VIEWS[name](*resolved[0], **resolved[1])
+            self.shapes[ref] = self._shape(ref, name, given, named)
         return ref
+
+    def _shape(self, ref: Ref, name: str, given: Any, named: Any) -> Tensor:
+        source = given[0]
+        if name == "expand" or source in self.spread:
+            self.spread.add(ref)
+            self.strange |= not _spreads(name, self.shapes[source].shape, given[1:])
+            return self.shapes[source]
+        resolved = fx.node.map_aggregate(
+            (given, named), lambda each: self.shapes.get(each, each) if isinstance(each, Ref) else each
+        )
+        shape: Tensor = VIEWS[name](*resolved[0], **resolved[1])
+        return shape
 
     def _ref(self, node: fx.Node) -> Any:
         if node not in self.refs:
@@ -137,7 +156,7 @@ class _Reader:
         return self.refs[node]
 
     def _new_ref(self, node: fx.Node) -> Ref:
-        value = _attribute(self.root, str(node.target)) if node.op == "get_attr" else None
+        value = attribute(self.root, str(node.target)) if node.op == "get_attr" else None
         if value is self.value:
             return Ref("weight", self.leaf)
         owner, _, leaf = str(node.target).rpartition(".")
@@ -153,7 +172,16 @@ class _Reader:
             if function_name(node) not in VIEWS or not node.all_input_nodes:
                 return False
             node = node.all_input_nodes[0]
-        return _attribute(self.root, str(node.target)) is self.value
+        return attribute(self.root, str(node.target)) is self.value
+
+
+def _spreads(name: str, shape: torch.Size, rest: Any) -> bool:
+    """Whether a view does nothing with a weight but repeat it along new dimensions, which come first."""
+    if name in ("clone", "contiguous"):
+        return True
+    sizes = list(rest[0] if rest and isinstance(rest[0], list | tuple) else rest)
+    kept = sizes[-2:] if len(shape) == 2 else sizes
+    return name in ("expand", "view", "reshape") and kept == list(shape)
 
 
 def _plain(value: Any) -> Any:
@@ -165,12 +193,12 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _owner(root: fx.GraphModule, node: fx.Node, weight: fx.Node, value: Parameter) -> Place:
-    """The module that the product was called in, if it holds the Parameter, or the one that the graph reads it from."""
+def place_of(root: fx.GraphModule, node: fx.Node, weight: fx.Node) -> Place:
+    """Where the Parameter of a node is: in the module that the product was called in, or where the graph reads it."""
     while weight.op != "get_attr":
         weight = weight.all_input_nodes[0]
-    where = module_stack(node)
-    module = _attribute(root, where[-1][0]) if where else None
+    value, where = attribute(root, str(weight.target)), module_stack(node)
+    module = attribute(root, where[-1][0]) if where else None
     if isinstance(module, nn.Module):
         for leaf, each in module._parameters.items():
             if each is value:
@@ -188,14 +216,15 @@ def module_stack(node: fx.Node) -> list[tuple[str, str]]:
     ]
 
 
-def _attribute(root: nn.Module, path: str) -> Any:
+def attribute(root: Any, path: str) -> Any:
+    """What stands in the graph's module under a dotted name, or None."""
     found: Any = root
     for part in path.split(".") if path else []:
         found = getattr(found, part, None)
     return found
 
 
-def _fan_in(name: str, step: Step, shapes: dict[Ref, Tensor], refs: dict[fx.Node, Ref]) -> int | None:
+def _fan_in(name: str, step: Step, shapes: dict[Ref, Tensor]) -> int | None:
     """How many weights enter one output; None where the product is not one that the estimators know."""
     at = [place for place, each in enumerate(step.args) if isinstance(each, Ref) and each in shapes]
     if len(at) != 1:
@@ -203,7 +232,9 @@ def _fan_in(name: str, step: Step, shapes: dict[Ref, Tensor], refs: dict[fx.Node
     shape = shapes[step.args[at[0]]].shape
     if name == "einsum":
         return _einsum_fan_in(step, shape, at[0])
-    if name in ("matmul", "mm", "bmm"):
+    if name == "_trilinear" and step.args[3:7] != _AS_BILINEAR:
+        return None
+    if name in ("matmul", "mm", "bmm", "_grouped_mm"):
         return shape[-2] if at == [1] else shape[-1] if len(shape) > 1 else None
     if name == "addmm":
         return shape[-2] if at == [2] and not step.kwargs else None

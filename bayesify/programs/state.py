@@ -14,6 +14,7 @@ from ..nn.registry import variant
 from ..nn.settings import Settings
 from ..nn.state import posterior_tensors
 from ..nn.variational import Variational
+from .kernels import refresh
 from .program import Program, from_text
 
 
@@ -47,6 +48,7 @@ def rebuilt(text: str, state: dict[str, Any]) -> Program:
             module._parameters[leaf] = state["parameters"][_join(name, leaf)]
         for leaf in module._buffers:
             module._buffers[leaf] = state["buffers"][_join(name, leaf)]
+        refresh(module)
     for name in state["kl"]:
         setattr(program, name, Ledger(program))
     return program.train(bool(state["training"]))

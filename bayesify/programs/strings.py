@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from typing import Any
@@ -22,8 +23,8 @@ _NEVER = re.compile(
 
 # One token of a symbolic size: a symbol or number in quotes, a word, a number, a sign.
 _TOKEN = re.compile(
-    r"\s*(?:'(?P<symbol>[a-z]{1,3}\d+|[-+]?[\d.]+(?:e[-+]?\d+)?)'|(?P<word>[A-Za-z]\w*)"
-    r"|\d+(?:\.\d+)?(?:e[-+]?\d+)?|[-+*/%(),=<>&|~!])"
+    r"\s*(?:'(?P<symbol>[a-z]{1,3}\d+|[-+]?[\d.]{1,25}(?:e[-+]?\d{1,3})?)'|(?P<word>[A-Za-z]\w*)"
+    r"|\d{1,25}(?:\.\d{1,25})?(?:e[-+]?\d{1,3})?(?!\w)|[-+*/%(),=<>&|~!])"
 )
 _WORDS = {
     "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Mod", "Max", "Min", "Abs", "floor", "ceiling",
@@ -36,6 +37,10 @@ _WORDS = {
     "Zero", "NegativeOne", "Half", "Infinity",
 }  # fmt: skip
 _LONGEST = 10_000
+_POWERS = {"Pow", "PowByNatural", "FloatPow", "LShift"}
+_NUMBERS = {"Integer", "Rational", "Float"}
+_HIGHEST = 8  # exponent, so that no number has more digits than can be computed
+_DEEPEST = 3  # powers within powers
 
 _CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 
@@ -68,9 +73,43 @@ def refuse_expression(text: str) -> None:
             break
         at = token.end()
     else:
-        if at and len(text) <= _LONGEST:
+        if at and len(text) <= _LONGEST and _is_small(text):
             return
     raise FileRefusedError(f"its program has the size {text[:80]!r}, which is no arithmetic of symbols; refused")
+
+
+def _is_small(text: str) -> bool:
+    try:
+        return _powers(ast.parse(text.strip(), mode="eval").body) <= _DEEPEST
+    except (SyntaxError, ValueError, TypeError, IndexError, RecursionError, MemoryError):
+        return False
+
+
+def _powers(node: ast.AST) -> int:
+    """How deep powers stand within powers.
+
+    Raises:
+        ValueError: an exponent is not a small number.
+    """
+    depth = max(map(_powers, ast.iter_child_nodes(node)), default=0)
+    sign = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.LShift)
+    if not sign and not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _POWERS):
+        return depth
+    exponent = node.right if isinstance(node, ast.BinOp) else node.args[-1]  # type: ignore[attr-defined]
+    if _largest(exponent) > _HIGHEST:
+        raise ValueError("an exponent that is no small number")
+    return depth + 1
+
+
+def _largest(number: ast.AST) -> float:
+    """The largest part of a number as sympy writes it."""
+    if isinstance(number, ast.UnaryOp):
+        return _largest(number.operand)
+    if isinstance(number, ast.Call) and isinstance(number.func, ast.Name) and number.func.id in _NUMBERS:
+        return max(map(_largest, number.args))
+    if isinstance(number, ast.Constant):
+        return abs(float(number.value))  # type: ignore[arg-type]
+    raise ValueError("an exponent that is no number")
 
 
 def plain_structure(text: str) -> str:

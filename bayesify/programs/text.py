@@ -59,21 +59,46 @@ def build(text: str, tensors: Mapping[str, Tensor], constants: Mapping[str, Tens
     Raises:
         FileRefusedError: the text holds what could run code, or what torch cannot rebuild.
     """
-    from torch._export.serde import schema, serialize
+    from torch._export.serde import serialize
 
     try:
-        record = serialize._dict_to_dataclass(schema.ExportedProgram, json.loads(text))  # type: ignore[no-untyped-call]
-        _check(record, schema.ExportedProgram, ("", ""))
+        record = refuse(text)
         reader = serialize.ExportedProgramDeserializer(None)
-        return reader.deserialize(record, dict(tensors), dict(constants), None)
+        program = reader.deserialize(record, dict(tensors), dict(constants), None)
+        _refuse_misfit(program, {**tensors, **constants})
+        return program
     except FileRefusedError:
         raise
     except Exception as error:
         # whatever torch's reader raises means only that the program is not one of this torch
-        raise FileRefusedError(f"torch {torch.__version__} cannot rebuild its program: {_first_line(error)}") from None
+        raise FileRefusedError(f"torch {torch.__version__} cannot rebuild its program: {first_line(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
+def _refuse_misfit(program: ExportedProgram, tensors: Mapping[str, Tensor]) -> None:
+    """Hold the tensors to the sizes that the program has for them."""
+    inputs = program.graph.find_nodes(op="placeholder")
+    for node, spec in zip(inputs, program.graph_signature.input_specs, strict=True):
+        given, expected = tensors.get(str(spec.target)), node.meta.get("val")
+        if isinstance(given, Tensor) and isinstance(expected, Tensor) and given.shape != expected.shape:
+            found, told = tuple(given.shape), tuple(expected.shape)
+            raise FileRefusedError(f"its {spec.target} has sizes {found}, where its program has {told}; save it again")
+
+
+def refuse(text: str) -> Any:
+    """Torch's record of a pruned text.
+
+    Raises:
+        FileRefusedError: the text holds what could run code.
+    """
+    from torch._export.serde import schema, serialize
+
+    record = serialize._dict_to_dataclass(schema.ExportedProgram, json.loads(text))  # type: ignore[no-untyped-call]
+    _check(record, schema.ExportedProgram, ("", ""))
+    return record
+
+
+def first_line(error: Exception) -> str:
+    """The error's class and first line."""
     lines = [line for line in str(error.__cause__ or error).strip().splitlines() if line]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 

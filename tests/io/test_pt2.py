@@ -16,6 +16,7 @@ from torch.export import Dim, export
 
 from bayesify.errors import FileRefusedError
 from bayesify.io import load, open_program
+from bayesify.programs.strings import refuse_expression
 
 
 class Net(nn.Module):
@@ -133,6 +134,9 @@ TEXTS = {
     "node name": renamed("linear", f"linear = {PLANTED}; linear"),
     "weight name": renamed("fc.weight", "__class__.weight"),
     "weight path": renamed("fc.weight", f"fc']+{PLANTED}+['weight"),
+    "size that is a tower of powers": lambda p: sizes(p, "9**9**9**9"),
+    "size that is a tower of sympy's powers": lambda p: sizes(p, "Pow(9, Pow(9, Pow(9, Integer(9))))"),
+    "size with too many digits": lambda p: sizes(p, "Float('1e999999999')"),
     "operator torch.os": lambda p: target(p, "torch.os.system"),
     "operator of python": lambda p: target(p, "_operator.methodcaller"),
     "operator that reads files": lambda p: target(p, "torch.ops.aten.from_file.default"),
@@ -174,6 +178,8 @@ PAYLOADS = {
     "an opaque object": {"data/constants/opaque_obj_0": pickle.dumps(Planted())},
     "a script object": {"data/constants/custom_obj_0": b"\x80"},
     "compiled code": {"data/aotinductor/model/a.wrapper.so": b"\x7fELF"},
+    "an extra file": {"extra/notes": pickle.dumps(Planted())},
+    "an extra file of torch.save": {"extra/notes": pickled(Planted())},
     "a script": {"code/__torch__.py": b"print(1)"},
 }
 
@@ -267,3 +273,36 @@ def test_a_damaged_archive_is_refused(damage, archive, tmp_path):
         path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(FileRefusedError, match=str(path)):
         open_program(path)
+
+
+@pytest.mark.parametrize("size", ["2**3", "Pow(Symbol('s0'), Integer(2))", "Mul(Integer(2), Symbol('s0'))", "1/s0"])
+def test_sizes_that_are_arithmetic_pass(size):
+    refuse_expression(size)
+
+
+def of_weight(**changes):
+    def edit(found):
+        found["config"]["fc.weight"]["tensor_meta"].update(changes)
+
+    return edit
+
+
+MISFITS = {
+    "sizes of another layer": of_weight(sizes=[{"as_int": 1}, {"as_int": 3}]),
+    "more than the file has": of_weight(sizes=[{"as_int": 10**9}, {"as_int": 3}]),
+    "repeated without end": of_weight(sizes=[{"as_int": 10**9}, {"as_int": 3}], strides=[{"as_int": 0}] * 2),
+    "from before its start": of_weight(storage_offset={"as_int": -1}),
+    "from behind its end": of_weight(storage_offset={"as_int": 1}),
+}
+
+
+@pytest.mark.parametrize("meta", [False, True])
+@pytest.mark.parametrize("how", MISFITS)
+def test_a_weight_that_does_not_fit_is_refused(how, meta, archive, tmp_path):
+    name = "data/weights/model_weights_config.json"
+    with zipfile.ZipFile(archive) as file:
+        found = json.loads(file.read(f"net/{name}"))
+    MISFITS[how](found)
+    path = rewritten(archive, tmp_path, more={name: json.dumps(found)})
+    with pytest.raises(FileRefusedError, match="save it again"):
+        load(path, meta=meta)
