@@ -143,7 +143,7 @@ def user_code(frame: FrameType | None) -> str:
     """`file:line` of the nearest caller that is neither torch nor this file (torch's own, where there is none)."""
     while frame is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "torch"
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame is not None else "torch"
 
 
 def without_weights(model: nn.Module) -> nn.Module:

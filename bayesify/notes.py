@@ -31,6 +31,9 @@ def notes(
         yield from (f"{name} keeps no posterior: {why}" for name, why in site.module.exported_problems.items())
     for name, why in site.problems.items() if site.weights else ():
         yield f"{name} keeps no posterior: {why}"
+    if settings.drawn:
+        names = ", ".join(settings.drawn)
+        yield f"one draw of {names} serves the whole batch: its forward computes with it before it multiplies"
     calls = site.census.calls.get(site.name, 0) if site.census else 0
     yield from _calls(site, calls) if reach is None else reach.notes()
     calls = calls if reach is None else len(reach.shapes)

@@ -150,7 +150,8 @@ def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth
         kept = claimed.reason if _convertible(site, reason) else kept_because(module)
         return replace(row, reason=kept)
     becomes = converted_class(module, claimed.method, bool(site.weights))
-    settings = replace(claimed.settings.for_depth(depth), batch_dim=batch_dim(site), weights=site.weights)
+    settings = claimed.settings.for_depth(depth)
+    settings = replace(settings, batch_dim=batch_dim(site), weights=site.weights, drawn=site.drawn)
     if site.weights or (site.readers and not site.called):
         settings = replace(settings, bias="deterministic")
     return replace(row, verb="converts", becomes=becomes.__name__, method=claimed.method, settings=settings)

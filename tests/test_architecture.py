@@ -35,6 +35,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("examples",),
     ("sites",),
     ("uses",),
+    ("computing",),
     ("alone",),
     ("graph",),
     ("programs",),
