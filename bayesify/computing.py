@@ -70,6 +70,8 @@ def _multiplied(graph: fx.Graph, name: str) -> bool | None:
                     itself.add(user)
                 waiting += [user] if user not in seen else []
                 seen.add(user)
+                alone = weights.intersection(user.all_input_nodes) == {node}  # times a constant
+                found = found or (alone and _is_product(user, node, weights))
             else:
                 found = found or _is_product(user, node, weights)
     return found

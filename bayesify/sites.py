@@ -113,7 +113,8 @@ class Site:
         own = {id(each) for each in matrices(self.module).values()}
         for name, parent in self.readers:
             found = self.forwards.uses(parent)
-            drawn = own & found.drawn.keys() and not self.called  # or its calls and its readers would draw apart
+            apart = kind_before(self.module) in plain_classes() and self.called  # its own calls would draw beside
+            drawn = own & found.drawn.keys() and not apart
             if (own & found.multiplied.keys() or drawn) and not own & found.problems.keys():
                 yield name, parent
 

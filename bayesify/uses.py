@@ -125,7 +125,7 @@ def _whole(node: fx.Node) -> fx.Node | None:
     while node.op != "get_attr":
         if not scales(function_of(node), node.args, node.args[0]):
             return None
-        node = next(each for each in node.all_input_nodes if each.meta["parameter"] or each.op != "get_attr")
+        node = _before(node)
     return node
 
 
@@ -175,7 +175,13 @@ _MATMULS = (*(each for each, reader in MULTIPLICATIONS.items() if reader is MULT
 def _chain(node: fx.Node) -> Iterator[fx.Node]:
     while node.op != "get_attr":
         yield node
-        node = next((each for each in node.all_input_nodes if each.op != "get_attr"), node.all_input_nodes[0])
+        node = _before(node)
+
+
+def _before(node: fx.Node) -> fx.Node:
+    """What is viewed, or multiplied by a number, which may stand in a buffer."""
+    first, *others = node.all_input_nodes
+    return others[0] if first.op == "get_attr" and not first.meta["parameter"] else first
 
 
 def _flips(node: fx.Node) -> bool:

@@ -200,3 +200,39 @@ def test_a_reader_around_a_reader_does_not_draw_again() -> None:
     std = model.net.child.weight_std
     drawn = {"net.child.weight": model.net.child.weight + std * torch.randn_like(std)}
     assert torch.equal(output, functional_call(plain, drawn, (x,)))
+
+
+class Table(nn.Module):
+    """As timm's relative positions: attention may ask for them by a method, past its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(4, 5))
+        self.register_buffer("lookup", torch.eye(5))
+
+    def bias(self) -> Tensor:
+        return self.table @ self.lookup
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias()
+
+
+class AsksATable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head, self.by_method = Table(), nn.Linear(5, 2), True
+
+    def forward(self, x: Tensor) -> Any:
+        by_method = self.by_method or bool(x.sum() > 1e9)  # which has no census
+        return self.head(self.table.bias() * x if by_method else self.table(x))
+
+
+@pytest.mark.parametrize("by_method", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_product_in_a_method_that_a_parent_calls(method: Method, by_method: bool) -> None:
+    plain = AsksATable()
+    plain.by_method = by_method
+    model: Any = bayesify.convert(plain, method)
+    model(torch.randn(4, 5)).square().sum().backward()
+    assert type(model.table).__name__.endswith("Table")
+    assert model.table.scale_of("table").grad.abs().sum() > 0
