@@ -29,6 +29,10 @@ class Doubled(nn.Linear):
         return 2 * super().forward(input)
 
 
+class OwnTable(nn.Embedding):
+    pass
+
+
 class Inherits(nn.Linear):
     def __init__(self, n: int) -> None:
         super().__init__(n, n)
@@ -142,8 +146,7 @@ BLOCKED = {
     "quantized": (_quantized, "a quantized layer: convert the float model"),
     "adapter itself": (Adapter, "merge_and_unload"),
     "own forward": (lambda: OwnForward(2, 2), f"weight: it is used in `add` at {Path(__file__).name}:"),
-    "super's forward": (lambda: Doubled(2, 2), "bayesify.register(Doubled, like=nn.Linear)"),
-    "inherits": (lambda: Inherits(2), "unchanged: bayesify.register(Inherits, like=nn.Linear) converts it"),
+    "table of one's own": (lambda: OwnTable(2, 2), "bayesify.register(OwnTable, like=nn.Embedding) converts it"),
     "helper": (lambda: OtherConv(2, 2, 1), f"weight: it is used in `add` at {Path(__file__).name}:"),
     "weight property": (Computes, f"raw: it is used in `detach` at {Path(__file__).name}:"),
     "lstm of one's own": (lambda: OwnLSTM(2, 2), "bayesify.register(OwnLSTM, like=nn.LSTM) converts it"),
@@ -211,6 +214,11 @@ def test_blocked(make: Callable[[], nn.Module], words: str) -> None:
     assert words in reason
     assert "\n" not in reason
     assert isinstance(module, Adapter) or bears_weight(module)
+
+
+@pytest.mark.parametrize("make", [lambda: Doubled(2, 2), lambda: Inherits(2)], ids=["super's forward", "inherits"])
+def test_subclasses_that_only_multiply_are_free(make: Callable[[], nn.Module]) -> None:
+    assert blocker(Site(make(), "layer")) is None
 
 
 def _plain(cls: type[nn.Module], **options: Any) -> nn.Module:

@@ -223,7 +223,7 @@ class AsksATable(nn.Module):
         self.table, self.head, self.by_method = Table(), nn.Linear(5, 2), True
 
     def forward(self, x: Tensor) -> Any:
-        by_method = self.by_method or bool(x.sum() > 1e9)  # which has no census
+        by_method = bool(x.sum() > 1e9) or self.by_method  # which has no census
         return self.head(self.table.bias() * x if by_method else self.table(x))
 
 
