@@ -160,6 +160,9 @@ class _Weight(ParameterProxy):
     def size(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
 
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 

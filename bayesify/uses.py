@@ -87,7 +87,7 @@ def _enter(found: Uses, value: Parameter, each: list[Any]) -> None:
 def _uses(graph: fx.Graph, name: str, module: nn.Module) -> Iterator[tuple[Any, fx.Node, fx.Node] | str]:
     """Each multiplication as (function, node, the weight's node there), or a sentence for a use that is none."""
     waiting = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
-    weights = from_weights(graph)
+    weights = from_weights(graph) if waiting else set()
     while waiting:
         node = waiting.pop()
         for user in node.users:
