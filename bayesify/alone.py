@@ -127,12 +127,12 @@ class _Proxy(fx.Proxy):
 
 
 class _Size(_Proxy, int):  # type: ignore[misc]
-    """A number that is told by the form of a tensor: functions that make tensors, and loops, take it for 1."""
+    """A number that is told by the form of a tensor: functions that make tensors, and loops, take it for 2."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __new__(cls, node: fx.Node, tracer: Any) -> _Size:
-        return int.__new__(cls, 1)
+        return int.__new__(cls, 2)  # a loop from 1 runs once
 
     __index__, __int__, __float__ = int.__index__, int.__int__, int.__float__
     __hash__ = fx.Proxy.__hash__

@@ -71,7 +71,7 @@ def _multiplied(graph: fx.Graph, name: str) -> bool | None:
                 waiting += [user] if user not in seen else []
                 seen.add(user)
                 alone = weights.intersection(user.all_input_nodes) == {node}  # times a constant
-                found = found or (alone and _is_product(user, node, weights))
+                found = found or (alone and is_factor(function_of(user), user.args, user.kwargs, node))
             else:
                 found = found or _is_product(user, node, weights)
     return found

@@ -236,3 +236,30 @@ def test_a_product_in_a_method_that_a_parent_calls(method: Method, by_method: bo
     model(torch.randn(4, 5)).square().sum().backward()
     assert type(model.table).__name__.endswith("Table")
     assert model.table.scale_of("table").grad.abs().sum() > 0
+
+
+class HalfFrozen(nn.Module):
+    """As ProtoPNet, whose kernel of ones is a frozen Parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.drawn = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4, 3))
+        self.ones = nn.Parameter(torch.ones(4, 3), requires_grad=False)
+        self.fixed = nn.Parameter(torch.randn(4, 3), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.matrix) + F.linear(x.square(), self.ones)
+        return y + F.linear(x, self.drawn.exp()) + F.linear(x, self.fixed.exp())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_frozen_weights_beside_others(method: Method) -> None:
+    model: Any = bayesify.convert(HalfFrozen(), method)
+    assert model.means() == ["matrix", "drawn"]
+    assert model._settings.drawn == ("drawn",)
+    row = next(bayesify.plan(HalfFrozen(), method).converting())
+    assert {f"{name} keeps no posterior: frozen (requires_grad=False)" for name in ("ones", "fixed")} <= {*row.notes}
+    model(torch.randn(2, 3)).sum().backward()
+    assert all(model.scale_of(name).grad.abs().sum() > 0 for name in model.means())
+    model = bayesify.convert(HalfFrozen(), {"method": method, "frozen": "convert"})
+    assert model.means() == [*HalfFrozen().state_dict()]
