@@ -141,9 +141,9 @@ def test_the_forward_computes_with_one_draw(method: Method, name: str) -> None:
 
 
 def test_the_plan_says_that_one_draw_serves_the_batch() -> None:
-    made = bayesify.plan(Net(standardized), example_inputs=torch.randn(2, 6, 3))
+    made = bayesify.plan(Net(DRAWN["function"][0]), example_inputs=torch.randn(2, 6, 3))
     row = next(made.converting())
-    assert any(each.startswith("one draw of kernel serves the whole batch") for each in row.notes)
+    assert any(each.startswith("one draw of matrix serves the whole batch") for each in row.notes)
     assert not any("never called" in each for each in row.notes)
 
 
@@ -183,16 +183,32 @@ def test_compiles_to_one_graph(method: Method) -> None:
     torch.testing.assert_close(*outputs)
 
 
+class Reader(nn.Module):
+    """Computes with a child's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, F.softplus(self.child.weight))
+
+
+class ReaderOfAReader(nn.Module):
+    """And one that does so around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Reader()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + F.linear(x, self.net.child.weight.exp())  # type: ignore[no-any-return]
+
+
 def test_a_reader_around_a_reader_does_not_draw_again() -> None:
-    class Outer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = Net(DRAWN["a child's"][0])
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.net(x) + F.linear(x, self.net.child.weight.exp())  # type: ignore[no-any-return]
-
-    plain, x = Outer().double(), torch.randn(2, 3).double()
+    plain, x = ReaderOfAReader().double(), torch.randn(2, 3).double()
+    made = bayesify.plan(plain)
+    assert {row.name for row in made.rows if row.reads} == {"", "net"}
     model = bayesify.convert(plain)
     torch.manual_seed(2)
     output = model(x)
@@ -200,6 +216,20 @@ def test_a_reader_around_a_reader_does_not_draw_again() -> None:
     std = model.net.child.weight_std
     drawn = {"net.child.weight": model.net.child.weight + std * torch.randn_like(std)}
     assert torch.equal(output, functional_call(plain, drawn, (x,)))
+
+
+def test_an_error_in_the_forward_leaves_the_mean_in_its_place() -> None:
+    def fails(net: Net, x: Tensor) -> Tensor:
+        y = F.linear(x, net.matrix.exp())
+        if y.isnan().any():
+            raise ValueError("nan")
+        return y
+
+    model: Any = bayesify.convert(Net(fails))
+    with pytest.raises(ValueError, match="nan"):
+        model(torch.full((1, 3), torch.nan))
+    assert type(model.matrix) is nn.Parameter
+    assert not torch.equal(model(torch.ones(1, 3)), model(torch.ones(1, 3)))
 
 
 class Table(nn.Module):
