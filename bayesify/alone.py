@@ -7,10 +7,12 @@ not a graph to run.
 from __future__ import annotations
 
 import operator
+import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import torch
@@ -28,8 +30,8 @@ def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
     failure = ""
     with same_randomness(), warnings.catch_warnings(), torch.no_grad(), _nothing_wrapped():
         warnings.simplefilter("ignore")
-        for concrete in reversed(argument_choices(module)):
-            outcomes = [_explored(module, concrete, default) for default in (False, True)]
+        for concrete, told in product(reversed(argument_choices(module)), (False, True)):
+            outcomes = [_explored(module, concrete, default, told) for default in (False, True)]
             graphs = [each for each in outcomes if isinstance(each, fx.Graph)]
             if graphs:
                 return graphs, ""
@@ -37,7 +39,7 @@ def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
     return [], failure
 
 
-def _explored(module: nn.Module, concrete: dict[str, Any], default: bool) -> fx.Graph | str:
+def _explored(module: nn.Module, concrete: dict[str, Any], default: bool, told: bool) -> fx.Graph | str:
     """The first graph that traces: branches take the default, and the last one the other way after a failure."""
     choices: list[bool] = []
     failure = ""
@@ -46,7 +48,7 @@ def _explored(module: nn.Module, concrete: dict[str, Any], default: bool) -> fx.
             copied = without_weights(module)
         except Exception as error:
             return f"it cannot be copied: {_said(error)}"
-        tracer = _Alone(copied, choices, default)
+        tracer = _Alone(copied, choices, default, told)
         try:
             return tracer.trace(copied, concrete)
         except Exception as error:
@@ -60,11 +62,18 @@ def _explored(module: nn.Module, concrete: dict[str, Any], default: bool) -> fx.
     return failure
 
 
-class _Alone(Tracer):
-    """Stops at every module but the root, and notes where in the user's code each node was made."""
+_TOLD = {"device": torch.device("cpu"), "dtype": torch.float32}
 
-    def __init__(self, root: nn.Module, choices: list[bool], default: bool) -> None:
+
+class _Alone(Tracer):
+    """Stops at every module but the root, and notes where in the user's code each node was made.
+
+    `told`: sizes, dtypes and devices are some instead of unknown, for code that makes tensors of them.
+    """
+
+    def __init__(self, root: nn.Module, choices: list[bool], default: bool, told: bool) -> None:
         super().__init__(root)
+        self.told = self.proxy_buffer_attributes = told  # a buffer may be viewed by sizes that are not its own
         self.top, self.choices, self.default = root, choices, default
         self.taken: list[bool] = []
         self.parameters = dict(root.named_parameters())
@@ -75,15 +84,17 @@ class _Alone(Tracer):
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
         node.meta["code"] = user_code(sys._getframe())
+        node.meta["parameter"] = kind == "get_attr" and target in self.parameters
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return _Size(node, self) if self.told and _is_size(node) else _Proxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, *args: Any, proxy_factory_fn: Any = None, **kwargs: Any) -> fx.Proxy:
-        if proxy_factory_fn is not None:  # a Parameter
-            value = self.parameters[target]
-            kwargs["proxy_factory_fn"] = lambda node: _Weight(self, node, target, value)
+        if proxy_factory_fn is not None:  # a Parameter or a buffer
+            value = self.parameters.get(target)
+            weight = None if value is None else lambda node: _Weight(self, node, target, value)
+            kwargs["proxy_factory_fn"] = weight or self.proxy
         return super().create_proxy(kind, target, *args, **kwargs)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -94,14 +105,20 @@ class _Alone(Tracer):
         return self.taken[-1]
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        first: Any = obj
-        return iter((first[0],))
+        given: Any = obj
+        index: Any = obj.node.args[1] if obj.node.target is operator.getitem else None
+        known = isinstance(index, slice) and isinstance(index.stop, int) and not index.start and index.stop > 0
+        return iter([given[at] for at in range(index.stop if known else 1)])
 
     def keys(self, obj: fx.Proxy) -> Any:
         return ()
 
 
 class _Proxy(fx.Proxy):
+    def __getattr__(self, name: str) -> Any:
+        tracer: Any = self.tracer
+        return _TOLD[name] if name in _TOLD and tracer.told else super().__getattr__(name)
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
@@ -109,9 +126,42 @@ class _Proxy(fx.Proxy):
         return 1  # as many as `iter` gives
 
 
+class _Size(_Proxy, int):  # type: ignore[misc]
+    """A number that is told by the form of a tensor: functions that make tensors, and loops, take it for 2."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __new__(cls, node: fx.Node, tracer: Any) -> _Size:
+        return int.__new__(cls, 2)  # a loop from 1 runs once
+
+    __index__, __int__, __float__ = int.__index__, int.__int__, int.__float__
+    __hash__ = fx.Proxy.__hash__
+
+
+def _is_size(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return _is_shape(node.args[0]) and not isinstance(node.args[1], slice)
+    if node.target is getattr:
+        return node.args[1] == "ndim"
+    asked = (node.target == "size" and not _is_shape(node)) or node.target in ("dim", "numel")
+    counted = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
+    inputs = node.all_input_nodes
+    return (node.op == "call_method" and asked) or (counted and bool(inputs) and all(map(_is_size, inputs)))
+
+
+def _is_shape(node: Any) -> bool:
+    if node.target is operator.getitem:
+        return _is_shape(node.args[0]) and isinstance(node.args[1], slice)
+    of_tensor = node.target is getattr and node.args[1] == "shape"
+    return of_tensor or (node.target == "size" and len(node.args) + len(node.kwargs) == 1)
+
+
 class _Weight(ParameterProxy):
     def size(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
@@ -138,6 +188,6 @@ def _raised_at(error: BaseException) -> str:
     trace, place = error.__traceback__, ""
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        place = place if name.startswith(NOT_THE_USERS) else f"{name}:{trace.tb_lineno}:"
+        place = place if name.startswith(NOT_THE_USERS) else f"{os.path.basename(name)}:{trace.tb_lineno}:"
         trace = trace.tb_next
     return place

@@ -143,7 +143,7 @@ def user_code(frame: FrameType | None) -> str:
     """`file:line` of the nearest caller that is neither torch nor this file (torch's own, where there is none)."""
     while frame is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "torch"
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame is not None else "torch"
 
 
 def without_weights(model: nn.Module) -> nn.Module:
@@ -215,7 +215,8 @@ def read_by_code(parent: nn.Module) -> frozenset[int]:
     return frozenset(id(each) for chain in chains for each in _parameters_at(parent, chain))
 
 
-def _parameters_at(parent: nn.Module, chain: tuple[str, ...]) -> Iterator[nn.Parameter]:
+def _parameters_at(parent: nn.Module, chain: tuple[str, ...], own: bool = False) -> Iterator[nn.Parameter]:
+    """What `self.<chain>` reads of the modules below; of a module whose method it calls, what that method reads."""
     module = parent
     for at, name in enumerate(chain):
         child = module._modules.get(name)
@@ -223,9 +224,12 @@ def _parameters_at(parent: nn.Module, chain: tuple[str, ...]) -> Iterator[nn.Par
             yield from child.parameters(recurse=False)
             return
         if child is None:
-            found = module._parameters.get(name) if at else None
+            found = module._parameters.get(name) if at or own else None
             if found is not None and not _INNOCENT & set(chain[at + 1 : at + 2]):
                 yield found
+            elif at and not hasattr(nn.Module, name) and not type(module).__module__.startswith("torch.nn."):
+                inside = (each for code in _code_from(type(module), name) for each in _self_chains(code))
+                yield from (each for chain in inside for each in _parameters_at(module, chain, own=True))
             return
         module = child
 
@@ -236,9 +240,13 @@ def reached_names(cls: type) -> frozenset[str]:
 
 
 def _forward_code(cls: type) -> list[CodeType]:
-    """Code of forward, of the class's methods and properties that it names, and of what is nested in those."""
+    return _code_from(cls, "forward")
+
+
+def _code_from(cls: type, method: str) -> list[CodeType]:
+    """Code of the method, of the class's methods and properties that it names, and of what is nested in those."""
     found: list[CodeType] = []
-    seen, pending = {"forward"}, ["forward"]
+    seen, pending = {method}, [method]
     while pending:
         for code in _method_code(cls, pending.pop()):
             found.append(code)

@@ -27,10 +27,10 @@ def notes(
         sequences: whether the model works on sequences, so far as its layers tell.
         reach: what example inputs told of it, where there were some.
     """
-    if isinstance(site.module, Part):
-        yield from (f"{name} keeps no posterior: {why}" for name, why in site.module.exported_problems.items())
-    for name, why in site.problems.items() if site.weights else ():
-        yield f"{name} keeps no posterior: {why}"
+    yield from _without_posterior(site, settings)
+    if settings.drawn:
+        names = ", ".join(settings.drawn)
+        yield f"one draw of {names} serves the whole batch: its forward computes with it before it multiplies"
     calls = site.census.calls.get(site.name, 0) if site.census else 0
     yield from _calls(site, calls) if reach is None else reach.notes()
     calls = calls if reach is None else len(reach.shapes)
@@ -52,6 +52,15 @@ def notes(
         yield f"examples along dimension {settings.batch_dim}"
     else:
         yield from _layout(site)
+
+
+def _without_posterior(site: Site, settings: Settings) -> Iterator[str]:
+    """Matrices of a layer that converts which stay as they are."""
+    reasons = site.problems if site.weights else {}
+    if isinstance(site.module, Part):
+        reasons = site.module.exported_problems
+    frozen = {name: "frozen (requires_grad=False)" for name, _ in site.weights if name not in dict(settings.weights)}
+    yield from (f"{name} keeps no posterior: {why}" for name, why in (reasons | frozen).items())
 
 
 def _lrt(site: Site, shared: bool, sequences: bool) -> Iterator[str]:

@@ -117,12 +117,16 @@ def _convertible(site: Site, reason: str | None) -> bool:
 
 
 def _unless_frozen(claimed: Claim, site: Site, policy: Policy) -> Claim:
-    if claimed.method is None or policy.frozen == "convert":
+    if claimed.method is None:
         return claimed
     settings = replace(claimed.settings or Settings(), weights=site.weights)
-    if any(each.requires_grad for each in sources(site.module, weight_names(site.module, settings)[0])):
-        return claimed
-    return replace(claimed, method=None, settings=None, reason=_FROZEN)
+    names = list(dict(site.weights)) or weight_names(site.module, settings)[:1]
+    if policy.frozen != "convert":
+        names = [name for name in names if any(each.requires_grad for each in sources(site.module, name))]
+    if not names:
+        return replace(claimed, method=None, settings=None, reason=_FROZEN)
+    weights = tuple(each for each in site.weights if each[0] in names)
+    return replace(claimed, settings=replace(settings, weights=weights))
 
 
 def _with_attention(claims: list[Claim], sites: list[Site]) -> list[Claim]:
@@ -150,7 +154,9 @@ def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth
         kept = claimed.reason if _convertible(site, reason) else kept_because(module)
         return replace(row, reason=kept)
     becomes = converted_class(module, claimed.method, bool(site.weights))
-    settings = replace(claimed.settings.for_depth(depth), batch_dim=batch_dim(site), weights=site.weights)
+    settings = claimed.settings.for_depth(depth)
+    drawn = tuple(name for name in site.drawn if site.known or name in dict(settings.weights))
+    settings = replace(settings, batch_dim=batch_dim(site), drawn=drawn)
     if site.weights or (site.readers and not site.called):
         settings = replace(settings, bias="deterministic")
     return replace(row, verb="converts", becomes=becomes.__name__, method=claimed.method, settings=settings)

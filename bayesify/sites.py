@@ -110,12 +110,22 @@ class Site:
 
     @property
     def rerouting(self) -> Iterator[Named]:
-        """Those of the readers that multiply by a matrix of this module, and use it in no other way."""
+        """Those of the readers that multiply by a matrix of this module, or compute one from it, and do no more."""
         own = {id(each) for each in matrices(self.module).values()}
         for name, parent in self.readers:
             found = self.forwards.uses(parent)
-            if own & found.multiplied.keys() and not own & found.problems.keys():
+            apart = kind_before(self.module) in plain_classes() and self.called  # its own calls would draw beside
+            drawn = own & found.drawn.keys() and not apart
+            if (own & found.multiplied.keys() or drawn) and not own & found.problems.keys():
                 yield name, parent
+
+    @cached_property
+    def drawn(self) -> tuple[str, ...]:
+        """The names of its matrices of which a forward takes one draw, since it computes with them."""
+        places = [self.forwards.uses(each) for _, each in self.rerouting]
+        places += [] if self.known else [self.forwards.uses(self.module)]
+        own = self.module._parameters
+        return tuple(name for name in own if any(id(own[name]) in place.drawn for place in places))
 
     @cached_property
     def weights(self) -> tuple[tuple[str, int], ...]:
@@ -129,7 +139,8 @@ class Site:
         places = [self.forwards.uses(self.module), *(self.forwards.uses(each) for _, each in self.rerouting)]
         found = []
         for name, each in matrices(self.module).items():
-            sizes = [place.multiplied[id(each)] for place in places if id(each) in place.multiplied]
+            known = [place.multiplied | place.drawn for place in places]
+            sizes = [sizes[id(each)] for sizes in known if id(each) in sizes]
             if sizes and not any(id(each) in place.problems for place in places):
                 found.append((name, sizes[0]))
         return tuple(found)
@@ -153,4 +164,4 @@ def _of_torch(module: nn.Module) -> bool:
 
 
 def _mentioned(found: Uses) -> set[int]:
-    return {*found.multiplied, *found.problems}
+    return {*found.multiplied, *found.drawn, *found.problems}

@@ -13,7 +13,9 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import Parameter, is_lazy
 
 from .alone import traced_alone
-from .nn.multiplications import MULTIPLICATIONS, VIEWS, harmless
+from .computing import drawable, from_weights, function_of
+from .graph import reached_names
+from .nn.multiplications import MULTIPLICATIONS, VIEWS, harmless, is_factor, scales
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Uses:
 
     Attributes:
         multiplied: those that it only multiplies by, or looks up in beside that: the fan-in of an output.
+        drawn: those that it computes another weight from, and multiplies by that: likewise.
         problems: why another one must stay, with the line of code that says so.
         called: the ids of its children that it calls.
         grouped: those of which each row of a batch takes a part of its own (experts).
@@ -29,6 +32,7 @@ class Uses:
     """
 
     multiplied: dict[int, int] = field(default_factory=dict)
+    drawn: dict[int, int] = field(default_factory=dict)
     problems: dict[int, str] = field(default_factory=dict)
     called: set[int] = field(default_factory=set)
     grouped: set[int] = field(default_factory=set)
@@ -36,7 +40,7 @@ class Uses:
 
     def problem(self, matrix: Parameter) -> str | None:
         """Why this matrix cannot be rerouted, or None."""
-        if id(matrix) in self.multiplied:
+        if id(matrix) in self.multiplied or id(matrix) in self.drawn:
             return None
         return self.problems.get(id(matrix)) or self.failure or "its forward never uses it"
 
@@ -58,8 +62,12 @@ def uses(module: nn.Module) -> Uses:
     graphs, failure = traced_alone(module)
     if not graphs:
         return Uses(failure=f"its forward does not trace: {failure}")
+    keeps_no_draw = any("checkpoint" in name for name in reached_names(type(module)))  # it would compute with the mean
     for name, value in held.items():
-        _enter(found, value, [each for graph in graphs for each in _uses(graph, name)])
+        _enter(found, value, [each for graph in graphs for each in _uses(graph, name, module)])
+        if id(value) in found.problems and not keeps_no_draw and drawable(graphs, name):
+            del found.problems[id(value)]
+            found.drawn[id(value)] = value[0].numel()
     calls = (node.target for graph in graphs for node in graph.nodes if node.op == "call_module")
     found.called.update(id(module.get_submodule(str(target))) for target in calls)
     return found
@@ -76,31 +84,49 @@ def _enter(found: Uses, value: Parameter, each: list[Any]) -> None:
             found.grouped.add(id(value))
 
 
-def _uses(graph: fx.Graph, name: str) -> Iterator[tuple[Any, fx.Node, fx.Node] | str]:
+def _uses(graph: fx.Graph, name: str, module: nn.Module) -> Iterator[tuple[Any, fx.Node, fx.Node] | str]:
     """Each multiplication as (function, node, the weight's node there), or a sentence for a use that is none."""
     waiting = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
+    weights = from_weights(graph) if waiting else set()
     while waiting:
         node = waiting.pop()
         for user in node.users:
-            function = _function(user)
-            if (function in VIEWS and _views(node, user)) or _is_view(user):
+            function = function_of(user)
+            if (function in VIEWS and _views(node, user)) or _is_view(user) or _rescales(user, node, module):
                 waiting.append(user)
-            elif function in MULTIPLICATIONS and [*user.args, *user.kwargs.values()].count(node) == 1:
+            elif is_factor(function, user.args, user.kwargs, node) and user not in weights:
                 yield function, user, node
             elif not harmless(function) and not _asks_for_form(user):
                 what = user.args[1] if function is getattr else getattr(function, "__name__", user.target)
                 yield f"it is used in `{what}` at {user.meta.get('code', '?')}"
 
 
-def _function(node: fx.Node) -> Any:
-    if node.op == "call_method":
-        return getattr(Tensor, str(node.target), None)
-    return node.target if node.op == "call_function" else None
-
-
 def _views(weight: fx.Node, user: fx.Node) -> bool:
     """Whether the weight is what is viewed, and not a Tensor whose form is taken or an index."""
     return bool(user.args) and user.args[0] is weight
+
+
+def _rescales(user: fx.Node, weight: fx.Node, module: nn.Module) -> bool:
+    """Whether it multiplies each element of the weight by a number, which may stand in a buffer."""
+    if not scales(function_of(user), user.args, weight) or len(user.args) != 2 or user.kwargs:
+        return False
+    other = user.args[user.args[0] is weight]
+    if isinstance(other, int | float):
+        return True
+    buffers, whole = dict(module.named_buffers()), _whole(weight)
+    if whole is None or not isinstance(other, fx.Node) or other.op != "get_attr" or other.target not in buffers:
+        return False
+    shape, its = module.get_parameter(str(whole.target)).shape, buffers[str(other.target)].shape
+    return len(its) <= len(shape) and all(one in (1, size) for one, size in zip(its[::-1], shape[::-1], strict=False))
+
+
+def _whole(node: fx.Node) -> fx.Node | None:
+    """The weight, where this is one times numbers, element by element."""
+    while node.op != "get_attr":
+        if not scales(function_of(node), node.args, node.args[0]):
+            return None
+        node = _before(node)
+    return node
 
 
 def _is_view(node: fx.Node) -> bool:
@@ -149,7 +175,13 @@ _MATMULS = (*(each for each, reader in MULTIPLICATIONS.items() if reader is MULT
 def _chain(node: fx.Node) -> Iterator[fx.Node]:
     while node.op != "get_attr":
         yield node
-        node = node.all_input_nodes[0]
+        node = _before(node)
+
+
+def _before(node: fx.Node) -> fx.Node:
+    """What is viewed, or multiplied by a number, which may stand in a buffer."""
+    first, *others = node.all_input_nodes
+    return others[0] if first.op == "get_attr" and not first.meta["parameter"] else first
 
 
 def _flips(node: fx.Node) -> bool:

@@ -36,6 +36,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("examples",),
     ("sites",),
     ("uses",),
+    ("computing",),
     ("alone",),
     ("graph",),
     ("programs",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,12 +21,16 @@ from bayesify.sites import Site
 
 class OwnForward(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, 2 * self.weight)
+        return F.linear(input, self.weight + input.mean())
 
 
 class Doubled(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
+
+
+class OwnTable(nn.Embedding):
+    pass
 
 
 class Inherits(nn.Linear):
@@ -38,7 +43,7 @@ class Inherits(nn.Linear):
 
 class OtherConv(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(input, 2 * weight, bias)
+        return super()._conv_forward(input, weight + input.mean(), bias)
 
 
 class Computes(nn.Linear):
@@ -48,7 +53,7 @@ class Computes(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        return self.raw.exp()
+        return self.raw.detach()
 
 
 class Adds(nn.Module):
@@ -97,7 +102,7 @@ class Tied(nn.Module):
         self.read, self.called = nn.Linear(2, 2), nn.Linear(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.called(x), self.read.weight.exp()) + self.called.weight.sum()
+        return self.called(x) + self.read.weight.exp() + self.called.weight.sum()
 
 
 class Packed(torch.Tensor):
@@ -140,11 +145,10 @@ BLOCKED = {
     "scripted": (_scripted, "TorchScript"),
     "quantized": (_quantized, "a quantized layer: convert the float model"),
     "adapter itself": (Adapter, "merge_and_unload"),
-    "own forward": (lambda: OwnForward(2, 2), f"weight: it is used in `mul` at {__file__}:"),
-    "super's forward": (lambda: Doubled(2, 2), "bayesify.register(Doubled, like=nn.Linear)"),
-    "inherits": (lambda: Inherits(2), "unchanged: bayesify.register(Inherits, like=nn.Linear) converts it"),
-    "helper": (lambda: OtherConv(2, 2, 1), f"weight: it is used in `mul` at {__file__}:"),
-    "weight property": (Computes, f"raw: it is used in `exp` at {__file__}:"),
+    "own forward": (lambda: OwnForward(2, 2), f"weight: it is used in `add` at {Path(__file__).name}:"),
+    "table of one's own": (lambda: OwnTable(2, 2), "bayesify.register(OwnTable, like=nn.Embedding) converts it"),
+    "helper": (lambda: OtherConv(2, 2, 1), f"weight: it is used in `add` at {Path(__file__).name}:"),
+    "weight property": (Computes, f"raw: it is used in `detach` at {Path(__file__).name}:"),
     "lstm of one's own": (lambda: OwnLSTM(2, 2), "bayesify.register(OwnLSTM, like=nn.LSTM) converts it"),
     "recurrent base": (lambda: nn.RNNBase("GRU", 2, 2), "weight_ih_l0: nothing is known to multiply by it"),
     "weight_norm of an lstm": (
@@ -210,6 +214,11 @@ def test_blocked(make: Callable[[], nn.Module], words: str) -> None:
     assert words in reason
     assert "\n" not in reason
     assert isinstance(module, Adapter) or bears_weight(module)
+
+
+@pytest.mark.parametrize("make", [lambda: Doubled(2, 2), lambda: Inherits(2)], ids=["super's forward", "inherits"])
+def test_subclasses_that_only_multiply_are_free(make: Callable[[], nn.Module]) -> None:
+    assert blocker(Site(make(), "layer")) is None
 
 
 def _plain(cls: type[nn.Module], **options: Any) -> nn.Module:
@@ -302,7 +311,8 @@ def test_a_weight_that_is_read_and_never_called(traced: bool) -> None:
     found = census(model) if traced else None
     reason = blocker(Site(model.read, "read", (("", model),), found))
     assert reason is not None
-    assert reason.startswith(f"Tied reads its weight without calling it: it is used in `exp` at {__file__}:")
+    start = f"Tied reads its weight without calling it: it is used in `exp` at {Path(__file__).name}:"
+    assert reason.startswith(start)
     assert blocker(Site(model.called, "called", (("", model),), found)) is None
 
 

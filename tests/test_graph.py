@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_counts_calls_and_reads_by_canonical_name() -> None:
     assert found.calls == {"": 1, "b": 1, "a": 2, "block": 1, "block.0": 1, "block.1": 1}
     assert found.order == ("", "b", "a", "block", "block.0", "block.1")
     line = Shared.forward.__code__.co_firstlineno + 2
-    assert found.reads == {"read": f"{__file__}:{line}"}
+    assert found.reads == {"read": f"{Path(__file__).name}:{line}"}
     assert [name for name, _ in Shared().named_modules() if found.never_called(name)] == ["read", "spare"]
 
 

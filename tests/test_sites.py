@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,7 +28,7 @@ class Untraceable(EitherWay):
     """Nothing is known of what it runs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        assert json.dumps(x.shape[0])
+        assert type(x) is Tensor
         return super().forward(x)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ class Net(nn.Module):
         self.tensor = nn.Parameter(torch.zeros(2, 4, 3))
         self.child, self.table = nn.Linear(3, 4), nn.Embedding(5, 3)
         self.act = forward
+        self.register_buffer("mask", torch.ones(3))
 
     def forward(self, x: Tensor, mask: Any = None, **options: Any) -> Any:
         return self.act(self, x)
@@ -50,6 +52,17 @@ MULTIPLIED: dict[str, tuple[Callable[[Net, Any], Any], str, int]] = {
         lambda m, x: x.to(m.matrix.dtype).view(m.matrix.shape[0], m.matrix.size(1)) @ m.matrix, "matrix", 4,
     ),
     "in a loop over data": (lambda m, x: [F.linear(each, m.matrix) for each in x], "matrix", 3),
+    "times a number": (lambda m, x: F.linear(x, m.matrix * 0.5), "matrix", 3),
+    "masked": (lambda m, x: F.linear(x, m.mask * m.matrix), "matrix", 3),
+    "over a number": (lambda m, x: x @ (m.matrix / 2), "matrix", 4),
+    "beside a buffer": (lambda m, x: m.mask.expand(x.shape[0], -1) * (x @ m.matrix), "matrix", 4),
+    "beside a new tensor of its form": (
+        lambda m, x: torch.zeros(*x.shape[:2], 3, dtype=x.dtype, device=x.device) + x @ m.matrix, "matrix", 4,
+    ),
+    "where a branch is on a size": (lambda m, x: x @ m.matrix if torch.ones(x.size(1)).sum() > 9 else x, "matrix", 4),
+    "beside new tensors": (lambda m, x: torch.ones(x.shape[0], 4) * x @ m.matrix + x.new_ones(3), "matrix", 4),
+    "in a loop over a size": (lambda m, x: [x[at] @ m.matrix for at in range(x.shape[0])], "matrix", 4),
+    "ellipsis": (lambda m, x: torch.einsum("...i,ij->...j", x, m.matrix), "matrix", 4),
     "beside an item that is set": (lambda m, x: (x.__setitem__(0, 1.0), x @ m.matrix), "matrix", 4),
 }
 
@@ -72,16 +85,14 @@ def test_multiplications_and_their_fan_in(name: str) -> None:
 
 
 OTHERS: dict[str, tuple[Callable[[Net, Any], Any], str]] = {
-    "function": (lambda m, x: x @ m.matrix.exp(), "exp"),
-    "operator": (lambda m, x: x @ (2 * m.matrix), "mul"),
-    "beside a product": (lambda m, x: x @ m.matrix + m.matrix.sum(), "sum"),
-    "on one side of a branch": (lambda m, x: x @ m.matrix if x.sum() > 0 else x + m.matrix, "add"),
     "data": (lambda m, x: x @ m.matrix.data, "data"),
     "indexed by data": (lambda m, x: m.matrix[x], "getitem"),
     "in place": (lambda m, x: x @ m.matrix.mul_(2), "mul_"),
     "handed to a child": (lambda m, x: m.child(m.matrix), "child"),
     "returned": (lambda m, x: m.matrix, "output"),
     "with itself": (lambda m, x: m.matrix @ m.matrix, "matmul"),
+    "as a bias": (lambda m, x: F.linear(x, m.child.weight, m.matrix), "linear"),
+    "as a factor of data": (lambda m, x: torch.relu(m.matrix * x) @ x, "mul"),
 }
 
 
@@ -92,16 +103,17 @@ def test_any_other_use_is_told_with_its_line(name: str) -> None:
     problem = uses(net).problem(net.matrix)
     assert problem is not None
     line = inspect.getsourcelines(Net.forward)[1] + 1 if what in ("output",) else act.__code__.co_firstlineno
-    assert problem == f"it is used in `{what}` at {__file__}:{line}" or what == "output", problem
+    assert problem == f"it is used in `{what}` at {Path(__file__).name}:{line}" or what == "output", problem
 
 
 def test_what_is_never_used_and_what_does_not_trace() -> None:
     net = Net(lambda m, x: x @ m.matrix)
     assert uses(net).problem(net.tensor) == "its forward never uses it"
     assert matrices(net).keys() == {"matrix", "tensor"}
-    broken = Net(lambda m, x: x @ m.matrix[int(x.sum())])
+    broken = Net(lambda m, x: x @ m.matrix[{0: 0}[x.sum()]])
     problem = str(uses(broken).problem(broken.matrix))
-    assert problem.startswith(f"its forward does not trace: {__file__}:{broken.act.__code__.co_firstlineno}:")
+    line = broken.act.__code__.co_firstlineno
+    assert problem.startswith(f"its forward does not trace: {Path(__file__).name}:{line}:")
     silent = nn.ParameterList([torch.zeros(2, 2)])
     assert uses(silent).problem(silent[0]) == "nothing is known to multiply by it"
 

@@ -204,6 +204,7 @@ def test_the_plan_names_all_that_stays(case: Case) -> None:
 
 def test_the_zoo_is_large_and_holds_what_it_should() -> None:
     assert len(ZOO) >= 40
-    assert {"torch", "torchvision", "timm", "transformers", "diffusers"} == {each.library for each in ZOO.values()}
+    libraries = {"torch", "torchvision", "timm", "transformers", "diffusers", "papers"}
+    assert libraries == {each.library for each in ZOO.values()}
     named = {"nn.Transformer", "LSTM language model", "GPT-2", "ViT", "wav2vec2", "ALBERT", "T5", "Mixtral", "U-Net"}
     assert named <= set(ZOO)

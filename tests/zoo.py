@@ -20,6 +20,7 @@ from .zoo_builders import (
     pixels,
     residual,
     speech,
+    standardized_resnet,
     swin_v2,
     time_series,
     timm,
@@ -27,9 +28,21 @@ from .zoo_builders import (
     torchvision,
     transformers,
     unet,
+    video_residual,
     words,
 )
 from .zoo_case import Architecture
+from .zoo_papers import (
+    AngularMargin,
+    Capsules,
+    GraphAttention,
+    LowRank,
+    StyleGenerator,
+    autoregressive,
+    big_transfer,
+    pixel_cnn,
+    spline_network,
+)
 
 _MAXVIT: dict[str, Any] = {
     "partition_size": 2, "block_channels": [8, 16], "block_layers": [1, 1], "head_dim": 4, "stochastic_depth_prob": 0.0,
@@ -89,6 +102,11 @@ OF_TORCHVISION = {
     ),
     "Swin": (torchvision("SwinTransformer", **SWIN), image(16)),
     "Swin V2": (swin_v2, image(16)),
+    "3D ResNet": (video_residual, lambda: (torch.randn(2, 3, 2, 8, 8),)),
+    "Swin 3D": (
+        torchvision("video.SwinTransformer3d", **SWIN | {"patch_size": [1, 2, 2], "window_size": [2, 2, 2]}),
+        lambda: (torch.randn(2, 3, 2, 8, 8),),
+    ),
     "MaxViT": (torchvision("MaxVit", input_size=(32, 32), stem_channels=8, **_MAXVIT), image()),
 }
 OF_TIMM = {
@@ -113,6 +131,8 @@ OF_TIMM = {
         timm("levit_128s", img_size=64, embed_dim=(16, 16, 16), depth=(1, 1, 1), key_dim=8, num_heads=(2, 2, 2)),
         image(64),
     ),
+    "ResNetV2, standardized": (standardized_resnet, image()),
+    "Hiera": (timm("hiera_tiny_224", img_size=64, embed_dim=8, num_heads=1, stages=(1, 1, 1, 1)), image(64)),
     "FocalNet": (timm("focalnet.FocalNet", depths=(1, 1), embed_dim=8), image()),
     "Sequencer": (
         timm(
@@ -203,8 +223,19 @@ OF_DIFFUSERS = {
         latents(4, "hidden_states", encoder_hidden_states=(2, 4, 8), pooled_projections=(2, 8)),
     ),
 }  # fmt: skip
+OF_PAPERS = {
+    "StyleGAN2": (StyleGenerator, lambda: (torch.randn(2, 8),)),
+    "Big Transfer": (big_transfer, image(8)),
+    "PixelCNN": (pixel_cnn, image(8, 1)),
+    "MADE": (autoregressive, lambda: (torch.randn(2, 6),)),
+    "KAN": (spline_network, lambda: (torch.randn(2, 4),)),
+    "GAT": (lambda: GraphAttention(5, 4), lambda: (torch.randn(7, 5), torch.eye(7).roll(1, 0) + torch.eye(7))),
+    "CapsNet": (Capsules, image(12, 1)),
+    "ArcFace": (AngularMargin, lambda: (torch.randn(2, 6),)),
+    "Low rank": (LowRank, lambda: (torch.randn(2, 6),)),
+}
 _TABLES: dict[str, dict[str, Any]] = {
     "torch": OF_TORCH, "torchvision": OF_TORCHVISION, "timm": OF_TIMM, "transformers": OF_TRANSFORMERS,
-    "diffusers": OF_DIFFUSERS,
+    "diffusers": OF_DIFFUSERS, "papers": OF_PAPERS,
 }  # fmt: skip
 ZOO = {name: Architecture(library, *row) for library, table in _TABLES.items() for name, row in table.items()}

@@ -105,6 +105,21 @@ def residual() -> nn.Module:
     return models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=7)  # type: ignore[no-any-return]
 
 
+def video_residual() -> nn.Module:
+    """R3D, one stage of it: its convolutions are subclasses of nn.Conv3d."""
+    parts = pytest.importorskip("torchvision").models.video.resnet
+    stage = [parts.BasicBlock(16, 16, parts.Conv3DSimple) for _ in range(2)]
+    head = nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(16, 7)
+    return nn.Sequential(nn.Conv3d(3, 16, 3, padding=1), *stage, *head)
+
+
+def standardized_resnet() -> nn.Module:
+    """BiT, with timm's convolutions that standardize their weights."""
+    library = pytest.importorskip("timm")
+    sizes = {"layers": (1, 1), "channels": (128, 128), "stem_chs": 32, "num_classes": 7}
+    return library.models.resnetv2.ResNetV2(**sizes, conv_layer=library.layers.StdConv2dSame)  # type: ignore[no-any-return]
+
+
 SWIN: dict[str, Any] = {
     "patch_size": [2, 2], "embed_dim": 8, "depths": [2, 1], "num_heads": [2, 2], "window_size": [2, 2],
     "num_classes": 7,

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import UsageError
 from ..nn.computed import kind_before
-from ..nn.multiplications import MULTIPLICATIONS, VIEWS
+from ..nn.multiplications import MULTIPLICATIONS, VIEWS, scales
 from ..nn.part import Part
 from ..nn.registry import plain_classes
 from ..products import EinsumProduct, Product
@@ -147,8 +147,7 @@ class _Uses(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if func in VIEWS or func in MULTIPLICATIONS:
-            self._note(func, args, kwargs or {}, output)
+        self._note(func, args, kwargs or {}, output)
         return output
 
     def _note(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
@@ -157,11 +156,11 @@ class _Uses(TorchFunctionMode):
         if known is None or self.calls.inside:
             return
         weight, name = known
-        if func in VIEWS:
+        if func in VIEWS or scales(func, args, weight):
             views = [output] if isinstance(output, Tensor) else list(output)
             self.weights += [(each, name) for each in views if isinstance(each, Tensor)]
             return
-        use = MULTIPLICATIONS[func](weight, *args, **kwargs)
+        use = MULTIPLICATIONS[func](weight, *args, **kwargs) if func in MULTIPLICATIONS else None
         if use is not None:
             self.calls.add(name, use.inputs[0], _free_dims(use.product, use.inputs[0]))
 

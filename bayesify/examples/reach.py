@@ -48,12 +48,13 @@ class Reach:
 
     def notes(self) -> Iterator[str]:
         """One sentence for each thing that is known."""
-        if not self.shapes:
+        if not self.shapes and not self.moves:
             yield "never called with these inputs"
             return
-        times = "once" if len(self.shapes) == 1 else f"{len(self.shapes)} times"
-        shapes = list(dict.fromkeys(self.shapes))
-        yield f"called {times}, {', '.join(map(str, shapes[:3]))}{', ...' if len(shapes) > 3 else ''}"
+        if self.shapes:
+            times = "once" if len(self.shapes) == 1 else f"{len(self.shapes)} times"
+            shapes = list(dict.fromkeys(self.shapes))
+            yield f"called {times}, {', '.join(map(str, shapes[:3]))}{', ...' if len(shapes) > 3 else ''}"
         if self.moves is False:
             yield "noise in it does not move the output"
 

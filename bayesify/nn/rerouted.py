@@ -2,6 +2,7 @@
 
 The module's own forward runs as it is. A torch function that multiplies by a weight with a posterior is answered by the
 estimator; views and casts of the weight are followed; any other use of it is an error, since it would bypass the noise.
+In place of a weight that the forward first computes another from, it finds one draw.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from .. import noise
 from ..products import EinsumProduct, GroupedProduct, LinearProduct
-from .multiplications import MULTIPLICATIONS, VIEWS, Use, harmless
+from .multiplications import MULTIPLICATIONS, VIEWS, Use, harmless, scales
 from .variational import LRT, Flipout, Variational
 
 
@@ -27,8 +29,7 @@ class Rerouting(nn.Module):
         layers = [each for each in self._rerouted() if not each._quiet]
         if not layers:
             return super().forward(*inputs, **kwargs)
-        with _Reroute(layers, inputs, kwargs):
-            return super().forward(*inputs, **kwargs)
+        return _rerouted(layers, inputs, kwargs, super().forward)
 
     def _rerouted(self) -> Iterator[Variational]:
         """The layers whose weights it multiplies by."""
@@ -42,11 +43,8 @@ class Rerouted(Rerouting, Variational):
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The layer's own forward, its products answered by the estimator."""
         layers = [each for each in (self, *self._rerouted()) if not each._quiet]
-        if not layers:
-            output = super(Variational, self).forward(*inputs, **kwargs)
-        else:
-            with _Reroute(layers, inputs, kwargs):
-                output = super(Variational, self).forward(*inputs, **kwargs)
+        forward = super(Variational, self).forward
+        output = _rerouted(layers, inputs, kwargs, forward) if layers else forward(*inputs, **kwargs)
         return (output, self.kl_divergence()) if return_kl else output
 
 
@@ -56,6 +54,29 @@ class FlipoutRerouted(Rerouted, Flipout):
 
 class LRTRerouted(Rerouted, LRT):
     """Reroutes to local reparameterization."""
+
+
+def _rerouted(layers: list[Variational], inputs: Any, kwargs: Any, forward: Callable[..., Any]) -> Any:
+    """The forward, its products rerouted, and a draw in the place of each weight that it computes with."""
+    free = [each for each in layers if each._settings.drawn and not each._drawing]  # not drawn by a reader around it
+    means = [{name: layer._parameters[name] for name in layer._settings.drawn} for layer in free]
+    try:
+        for layer, own in zip(free, means, strict=True):
+            layer._drawing = layer._reached = True
+            draws: Any = {name: _draw(layer, name, mean) for name, mean in own.items()}
+            layer._parameters.update(draws)
+        with _Reroute(layers, inputs, kwargs):
+            return forward(*inputs, **kwargs)
+    finally:
+        for layer, own in zip(free, means, strict=True):
+            layer._parameters.update(own)
+            layer._drawing = False
+
+
+def _draw(layer: Variational, name: str, mean: Any) -> Tensor:
+    std = layer.std_of(name, mean)
+    draw: Tensor = mean + std * noise.normal_like(std)
+    return draw
 
 
 class _Known(NamedTuple):
@@ -72,7 +93,7 @@ class _Reroute(TorchFunctionMode):
         self.inputs = [each for each in (*inputs, *kwargs.values()) if isinstance(each, Tensor) and each.dim() > 1]
         self.known: list[_Known] = []
         for layer in layers:
-            for name in layer.means():
+            for name in (each for each in layer.means() if each not in layer._settings.drawn):
                 mean = layer._parameters[name]
                 assert mean is not None
                 if all(each.mean is not mean for each in self.known):
@@ -84,7 +105,8 @@ class _Reroute(TorchFunctionMode):
         known = [each for each in found if each is not None]
         if not known or harmless(func):
             return func(*args, **kwargs)
-        if func in VIEWS:
+        scaled = len(known) == 1 and scales(func, args, known[0].mean)
+        if func in VIEWS or scaled:
             return self._follow(func, known[0], args, kwargs)
         able = func in MULTIPLICATIONS and len(known) == 1
         use = MULTIPLICATIONS[func](known[0].mean, *args, **kwargs) if able else None

@@ -26,6 +26,7 @@ class Settings:
             (windows, tokens); 0 where no example inputs told.
         run: how many of those follow each other before the next example's: 0 for all, 1 where examples take turns.
         weights: (name, fan-in) of the Parameters that get one, for a layer that multiplies by them itself.
+        drawn: the names of those that it computes with before it multiplies: one draw for each call.
     """
 
     posterior: Posterior = Posterior()
@@ -36,6 +37,7 @@ class Settings:
     rows: int = 0
     run: int = 0
     weights: tuple[tuple[str, int], ...] = ()
+    drawn: tuple[str, ...] = ()
 
     def for_depth(self, layers: int) -> Settings:
         """The same settings with `auto` and `init_std` settled, for a network of `layers` converted layers."""

@@ -43,6 +43,7 @@ class Variational(nn.Module):
     _settings: Settings
     _quiet: bool
     _reached: bool
+    _drawing = False  # whether a draw stands in a weight's place now
     _examples: int
     _examples_before: tuple[int, int]
 

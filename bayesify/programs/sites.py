@@ -248,10 +248,13 @@ def _fan_in(name: str, step: Step, shapes: dict[Ref, Tensor]) -> int | None:
 
 def _einsum_fan_in(step: Step, shape: torch.Size, at: int) -> int | None:
     equation, *operands = step.args
-    known = torch.empty((), device="meta")
-    given = [known if place + 1 == at else torch.empty((), device="meta") for place in range(len(operands))]
+    sides, arrow, out = equation.replace(" ", "").partition("->")
+    labels = sides.split(",")
+    if not arrow or len(labels) != len(operands):
+        return None
+    known = torch.empty(shape, device="meta")
+    others = [torch.empty((2,) * len(each.replace("...", "")), device="meta") for each in labels]
+    given = [known if place + 1 == at else other for place, other in enumerate(others)]
     if MULTIPLICATIONS[torch.einsum](known, equation, *given) is None:
         return None
-    sides, _, out = equation.replace(" ", "").partition("->")
-    labels = sides.split(",")[at - 1]
-    return prod(size for label, size in zip(labels, shape, strict=True) if label not in out)
+    return prod(size for label, size in zip(labels[at - 1], shape, strict=True) if label not in out)
