@@ -6,12 +6,14 @@ not a graph to run.
 
 from __future__ import annotations
 
+import inspect
 import operator
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import fx, nn
@@ -21,12 +23,14 @@ from .graph import NOT_THE_USERS, Tracer, argument_choices, same_randomness, use
 
 _ATTEMPTS = 12
 _MOST_BRANCHES = 500
+# torch.fx does not see these when they are given a size that is not known
+_CONSTRUCTORS = (torch.tensor, torch.as_tensor, torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)
 
 
 def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
     """Graphs of this one module's forward, on both sides of its branches; or none, and what stopped the trace."""
     failure = ""
-    with same_randomness(), warnings.catch_warnings(), torch.no_grad(), _nothing_wrapped():
+    with same_randomness(), warnings.catch_warnings(), torch.no_grad(), _nothing_wrapped(), _UNCHECKED:
         warnings.simplefilter("ignore")
         for concrete in reversed(argument_choices(module)):
             outcomes = [_explored(module, concrete, default) for default in (False, True)]
@@ -68,9 +72,33 @@ class _Alone(Tracer):
         self.top, self.choices, self.default = root, choices, default
         self.taken: list[bool] = []
         self.parameters = dict(root.named_parameters())
+        self._autowrap_function_ids |= {id(each) for each in _CONSTRUCTORS}
+        self._autowrap_search.append(torch)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m is not self.top
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if id(m) not in self.names and not any(True for _ in m.parameters()):
+            return m.forward(*args, **kwargs)  # an activation that is made where it is used
+        return super().call_module(m, forward, args, kwargs)
+
+    def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> Any:
+        """A forward behind a decorator is called as that one takes it: torch.fx would rewrite the decorator's code."""
+        inner = inspect.unwrap(root_fn)
+        if inner is root_fn:
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        fixed, named = concrete_args or {}, list[str]()
+        args: list[Any] = [self.root]
+        for each in list(inspect.signature(inner).parameters.values())[1:]:
+            if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+                known = each.name in fixed
+                args.append(fixed[each.name] if known else self.create_proxy("placeholder", each.name, (), {}))
+                named += [each.name] if each.kind is each.KEYWORD_ONLY else []
+        first = len(args) - len(named)
+        return lambda *given: root_fn(*given[:first], **dict(zip(named, given[first:], strict=True))), args
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
@@ -105,8 +133,22 @@ class _Proxy(fx.Proxy):
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # a protocol, such as numpy's, that asks what it is
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
     def __len__(self) -> int:
         return 1  # as many as `iter` gives
+
+    def __index__(self) -> int:
+        return 1  # of `range`: the body of a loop is seen once
+
+    def __int__(self) -> int:
+        return 1
+
+    def __float__(self) -> float:
+        return 1.0
 
 
 class _Weight(ParameterProxy):
@@ -115,6 +157,10 @@ class _Weight(ParameterProxy):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+# what is not known would not pass an assertion
+_UNCHECKED = patch.object(torch, "_check_with", lambda *args, **kwargs: None)
 
 
 @contextmanager

@@ -128,8 +128,8 @@ def unknown_class(site: Site) -> str | None:
     """A class that is not in the registry, and whose matrices no rerouted product reaches."""
     module, cls = site.module, type(site.module)
     base = next((each for each in cls.__mro__ if each in plain_classes()), None)
-    tied = bool(site.weights) and isinstance(module, nn.Embedding)
-    offer = _subclass(cls, base) if base is not None and not tied else None
+    rerouted = bool(site.weights) and isinstance(module, nn.Embedding | nn.MultiheadAttention)
+    offer = _subclass(cls, base) if base is not None and not rerouted else None
     if offer or site.weights or isinstance(module, _NORMS):
         return offer
     return "; ".join(f"{name}: {why}" for name, why in site.problems.items()) or None

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import Parameter, is_lazy
 
 from .alone import traced_alone
-from .nn.multiplications import MULTIPLICATIONS, VIEWS, harmless
+from .nn.multiplications import MULTIPLICATIONS, VIEWS, harmless, multiplies
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _uses(graph: fx.Graph, name: str) -> Iterator[tuple[Any, fx.Node, fx.Node] |
             function = _function(user)
             if (function in VIEWS and _views(node, user)) or _is_view(user):
                 waiting.append(user)
-            elif function in MULTIPLICATIONS and [*user.args, *user.kwargs.values()].count(node) == 1:
+            elif multiplies(function, user.args, user.kwargs, node):
                 yield function, user, node
             elif not harmless(function) and not _asks_for_form(user):
                 what = user.args[1] if function is getattr else getattr(function, "__name__", user.target)

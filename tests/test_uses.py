@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -50,8 +51,20 @@ MULTIPLIED: dict[str, tuple[Callable[[Net, Any], Any], str, int]] = {
         lambda m, x: x.to(m.matrix.dtype).view(m.matrix.shape[0], m.matrix.size(1)) @ m.matrix, "matrix", 4,
     ),
     "in a loop over data": (lambda m, x: [F.linear(each, m.matrix) for each in x], "matrix", 3),
+    "in a loop over a size": (lambda m, x: [F.linear(x, m.matrix) for _ in range(x.shape[0])], "matrix", 3),
+    "beside a size as a tensor": (lambda m, x: F.linear(x, m.matrix) / torch.tensor(x.size(-1)).sqrt(), "matrix", 3),
+    "beside new tensors": (lambda m, x: F.linear(x + torch.zeros(x.shape[0], 3), m.matrix), "matrix", 3),
+    "behind an assertion": (lambda m, x: (torch._check(x.shape[0] > 3), F.linear(x, m.matrix)), "matrix", 3),
+    "behind an activation made there": (lambda m, x: F.linear(nn.SiLU()(x), m.matrix), "matrix", 3),
+    "cast by its type": (lambda m, x: F.linear(x, m.matrix.type(torch.float64)), "matrix", 3),
+    "projecting for an attention": (lambda m, x: _attended(x, q_proj_weight=m.child.weight), "child.weight", 3),
     "beside an item that is set": (lambda m, x: (x.__setitem__(0, 1.0), x @ m.matrix), "matrix", 4),
 }
+
+
+def _attended(x: Any, **weights: Any) -> Any:
+    given = [x, x, x, 4, 2, None, None, None, None, False, 0.0, None, None]
+    return F.multi_head_attention_forward(*given, use_separate_proj_weight=True, **weights)
 
 
 def _checked(x: Tensor) -> None:
@@ -81,6 +94,10 @@ OTHERS: dict[str, tuple[Callable[[Net, Any], Any], str]] = {
     "in place": (lambda m, x: x @ m.matrix.mul_(2), "mul_"),
     "handed to a child": (lambda m, x: m.child(m.matrix), "child"),
     "returned": (lambda m, x: m.matrix, "output"),
+    "for an attention's keys": (
+        lambda m, x: F.multi_head_attention_forward(x, x, x, 4, 2, x, None, m.matrix, x, False, 0.0, x, None),
+        "multi_head_attention_forward",
+    ),
     "with itself": (lambda m, x: m.matrix @ m.matrix, "matmul"),
 }
 
@@ -99,11 +116,30 @@ def test_what_is_never_used_and_what_does_not_trace() -> None:
     net = Net(lambda m, x: x @ m.matrix)
     assert uses(net).problem(net.tensor) == "its forward never uses it"
     assert matrices(net).keys() == {"matrix", "tensor"}
-    broken = Net(lambda m, x: x @ m.matrix[int(x.sum())])
+    broken = Net(lambda m, x: x @ m.matrix[{}[x]])
     problem = str(uses(broken).problem(broken.matrix))
     assert problem.startswith(f"its forward does not trace: {__file__}:{broken.act.__code__.co_firstlineno}:")
     silent = nn.ParameterList([torch.zeros(2, 2)])
     assert uses(silent).problem(silent[0]) == "nothing is known to multiply by it"
+
+
+def _decorated(forward: Any) -> Any:
+    @functools.wraps(forward)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    return wrapped
+
+
+class Decorated(Net):
+    @_decorated
+    def forward(self, x: Tensor, more: Any = None, *rest: Any, flag: bool, other: bool = False, **options: Any) -> Any:
+        return F.linear(x, self.matrix) if flag else F.linear(x, self.child.weight)
+
+
+def test_a_decorated_forward_is_looked_into() -> None:
+    net = Decorated(lambda m, x: x)
+    assert uses(net).multiplied == {id(net.matrix): 3, id(net.child.weight): 3}
 
 
 def _hidden(x: Any, weight: Any) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -41,12 +43,13 @@ def _bilinear(known: Tensor, x1: Tensor, x2: Tensor, weight: Tensor, bias: Tenso
 def _matmul(known: Tensor, input: Tensor, other: Tensor) -> Use | None:
     if other is known and other.dim() == 2:
         return Use(LinearProduct(), [input], oriented=torch.t)
-    if min(input.dim(), other.dim()) < 2:
-        return None
     x = input if other is known else other
+    if x.dim() < 2:
+        return None
     dims = max(input.dim(), other.dim()) - 2
-    left, right = (_BATCH[dims - each.dim() + 2 : dims] for each in (input, other))
-    left, right, out = f"{left}ik", f"{right}kj", f"{_BATCH[:dims]}ij"
+    left, right = (_BATCH[max(dims - each.dim() + 2, 0) : dims] for each in (input, other))
+    rows, columns = "i" if input.dim() > 1 else "", "j" if other.dim() > 1 else ""
+    left, right, out = f"{left}{rows}k", f"{right}k{columns}", f"{_BATCH[:dims]}{rows}{columns}"
     return Use(EinsumProduct(*((left, right) if x is input else (right, left)), out), [x])
 
 
@@ -116,10 +119,29 @@ MULTIPLICATIONS: dict[Any, Callable[..., Use | None]] = {
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _conv_transpose),
 }
 
+_MHA = F.multi_head_attention_forward
+# torch's functions that are Python over others: their bodies, that do not ask first whether they are overridden
+BODIES: dict[Any, Callable[..., Any]] = {
+    _MHA: FunctionType(
+        _MHA.__code__, {**_MHA.__globals__, "has_torch_function": lambda tensors: False}, argdefs=_MHA.__defaults__
+    ),
+}
+_WEIGHTS = {*(f"{name}_weight" for name in ("in_proj", "q_proj", "k_proj", "v_proj", "out_proj"))}
+
+
+def multiplies(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any) -> bool:
+    """Whether the function is given the weight once, where it multiplies by it."""
+    if func not in BODIES:
+        return func in MULTIPLICATIONS and sum(each is weight for each in (*args, *kwargs.values())) == 1
+    given = inspect.signature(func).bind(*args, **kwargs).arguments
+    names = [name for name, each in given.items() if each is weight]
+    return len(names) == 1 and names[0] in _WEIGHTS
+
+
 _VIEW_NAMES = (
     "t", "transpose", "permute", "view", "reshape", "contiguous", "flatten", "unflatten", "squeeze", "unsqueeze",
     "swapaxes", "movedim", "to", "type_as", "float", "half", "bfloat16", "double", "chunk", "split", "unbind",
-    "__getitem__", "view_as", "reshape_as", "narrow",
+    "__getitem__", "view_as", "reshape_as", "narrow", "type",
 )  # fmt: skip
 VIEWS: frozenset[Any] = frozenset(
     found
