@@ -17,14 +17,16 @@ from unittest.mock import patch
 
 import torch
 from torch import fx, nn
-from torch.fx.proxy import ParameterProxy
+from torch.fx.proxy import Attribute, ParameterProxy
 
 from .graph import NOT_THE_USERS, Tracer, argument_choices, same_randomness, user_code, without_weights
 
 _ATTEMPTS = 12
 _MOST_BRANCHES = 500
-# torch.fx does not see these when they are given a size that is not known
-_CONSTRUCTORS = (torch.tensor, torch.as_tensor, torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)
+# torch.fx does not see these where they are given what is not known, a size or a type
+_CONSTRUCTORS = (
+    torch.tensor, torch.as_tensor, torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.finfo,
+)  # fmt: skip
 
 
 def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
@@ -129,26 +131,38 @@ class _Alone(Tracer):
         return ()
 
 
-class _Proxy(fx.Proxy):
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+class _Lenient:
+    """What is not known, where Python asks for a number: one, so that a loop is seen once."""
+
+    tracer: Any
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # a protocol, such as numpy's, that asks what it is
             raise AttributeError(name)
-        return super().__getattr__(name)
+        return _Attribute(self, name)  # type: ignore[arg-type]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def __len__(self) -> int:
         return 1  # as many as `iter` gives
 
     def __index__(self) -> int:
-        return 1  # of `range`: the body of a loop is seen once
+        return 1
 
     def __int__(self) -> int:
         return 1
 
     def __float__(self) -> float:
         return 1.0
+
+
+class _Proxy(_Lenient, fx.Proxy):
+    pass
+
+
+class _Attribute(_Lenient, Attribute):
+    pass
 
 
 class _Weight(ParameterProxy):

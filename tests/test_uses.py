@@ -54,6 +54,7 @@ MULTIPLIED: dict[str, tuple[Callable[[Net, Any], Any], str, int]] = {
     "in a loop over a size": (lambda m, x: [F.linear(x, m.matrix) for _ in range(x.shape[0])], "matrix", 3),
     "beside a size as a tensor": (lambda m, x: F.linear(x, m.matrix) / torch.tensor(x.size(-1)).sqrt(), "matrix", 3),
     "beside new tensors": (lambda m, x: F.linear(x + torch.zeros(x.shape[0], 3), m.matrix), "matrix", 3),
+    "beside a type's limits": (lambda m, x: F.linear(x, m.matrix) + float(torch.finfo(x.dtype).min), "matrix", 3),
     "behind an assertion": (lambda m, x: (torch._check(x.shape[0] > 3), F.linear(x, m.matrix)), "matrix", 3),
     "behind an activation made there": (lambda m, x: F.linear(nn.SiLU()(x), m.matrix), "matrix", 3),
     "cast by its type": (lambda m, x: F.linear(x, m.matrix.type(torch.float64)), "matrix", 3),
