@@ -127,12 +127,11 @@ def parametrized(module: nn.Module) -> str | None:
 def unknown_class(site: Site) -> str | None:
     """A class that is not in the registry, and whose matrices no rerouted product reaches."""
     module, cls = site.module, type(site.module)
+    if site.weights or isinstance(module, _NORMS):
+        return None
     base = next((each for each in cls.__mro__ if each in plain_classes()), None)
-    rerouted = bool(site.weights) and isinstance(module, nn.Embedding | nn.MultiheadAttention)
-    offer = _subclass(cls, base) if base is not None and not rerouted else None
-    if offer or site.weights or isinstance(module, _NORMS):
-        return offer
-    return "; ".join(f"{name}: {why}" for name, why in site.problems.items()) or None
+    offer = _subclass(cls, base) if base is not None else None
+    return offer or "; ".join(f"{name}: {why}" for name, why in site.problems.items()) or None
 
 
 def _subclass(cls: type, base: type) -> str | None:

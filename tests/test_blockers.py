@@ -23,12 +23,12 @@ class OwnForward(nn.Linear):
         return F.linear(input, 2 * self.weight)
 
 
-class Doubled(nn.Linear):
+class Doubled(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
 
 
-class Inherits(nn.Linear):
+class Inherits(nn.Embedding):
     def __init__(self, n: int) -> None:
         super().__init__(n, n)
 
@@ -141,8 +141,8 @@ BLOCKED = {
     "quantized": (_quantized, "a quantized layer: convert the float model"),
     "adapter itself": (Adapter, "merge_and_unload"),
     "own forward": (lambda: OwnForward(2, 2), f"weight: it is used in `mul` at {__file__}:"),
-    "super's forward": (lambda: Doubled(2, 2), "bayesify.register(Doubled, like=nn.Linear)"),
-    "inherits": (lambda: Inherits(2), "unchanged: bayesify.register(Inherits, like=nn.Linear) converts it"),
+    "super's forward": (lambda: Doubled(2, 2), "bayesify.register(Doubled, like=nn.Embedding)"),
+    "inherits": (lambda: Inherits(2), "unchanged: bayesify.register(Inherits, like=nn.Embedding) converts it"),
     "helper": (lambda: OtherConv(2, 2, 1), f"weight: it is used in `mul` at {__file__}:"),
     "weight property": (Computes, f"raw: it is used in `exp` at {__file__}:"),
     "lstm of one's own": (lambda: OwnLSTM(2, 2), "bayesify.register(OwnLSTM, like=nn.LSTM) converts it"),
