@@ -23,6 +23,7 @@ from .graph import NOT_THE_USERS, Tracer, argument_choices, same_randomness, use
 
 _ATTEMPTS = 12
 _MOST_BRANCHES = 500
+_MORE = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 # torch.fx does not see these where they are given what is not known, a size or a type
 _CONSTRUCTORS = (
     torch.tensor, torch.as_tensor, torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.finfo,
@@ -34,17 +35,28 @@ def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
     failure = ""
     with same_randomness(), warnings.catch_warnings(), torch.no_grad(), _nothing_wrapped(), _UNCHECKED:
         warnings.simplefilter("ignore")
-        for concrete in reversed(argument_choices(module)):
-            outcomes = [_explored(module, concrete, default) for default in (False, True)]
-            graphs = [each for each in outcomes if isinstance(each, fx.Graph)]
-            if graphs:
-                return graphs, ""
-            failure = failure or str(outcomes[0])
+        for rest in (False, True) if _takes_more(module) else (False,):
+            for concrete in reversed(argument_choices(module)):
+                outcomes = [_explored(module, concrete, default, rest) for default in (False, True)]
+                graphs = [each for each in outcomes if isinstance(each, fx.Graph)]
+                if graphs:
+                    return graphs, ""
+                failure = failure or str(outcomes[0])
     return [], failure
 
 
-def _explored(module: nn.Module, concrete: dict[str, Any], default: bool) -> fx.Graph | str:
-    """The first graph that traces: branches take the default, and the last one the other way after a failure."""
+def _takes_more(module: nn.Module) -> bool:
+    """Whether its forward, and no decorator, takes `*args` or `**kwargs`."""
+    forward = type(module).forward
+    kinds = {each.kind for each in inspect.signature(forward).parameters.values()}
+    return inspect.unwrap(forward) is forward and bool(kinds & _MORE)
+
+
+def _explored(module: nn.Module, concrete: dict[str, Any], default: bool, rest: bool) -> fx.Graph | str:
+    """The first graph that traces: branches take the default, and the last one the other way after a failure.
+
+    With `rest`, there are more arguments than those that the forward names.
+    """
     choices: list[bool] = []
     failure = ""
     for _ in range(_ATTEMPTS):
@@ -52,7 +64,7 @@ def _explored(module: nn.Module, concrete: dict[str, Any], default: bool) -> fx.
             copied = without_weights(module)
         except Exception as error:
             return f"it cannot be copied: {_said(error)}"
-        tracer = _Alone(copied, choices, default)
+        tracer = _Alone(copied, choices, default, rest)
         try:
             return tracer.trace(copied, concrete)
         except Exception as error:
@@ -69,9 +81,9 @@ def _explored(module: nn.Module, concrete: dict[str, Any], default: bool) -> fx.
 class _Alone(Tracer):
     """Stops at every module but the root, and notes where in the user's code each node was made."""
 
-    def __init__(self, root: nn.Module, choices: list[bool], default: bool) -> None:
+    def __init__(self, root: nn.Module, choices: list[bool], default: bool, rest: bool) -> None:
         super().__init__(root)
-        self.top, self.choices, self.default = root, choices, default
+        self.top, self.choices, self.default, self.rest = root, choices, default, rest
         self.taken: list[bool] = []
         self.parameters = dict(root.named_parameters())
         self._autowrap_function_ids |= {id(each) for each in _CONSTRUCTORS}
@@ -88,19 +100,21 @@ class _Alone(Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> Any:
-        """A forward behind a decorator is called as that one takes it: torch.fx would rewrite the decorator's code."""
-        inner = inspect.unwrap(root_fn)
-        if inner is root_fn:
+        """All but the first by name, as a decorator may expect; torch.fx would rewrite the decorator's own code."""
+        if self.rest:
             return super().create_args_for_root(root_fn, is_module, concrete_args)
-        fixed, named = concrete_args or {}, list[str]()
-        args: list[Any] = [self.root]
-        for each in list(inspect.signature(inner).parameters.values())[1:]:
-            if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
-                known = each.name in fixed
-                args.append(fixed[each.name] if known else self.create_proxy("placeholder", each.name, (), {}))
-                named += [each.name] if each.kind is each.KEYWORD_ONLY else []
-        first = len(args) - len(named)
-        return lambda *given: root_fn(*given[:first], **dict(zip(named, given[first:], strict=True))), args
+        values, fixed = list[Any](), concrete_args or {}
+        named = [each for each in list(inspect.signature(root_fn).parameters.values())[1:] if each.kind not in _MORE]
+        for each in named:
+            free = each.name not in fixed
+            values.append(self.create_proxy("placeholder", each.name, (), {}) if free else fixed[each.name])
+        first = max([at + 1 for at, each in enumerate(named) if _by_place(each, at)], default=0)
+        names = [each.name for each in named[first:]]
+
+        def called(root: nn.Module, *given: Any) -> Any:
+            return root_fn(root, *given[:first], **dict(zip(names, given[first:], strict=True)))
+
+        return called, [self.root, *values]
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
@@ -187,6 +201,10 @@ def _nothing_wrapped() -> Iterator[None]:
         yield
     finally:
         registry.update(kept)
+
+
+def _by_place(parameter: inspect.Parameter, at: int) -> bool:
+    return parameter.kind is parameter.POSITIONAL_ONLY or (at == 0 and parameter.kind is not parameter.KEYWORD_ONLY)
 
 
 def _said(error: Exception) -> str:

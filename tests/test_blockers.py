@@ -86,7 +86,12 @@ class Adapter(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.base_layer, self.lora_A = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.base_layer, self.lora_A, self.lora_B = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        if options.pop("mixed", None) is not None:
+            raise ValueError
+        return self.base_layer(x) + self.lora_A(x) + self.lora_B.weight.exp()  # type: ignore[no-any-return]
 
 
 class Tied(nn.Module):
@@ -272,8 +277,9 @@ def test_a_container_bears_no_weight() -> None:
 def test_inside_an_adapter() -> None:
     model = nn.Sequential(Adapter())
     parents = (("", model), ("0", model[0]))
-    reason = blocker(Site(model[0].lora_A, "0.lora_A", parents))
-    assert reason is None
+    assert blocker(Site(model[0].lora_A, "0.lora_A", parents)) is None
+    reason = blocker(Site(model[0].lora_B, "0.lora_B", parents))
+    assert reason == "Adapter does not call it, but may read its weight"
     reason = blocker(Site(model[0].base_layer, "0.base_layer", parents))
     start = "it is inside the peft adapter 0 (Adapter): the policy `lora` converts its adapters instead, "
     assert reason == start + "model.merge_and_unload() makes it plain"
