@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
@@ -23,6 +23,7 @@ from .graph import NOT_THE_USERS, Tracer, argument_choices, same_randomness, use
 
 _ATTEMPTS = 12
 _MOST_BRANCHES = 500
+Way = Literal["place", "name", "more"]  # how a forward gets its arguments; "more": others too than it names
 _MORE = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 # torch.fx does not see these where they are given what is not known, a size or a type
 _CONSTRUCTORS = (
@@ -35,9 +36,10 @@ def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
     failure = ""
     with same_randomness(), warnings.catch_warnings(), torch.no_grad(), _nothing_wrapped(), _UNCHECKED:
         warnings.simplefilter("ignore")
-        for rest in (False, True) if _takes_more(module) else (False,):
+        for way in _ways(type(module).forward):
             for concrete in reversed(argument_choices(module)):
-                outcomes = [_explored(module, concrete, default, rest) for default in (False, True)]
+                found, branched = _explored(module, concrete, False, way)
+                outcomes = [found, _explored(module, concrete, True, way)[0]] if branched else [found]
                 graphs = [each for each in outcomes if isinstance(each, fx.Graph)]
                 if graphs:
                     return graphs, ""
@@ -45,17 +47,18 @@ def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
     return [], failure
 
 
-def _takes_more(module: nn.Module) -> bool:
-    """Whether its forward, and no decorator, takes `*args` or `**kwargs`."""
-    forward = type(module).forward
+def _ways(forward: Any) -> tuple[Way, ...]:
+    """How to call it: a decorator may pass all on by place, or expect names."""
+    if inspect.unwrap(forward) is not forward:
+        return "place", "name"
     kinds = {each.kind for each in inspect.signature(forward).parameters.values()}
-    return inspect.unwrap(forward) is forward and bool(kinds & _MORE)
+    return ("place", "more") if kinds & _MORE else ("place",)
 
 
-def _explored(module: nn.Module, concrete: dict[str, Any], default: bool, rest: bool) -> fx.Graph | str:
+def _explored(module: nn.Module, concrete: dict[str, Any], default: bool, way: Way) -> tuple[fx.Graph | str, bool]:
     """The first graph that traces: branches take the default, and the last one the other way after a failure.
 
-    With `rest`, there are more arguments than those that the forward names.
+    Beside it, whether there were branches.
     """
     choices: list[bool] = []
     failure = ""
@@ -63,10 +66,10 @@ def _explored(module: nn.Module, concrete: dict[str, Any], default: bool, rest: 
         try:
             copied = without_weights(module)
         except Exception as error:
-            return f"it cannot be copied: {_said(error)}"
-        tracer = _Alone(copied, choices, default, rest)
+            return f"it cannot be copied: {_said(error)}", False
+        tracer = _Alone(copied, choices, default, way)
         try:
-            return tracer.trace(copied, concrete)
+            return tracer.trace(copied, concrete), bool(tracer.taken)
         except Exception as error:
             failure = failure or f"{_raised_at(error)} {_said(error)}"
         choices = tracer.taken
@@ -75,15 +78,15 @@ def _explored(module: nn.Module, concrete: dict[str, Any], default: bool, rest: 
         if not choices:
             break
         choices[-1] = not default
-    return failure
+    return failure, bool(tracer.taken)
 
 
 class _Alone(Tracer):
     """Stops at every module but the root, and notes where in the user's code each node was made."""
 
-    def __init__(self, root: nn.Module, choices: list[bool], default: bool, rest: bool) -> None:
+    def __init__(self, root: nn.Module, choices: list[bool], default: bool, way: Way) -> None:
         super().__init__(root)
-        self.top, self.choices, self.default, self.rest = root, choices, default, rest
+        self.top, self.choices, self.default, self.way = root, choices, default, way
         self.taken: list[bool] = []
         self.parameters = dict(root.named_parameters())
         self._autowrap_function_ids |= {id(each) for each in _CONSTRUCTORS}
@@ -100,15 +103,18 @@ class _Alone(Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> Any:
-        """All but the first by name, as a decorator may expect; torch.fx would rewrite the decorator's own code."""
-        if self.rest:
+        """By place, or all but the first by name; torch.fx itself would rewrite a decorator's code."""
+        if self.way == "more":
             return super().create_args_for_root(root_fn, is_module, concrete_args)
         values, fixed = list[Any](), concrete_args or {}
         named = [each for each in list(inspect.signature(root_fn).parameters.values())[1:] if each.kind not in _MORE]
         for each in named:
             free = each.name not in fixed
             values.append(self.create_proxy("placeholder", each.name, (), {}) if free else fixed[each.name])
-        first = max([at + 1 for at, each in enumerate(named) if _by_place(each, at)], default=0)
+        first = sum(
+            each.kind is not each.KEYWORD_ONLY and (self.way == "place" or each.kind is each.POSITIONAL_ONLY or at == 0)
+            for at, each in enumerate(named)
+        )
         names = [each.name for each in named[first:]]
 
         def called(root: nn.Module, *given: Any) -> Any:
@@ -201,10 +207,6 @@ def _nothing_wrapped() -> Iterator[None]:
         yield
     finally:
         registry.update(kept)
-
-
-def _by_place(parameter: inspect.Parameter, at: int) -> bool:
-    return parameter.kind is parameter.POSITIONAL_ONLY or (at == 0 and parameter.kind is not parameter.KEYWORD_ONLY)
 
 
 def _said(error: Exception) -> str:

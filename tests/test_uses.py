@@ -124,23 +124,54 @@ def test_what_is_never_used_and_what_does_not_trace() -> None:
     assert uses(silent).problem(silent[0]) == "nothing is known to multiply by it"
 
 
-def _decorated(forward: Any) -> Any:
-    @functools.wraps(forward)
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return forward(self, *args, **kwargs)
+def _decorated(call: Any) -> Any:
+    def decorator(forward: Any) -> Any:
+        @functools.wraps(forward)
+        def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return call(forward, self, *args, **kwargs)
 
-    return wrapped
+        return wrapped
 
-
-class Decorated(Net):
-    @_decorated
-    def forward(self, x: Tensor, more: Any = None, *rest: Any, flag: bool, other: bool = False, **options: Any) -> Any:
-        return F.linear(x, self.matrix) if flag else F.linear(x, self.child.weight)
+    return decorator
 
 
-def test_a_decorated_forward_is_looked_into() -> None:
-    net = Decorated(lambda m, x: x)
+def _product(net: Net, x: Any, more: Any = None, *rest: Any, flag: bool, other: bool = False, **options: Any) -> Any:
+    return F.linear(x, net.matrix) if flag else F.linear(x, net.child.weight)
+
+
+def _renaming(forward: Any, net: Net, x: Any, anything: Any, **options: Any) -> Any:
+    return forward(net, x, anything, **options)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda forward, net, *args, **kwargs: forward(net, *args, **kwargs),
+        lambda forward, net, *args, **kwargs: forward(net, *args, **{"more": None, **kwargs}),
+        _renaming,
+    ],
+    ids=["passed on", "named", "renamed"],
+)
+def test_a_decorated_forward_is_looked_into(call: Any) -> None:
+    cls: Any = type("Decorated", (Net,), {"forward": _decorated(call)(_product)})
+    net = cls(lambda m, x: x)
     assert uses(net).multiplied == {id(net.matrix): 3, id(net.child.weight): 3}
+
+
+class WithOptions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, **options: Any) -> Any:
+        how = options.pop("how", None)
+        return self.child(x) if how is None else F.linear(x, self.child.weight)
+
+
+def test_what_a_forward_does_not_name_it_is_not_given() -> None:
+    net = WithOptions()
+    assert uses(net).called == {id(net.child)}
+    assert not uses(net).multiplied
 
 
 def _hidden(x: Any, weight: Any) -> Any:
