@@ -118,6 +118,17 @@ def test_the_values_of_an_attention_have_one_draw_per_example() -> None:
     assert_moments(plain, converted(plain, "flipout"), [x], count=2000)
 
 
+@pytest.mark.parametrize(("role", "layout"), [("v_proj_weight", (1, 1, 0)), ("out_proj_weight", (0, 4, 1))])
+def test_example_inputs_tell_where_the_examples_are_in_an_attention(role: str, layout: tuple[int, int, int]) -> None:
+    plain = Form((4, 4), lambda m, x: attention(m, x, role)).double()
+    small, large = torch.randn(2, 4, 4).double(), torch.randn(3, 4, 4).double()
+    layer: Any = bayesify.convert(plain, "flipout", example_inputs=[small, large])
+    settings = layer._settings
+    assert (settings.batch_dim, settings.rows, settings.run) == layout
+    bayesify.set_posterior_std(layer, 0.5)
+    assert_moments(plain, layer, [small], count=2000)
+
+
 def test_the_law_of_two_dimensional_rows_that_are_examples() -> None:
     """The moments judge that no pair of examples is correlated; here, that four rows of four are four examples."""
     plain, _ = form("folded rows")
