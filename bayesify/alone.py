@@ -6,32 +6,42 @@ not a graph to run.
 
 from __future__ import annotations
 
+import inspect
 import operator
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
-from typing import Any
+from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import fx, nn
-from torch.fx.proxy import ParameterProxy
 
 from .graph import NOT_THE_USERS, Tracer, argument_choices, same_randomness, user_code, without_weights
+from .unknowns import Size, Unknown, Weight, is_size
 
 _ATTEMPTS = 12
 _MOST_BRANCHES = 500
+Way = Literal["place", "name", "more"]  # how a forward gets its arguments; "more": others too than it names
+_MORE = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+# torch.fx does not see these where they are given what is not known, a size or a type
+_CONSTRUCTORS = (
+    torch.tensor, torch.as_tensor, torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.finfo,
+)  # fmt: skip
 
 
 def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
     """Graphs of this one module's forward, on both sides of its branches; or none, and what stopped the trace."""
     failure = ""
-    with same_randomness(), warnings.catch_warnings(), torch.no_grad(), _nothing_wrapped():
+    with same_randomness(), warnings.catch_warnings(), torch.no_grad(), _nothing_wrapped(), _UNCHECKED:
         warnings.simplefilter("ignore")
-        for concrete, told in product(reversed(argument_choices(module)), (False, True)):
-            outcomes = [_explored(module, concrete, default, told) for default in (False, True)]
+        choices = [*reversed(argument_choices(module))]
+        for way, concrete, told in product(_ways(type(module).forward), choices, (False, True)):
+            found, branched = _explored(module, concrete, False, way, told)
+            outcomes = [found, _explored(module, concrete, True, way, told)[0]] if branched else [found]
             graphs = [each for each in outcomes if isinstance(each, fx.Graph)]
             if graphs:
                 return graphs, ""
@@ -39,18 +49,31 @@ def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
     return [], failure
 
 
-def _explored(module: nn.Module, concrete: dict[str, Any], default: bool, told: bool) -> fx.Graph | str:
-    """The first graph that traces: branches take the default, and the last one the other way after a failure."""
+def _ways(forward: Any) -> tuple[Way, ...]:
+    """How to call it: a decorator may pass all on by place, or expect names."""
+    if inspect.unwrap(forward) is not forward:
+        return "place", "name"
+    kinds = {each.kind for each in inspect.signature(forward).parameters.values()}
+    return ("place", "more") if kinds & _MORE else ("place",)
+
+
+def _explored(
+    module: nn.Module, concrete: dict[str, Any], default: bool, way: Way, told: bool
+) -> tuple[fx.Graph | str, bool]:
+    """The first graph that traces: branches take the default, and the last one the other way after a failure.
+
+    Beside it, whether there were branches.
+    """
     choices: list[bool] = []
     failure = ""
     for _ in range(_ATTEMPTS):
         try:
             copied = without_weights(module)
         except Exception as error:
-            return f"it cannot be copied: {_said(error)}"
-        tracer = _Alone(copied, choices, default, told)
+            return f"it cannot be copied: {_said(error)}", False
+        tracer = _Alone(copied, choices, default, way, told)
         try:
-            return tracer.trace(copied, concrete)
+            return tracer.trace(copied, concrete), bool(tracer.taken)
         except Exception as error:
             failure = failure or f"{_raised_at(error)} {_said(error)}"
         choices = tracer.taken
@@ -59,10 +82,7 @@ def _explored(module: nn.Module, concrete: dict[str, Any], default: bool, told: 
         if not choices:
             break
         choices[-1] = not default
-    return failure
-
-
-_TOLD = {"device": torch.device("cpu"), "dtype": torch.float32}
+    return failure, bool(tracer.taken)
 
 
 class _Alone(Tracer):
@@ -71,15 +91,44 @@ class _Alone(Tracer):
     `told`: sizes, dtypes and devices are some instead of unknown, for code that makes tensors of them.
     """
 
-    def __init__(self, root: nn.Module, choices: list[bool], default: bool, told: bool) -> None:
+    def __init__(self, root: nn.Module, choices: list[bool], default: bool, way: Way, told: bool) -> None:
         super().__init__(root)
         self.told = self.proxy_buffer_attributes = told  # a buffer may be viewed by sizes that are not its own
-        self.top, self.choices, self.default = root, choices, default
+        self.top, self.choices, self.default, self.way = root, choices, default, way
         self.taken: list[bool] = []
         self.parameters = dict(root.named_parameters())
+        self._autowrap_function_ids |= {id(each) for each in _CONSTRUCTORS}
+        self._autowrap_search.append(torch)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m is not self.top
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if id(m) not in self.names and not any(True for _ in m.parameters()):
+            return m.forward(*args, **kwargs)  # an activation that is made where it is used
+        return super().call_module(m, forward, args, kwargs)
+
+    def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> Any:
+        """By place, or all but the first by name; torch.fx itself would rewrite a decorator's code."""
+        if self.way == "more":
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        values, fixed = list[Any](), concrete_args or {}
+        named = [each for each in list(inspect.signature(root_fn).parameters.values())[1:] if each.kind not in _MORE]
+        for each in named:
+            free = each.name not in fixed
+            values.append(self.create_proxy("placeholder", each.name, (), {}) if free else fixed[each.name])
+        first = sum(
+            each.kind is not each.KEYWORD_ONLY and (self.way == "place" or each.kind is each.POSITIONAL_ONLY or at == 0)
+            for at, each in enumerate(named)
+        )
+        names = [each.name for each in named[first:]]
+
+        def called(root: nn.Module, *given: Any) -> Any:
+            return root_fn(root, *given[:first], **dict(zip(names, given[first:], strict=True)))
+
+        return called, [self.root, *values]
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
@@ -88,12 +137,12 @@ class _Alone(Tracer):
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Size(node, self) if self.told and _is_size(node) else _Proxy(node, self)
+        return Size(node, self) if self.told and is_size(node) else Unknown(node, self)
 
     def create_proxy(self, kind: str, target: Any, *args: Any, proxy_factory_fn: Any = None, **kwargs: Any) -> fx.Proxy:
         if proxy_factory_fn is not None:  # a Parameter or a buffer
             value = self.parameters.get(target)
-            weight = None if value is None else lambda node: _Weight(self, node, target, value)
+            weight = None if value is None else lambda node: Weight(self, node, target, value)
             kwargs["proxy_factory_fn"] = weight or self.proxy
         return super().create_proxy(kind, target, *args, **kwargs)
 
@@ -114,57 +163,8 @@ class _Alone(Tracer):
         return ()
 
 
-class _Proxy(fx.Proxy):
-    def __getattr__(self, name: str) -> Any:
-        tracer: Any = self.tracer
-        return _TOLD[name] if name in _TOLD and tracer.told else super().__getattr__(name)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-    def __len__(self) -> int:
-        return 1  # as many as `iter` gives
-
-
-class _Size(_Proxy, int):  # type: ignore[misc]
-    """A number that is told by the form of a tensor: functions that make tensors, and loops, take it for 2."""
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    def __new__(cls, node: fx.Node, tracer: Any) -> _Size:
-        return int.__new__(cls, 2)  # a loop from 1 runs once
-
-    __index__, __int__, __float__ = int.__index__, int.__int__, int.__float__
-    __hash__ = fx.Proxy.__hash__
-
-
-def _is_size(node: fx.Node) -> bool:
-    if node.target is operator.getitem:
-        return _is_shape(node.args[0]) and not isinstance(node.args[1], slice)
-    if node.target is getattr:
-        return node.args[1] == "ndim"
-    asked = (node.target == "size" and not _is_shape(node)) or node.target in ("dim", "numel")
-    counted = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
-    inputs = node.all_input_nodes
-    return (node.op == "call_method" and asked) or (counted and bool(inputs) and all(map(_is_size, inputs)))
-
-
-def _is_shape(node: Any) -> bool:
-    if node.target is operator.getitem:
-        return _is_shape(node.args[0]) and isinstance(node.args[1], slice)
-    of_tensor = node.target is getattr and node.args[1] == "shape"
-    return of_tensor or (node.target == "size" and len(node.args) + len(node.kwargs) == 1)
-
-
-class _Weight(ParameterProxy):
-    def size(self, dim: int | None = None) -> Any:
-        return self.shape if dim is None else self.shape[dim]
-
-    def __len__(self) -> int:
-        return int(self.shape[0])
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+# what is not known would not pass an assertion
+_UNCHECKED = patch.object(torch, "_check_with", lambda *args, **kwargs: None)
 
 
 @contextmanager

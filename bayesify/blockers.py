@@ -81,19 +81,24 @@ def inside_adapter(site: Site) -> str | None:
         if "base_layer" in module._modules and hasattr(type(module), "adapter_layer_names"):
             part, _, adapter = site.name.removeprefix(f"{name}." if name else "").partition(".")
             if part in ("lora_A", "lora_B"):
-                return _adapter_problem(module, adapter)
+                return _adapter_problem(site, module, adapter)
             where = f"{name or 'the model'} ({_title(type(module))})"
             lora = "the policy `lora` converts its adapters instead, " if "lora_A" in module._modules else ""
             return f"it is inside the peft adapter {where}: {lora}model.merge_and_unload() makes it plain"
     return None
 
 
-def _adapter_problem(module: nn.Module, adapter: str) -> str | None:
+def _adapter_problem(site: Site, module: nn.Module, adapter: str) -> str | None:
     kind = getattr(module, "lora_variant", {}).get(adapter)
     if kind is not None:
         return f"its adapter {adapter!r} is of the kind {type(kind).__name__}, which reads its weight beside calling it"
     merged = adapter in getattr(module, "merged_adapters", ())
-    return f"its adapter {adapter!r} is merged, and not called: model.unmerge_adapter() first" if merged else None
+    if merged:
+        return f"its adapter {adapter!r} is merged, and not called: model.unmerge_adapter() first"
+    found = site.forwards.uses(module)
+    why = f": its forward does not trace ({found.failure})" if found.failure else ", but may read its weight"
+    reached = id(site.module) in found.called or not site.known
+    return None if reached else f"{_title(type(module))} does not call it{why}"
 
 
 def read_by_parent(site: Site) -> str | None:
@@ -131,9 +136,7 @@ def unknown_class(site: Site) -> str | None:
         return None
     base = next((each for each in cls.__mro__ if each in plain_classes()), None)
     offer = _subclass(cls, base) if base is not None else None
-    if offer:
-        return offer
-    return "; ".join(f"{name}: {why}" for name, why in site.problems.items()) or None
+    return offer or "; ".join(f"{name}: {why}" for name, why in site.problems.items()) or None
 
 
 def _subclass(cls: type, base: type) -> str | None:

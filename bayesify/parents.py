@@ -81,7 +81,8 @@ def sequence_first(site: Site) -> str | None:
 
 def _knows_its_layout(site: Site) -> bool:
     """Attention works batch-first inside, recurrent layers have `batch_first`, cells see one step of each example."""
-    return isinstance(site.module, (*_LAID_OUT, nn.RNNCellBase)) or site.attention is not None
+    inside = any(isinstance(each, nn.MultiheadAttention) and each.out_proj is site.module for _, each in site.parents)
+    return inside or isinstance(site.module, (*_LAID_OUT, nn.RNNCellBase))
 
 
 def folds_windows(site: Site) -> bool:

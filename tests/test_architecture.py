@@ -38,6 +38,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("uses",),
     ("computing",),
     ("alone",),
+    ("unknowns",),
     ("graph",),
     ("programs",),
     ("claims",),

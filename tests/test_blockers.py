@@ -24,16 +24,12 @@ class OwnForward(nn.Linear):
         return F.linear(input, self.weight + input.mean())
 
 
-class Doubled(nn.Linear):
+class Doubled(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
 
 
-class OwnTable(nn.Embedding):
-    pass
-
-
-class Inherits(nn.Linear):
+class Inherits(nn.Embedding):
     def __init__(self, n: int) -> None:
         super().__init__(n, n)
 
@@ -91,7 +87,12 @@ class Adapter(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.base_layer, self.lora_A = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.base_layer, self.lora_A, self.lora_B = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        if options.pop("mixed", None) is not None:
+            raise ValueError
+        return self.base_layer(x) + self.lora_A(x) + self.lora_B.weight.exp()  # type: ignore[no-any-return]
 
 
 class Tied(nn.Module):
@@ -146,7 +147,8 @@ BLOCKED = {
     "quantized": (_quantized, "a quantized layer: convert the float model"),
     "adapter itself": (Adapter, "merge_and_unload"),
     "own forward": (lambda: OwnForward(2, 2), f"weight: it is used in `add` at {Path(__file__).name}:"),
-    "table of one's own": (lambda: OwnTable(2, 2), "bayesify.register(OwnTable, like=nn.Embedding) converts it"),
+    "super's forward": (lambda: Doubled(2, 2), "bayesify.register(Doubled, like=nn.Embedding)"),
+    "inherits": (lambda: Inherits(2), "unchanged: bayesify.register(Inherits, like=nn.Embedding) converts it"),
     "helper": (lambda: OtherConv(2, 2, 1), f"weight: it is used in `add` at {Path(__file__).name}:"),
     "weight property": (Computes, f"raw: it is used in `detach` at {Path(__file__).name}:"),
     "lstm of one's own": (lambda: OwnLSTM(2, 2), "bayesify.register(OwnLSTM, like=nn.LSTM) converts it"),
@@ -281,8 +283,9 @@ def test_a_container_bears_no_weight() -> None:
 def test_inside_an_adapter() -> None:
     model = nn.Sequential(Adapter())
     parents = (("", model), ("0", model[0]))
-    reason = blocker(Site(model[0].lora_A, "0.lora_A", parents))
-    assert reason is None
+    assert blocker(Site(model[0].lora_A, "0.lora_A", parents)) is None
+    reason = blocker(Site(model[0].lora_B, "0.lora_B", parents))
+    assert reason == "Adapter does not call it, but may read its weight"
     reason = blocker(Site(model[0].base_layer, "0.base_layer", parents))
     start = "it is inside the peft adapter 0 (Adapter): the policy `lora` converts its adapters instead, "
     assert reason == start + "model.merge_and_unload() makes it plain"
@@ -292,12 +295,12 @@ class OtherAttention(nn.MultiheadAttention):
     """Its forward is nn.MultiheadAttention's, which reads `out_proj.weight` without calling `out_proj`."""
 
 
-def test_out_proj_is_free_in_an_attention_that_converts_and_blocked_in_any_other() -> None:
-    attention, other = nn.MultiheadAttention(2, 1), OtherAttention(2, 1)
-    assert blocker(Site(attention.out_proj, "attn.out_proj", (("", nn.Module()), ("attn", attention)))) is None
-    for parents in ((("", other),), (("", nn.Module()), ("attn", other))):
-        reason = str(blocker(Site(other.out_proj, "out_proj", parents)))
-        assert reason.startswith("OtherAttention reads its weight without calling it: it is used in `multi_head")
+@pytest.mark.parametrize("cls", [nn.MultiheadAttention, OtherAttention])
+def test_out_proj_is_free_in_every_attention(cls: type[nn.MultiheadAttention]) -> None:
+    attention = cls(2, 1)
+    for parents in ((("", attention),), (("", nn.Module()), ("attn", attention))):
+        assert blocker(Site(attention, parents[-1][0], parents[:-1])) is None
+        assert blocker(Site(attention.out_proj, "out_proj", parents)) is None
 
 
 def test_the_feed_forward_of_an_encoder_layer_is_free() -> None:

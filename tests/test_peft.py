@@ -93,3 +93,25 @@ def test_after_merging_there_is_no_noise_and_before_converting_it_is_refused(pef
         bayesify.convert(plain, "lora")
     with pytest.raises(PolicyError, match=r"of the kind Dora\w+, which reads its weight"):
         bayesify.convert(adapted(peft, use_dora=True), "lora")
+
+
+def test_an_adapter_that_computes_the_weight_is_blocked(peft: Any) -> None:
+    """Its `lora_A` is never called: noise there would be none."""
+    model = peft.get_peft_model(Net(), peft.LoraConfig(r=2, target_modules=[], target_parameters=["first.weight"]))
+    with pytest.raises(PolicyError, match="ParamWrapper does not call it"):
+        bayesify.convert(model, "lora")
+
+
+def test_adapters_of_bare_parameters_convert_by_their_products(peft: Any) -> None:
+    plain = peft.get_peft_model(Net(), peft.AdaLoraConfig(init_r=2, total_step=9, target_modules=["first"])).eval()
+    for each in plain.parameters():
+        each.data += 0.1 * torch.randn_like(each)
+    first = "base_model.model.first"
+    rows = {row.name: row for row in bayesify.plan(plain).rows}
+    assert "it is used in `mul`" in str(rows[f"{first}.lora_A"].reason)
+    assert rows[f"{first}.lora_B"].verb == "converts"
+    model, x = bayesify.convert(plain), torch.randint(7, (4, 5))
+    with bayesify.posterior_mean(model):
+        assert torch.equal(model(x), plain(x))
+    model(x).square().sum().backward()
+    assert all(layer.scale_of("default").grad.abs().max() > 0 for _, layer in bayesify.variational_layers(model))

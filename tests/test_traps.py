@@ -163,7 +163,7 @@ class Inherits(nn.Linear):
 def test_09_subclasses() -> None:
     model = nn.Sequential(Scaled(2, 2), Inherits(2, 2), nn.Linear(2, 2))
     converted = bayesify.convert(model)
-    for at, cls in ((0, Scaled), (1, Inherits)):
+    for at, cls in enumerate((Scaled, Inherits)):
         assert isinstance(converted[at], cls)
         assert differs(converted[at], torch.ones(1, 2))
         assert type(pickle.loads(pickle.dumps(converted[at]))) is type(converted[at])

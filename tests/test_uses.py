@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -63,8 +64,21 @@ MULTIPLIED: dict[str, tuple[Callable[[Net, Any], Any], str, int]] = {
     "beside new tensors": (lambda m, x: torch.ones(x.shape[0], 4) * x @ m.matrix + x.new_ones(3), "matrix", 4),
     "in a loop over a size": (lambda m, x: [x[at] @ m.matrix for at in range(x.shape[0])], "matrix", 4),
     "ellipsis": (lambda m, x: torch.einsum("...i,ij->...j", x, m.matrix), "matrix", 4),
+    "in a loop over rows": (lambda m, x: [F.linear(x, m.matrix) for _ in range(x.shape[0])], "matrix", 3),
+    "beside a size as a tensor": (lambda m, x: F.linear(x, m.matrix) / torch.tensor(x.size(-1)).sqrt(), "matrix", 3),
+    "beside zeros of a size": (lambda m, x: F.linear(x + torch.zeros(x.shape[0], 3), m.matrix), "matrix", 3),
+    "beside a type's limits": (lambda m, x: F.linear(x, m.matrix) + float(torch.finfo(x.dtype).min), "matrix", 3),
+    "behind an assertion": (lambda m, x: (torch._check(x.shape[0] > 3), F.linear(x, m.matrix)), "matrix", 3),
+    "behind an activation made there": (lambda m, x: F.linear(nn.SiLU()(x), m.matrix), "matrix", 3),
+    "cast by its type": (lambda m, x: F.linear(x, m.matrix.type(torch.float64)), "matrix", 3),
+    "projecting for an attention": (lambda m, x: _attended(x, q_proj_weight=m.child.weight), "child.weight", 3),
     "beside an item that is set": (lambda m, x: (x.__setitem__(0, 1.0), x @ m.matrix), "matrix", 4),
 }
+
+
+def _attended(x: Any, **weights: Any) -> Any:
+    given = [x, x, x, 4, 2, None, None, None, None, False, 0.0, None, None]
+    return F.multi_head_attention_forward(*given, use_separate_proj_weight=True, **weights)
 
 
 def _checked(x: Tensor) -> None:
@@ -90,6 +104,10 @@ OTHERS: dict[str, tuple[Callable[[Net, Any], Any], str]] = {
     "in place": (lambda m, x: x @ m.matrix.mul_(2), "mul_"),
     "handed to a child": (lambda m, x: m.child(m.matrix), "child"),
     "returned": (lambda m, x: m.matrix, "output"),
+    "for an attention's keys": (
+        lambda m, x: F.multi_head_attention_forward(x, x, x, 4, 2, x, None, m.matrix, x, False, 0.0, x, None),
+        "multi_head_attention_forward",
+    ),
     "with itself": (lambda m, x: m.matrix @ m.matrix, "matmul"),
     "as a bias": (lambda m, x: F.linear(x, m.child.weight, m.matrix), "linear"),
     "as a factor of data": (lambda m, x: torch.relu(m.matrix * x) @ x, "mul"),
@@ -116,6 +134,56 @@ def test_what_is_never_used_and_what_does_not_trace() -> None:
     assert problem.startswith(f"its forward does not trace: {Path(__file__).name}:{line}:")
     silent = nn.ParameterList([torch.zeros(2, 2)])
     assert uses(silent).problem(silent[0]) == "nothing is known to multiply by it"
+
+
+def _decorated(call: Any) -> Any:
+    def decorator(forward: Any) -> Any:
+        @functools.wraps(forward)
+        def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return call(forward, self, *args, **kwargs)
+
+        return wrapped
+
+    return decorator
+
+
+def _product(net: Net, x: Any, more: Any = None, *rest: Any, flag: bool, other: bool = False, **options: Any) -> Any:
+    return F.linear(x, net.matrix) if flag else F.linear(x, net.child.weight)
+
+
+def _renaming(forward: Any, net: Net, x: Any, anything: Any, **options: Any) -> Any:
+    return forward(net, x, anything, **options)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda forward, net, *args, **kwargs: forward(net, *args, **kwargs),
+        lambda forward, net, *args, **kwargs: forward(net, *args, **{"more": None, **kwargs}),
+        _renaming,
+    ],
+    ids=["passed on", "named", "renamed"],
+)
+def test_a_decorated_forward_is_looked_into(call: Any) -> None:
+    cls: Any = type("Decorated", (Net,), {"forward": _decorated(call)(_product)})
+    net = cls(lambda m, x: x)
+    assert uses(net).multiplied == {id(net.matrix): 3, id(net.child.weight): 3}
+
+
+class WithOptions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, **options: Any) -> Any:
+        how = options.pop("how", None)
+        return self.child(x) if how is None else F.linear(x, self.child.weight)
+
+
+def test_what_a_forward_does_not_name_it_is_not_given() -> None:
+    net = WithOptions()
+    assert uses(net).called == {id(net.child)}
+    assert not uses(net).multiplied
 
 
 def _hidden(x: Any, weight: Any) -> Any:

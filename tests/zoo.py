@@ -151,6 +151,10 @@ OF_TRANSFORMERS = {
         transformers("DebertaV2ForSequenceClassification", relative_attention=True, position_buckets=4),
         words(),
     ),
+    "DeBERTa": (
+        transformers("DebertaForSequenceClassification", relative_attention=True, pos_att_type=["c2p", "p2c"]),
+        words(),
+    ),
     "XLNet": (
         transformers("XLNetLMHeadModel", d_model=16, n_layer=2, n_head=2, d_inner=32, max_position_embeddings=None),
         words("input_ids", "token_type_ids"),
@@ -166,6 +170,27 @@ OF_TRANSFORMERS = {
     "Llama": (transformers("LlamaForCausalLM", num_key_value_heads=1), words()),
     "Gemma": (transformers("GemmaForCausalLM", num_key_value_heads=1, head_dim=8), words()),
     "Mixtral": (transformers("MixtralForCausalLM", num_key_value_heads=1, num_local_experts=3), words()),
+    "Llama 4": (
+        transformers(
+            "Llama4ForCausalLM", num_key_value_heads=1, head_dim=8, num_local_experts=2, intermediate_size_mlp=32,
+        ),
+        words(),
+    ),
+    "DeepSeek-V3": (
+        transformers(
+            "DeepseekV3ForCausalLM", num_key_value_heads=2, n_routed_experts=4, n_group=1, topk_group=1,
+            num_experts_per_tok=2, moe_intermediate_size=8, first_k_dense_replace=1, kv_lora_rank=8, q_lora_rank=8,
+            qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8,
+        ),
+        words(),
+    ),
+    "Bamba": (
+        transformers(
+            "BambaForCausalLM", num_key_value_heads=1, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=8,
+            mamba_d_state=4, mamba_n_groups=1, mamba_chunk_size=4,
+        ),
+        words(),
+    ),
     "Mamba": (transformers("MambaForCausalLM", state_size=4, num_hidden_layers=1), words()),
     "Jamba": (
         transformers(
@@ -186,6 +211,13 @@ OF_TRANSFORMERS = {
     ),
     "wav2vec2": (transformers("Wav2Vec2ForCTC", **_SPEECH), speech),
     "WavLM": (transformers("WavLMForCTC", **_SPEECH), speech),
+    "Parakeet": (
+        transformers(
+            "ParakeetForCTC",
+            encoder_config={**SMALL, "num_hidden_layers": 1, "num_mel_bins": 16, "subsampling_conv_channels": 8},
+        ),
+        lambda: {"input_features": torch.randn(2, 32, 16)},
+    ),
     "EnCodec": (transformers("EncodecModel", **_CODEC), lambda: {"input_values": torch.randn(2, 1, 64)}),
     "DINOv2": (transformers("Dinov2ForImageClassification", **_VISION), pixels()),
     "CLIP": (transformers("CLIPModel", **_TOWERS, projection_dim=8), pixels(input_ids=tokens)),
@@ -214,6 +246,13 @@ OF_DIFFUSERS = {
     ),
     "U-Net, conditional": (unet("UNet2DConditionModel", **_CROSS), latents(4, encoder_hidden_states=(2, 4, 8))),
     "VAE": (diffusers("AutoencoderKL", **_AUTOENCODER), image(8)),
+    "CogVideoX VAE": (
+        diffusers(
+            "AutoencoderKLCogVideoX", block_out_channels=(8,), down_block_types=("CogVideoXDownBlock3D",),
+            up_block_types=("CogVideoXUpBlock3D",), layers_per_block=1, latent_channels=4, norm_num_groups=4,
+        ),
+        lambda: (torch.randn(2, 3, 1, 8, 8),),
+    ),
     "DiT": (
         diffusers("DiTTransformer2DModel", **_DIT, num_layers=1, norm_num_groups=4, num_embeds_ada_norm=10),
         latents(4, "hidden_states", class_labels=1),

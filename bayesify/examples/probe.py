@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import UsageError
 from ..nn.computed import kind_before
-from ..nn.multiplications import MULTIPLICATIONS, VIEWS, scales
+from ..nn.multiplications import BODIES, MULTIPLICATIONS, VIEWS, scales
 from ..nn.part import Part
 from ..nn.registry import plain_classes
 from ..products import EinsumProduct, Product
@@ -146,6 +146,9 @@ class _Uses(TorchFunctionMode):
         ]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in BODIES and not self.calls.inside:
+            with self:
+                return BODIES[func](*args, **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
         self._note(func, args, kwargs or {}, output)
         return output

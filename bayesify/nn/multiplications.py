@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -143,6 +145,15 @@ _PLACES: dict[Any, tuple[int, str, str]] = {  # where the weight is, its name th
     **{each: (1, "weight", "bias") for each, reader in MULTIPLICATIONS.items() if reader in (_conv, _conv_transpose)},
 }  # fmt: skip
 
+_MHA = F.multi_head_attention_forward
+# torch's functions that are Python over others: their bodies, that do not ask first whether they are overridden
+BODIES: dict[Any, Callable[..., Any]] = {
+    _MHA: FunctionType(
+        _MHA.__code__, {**_MHA.__globals__, "has_torch_function": lambda tensors: False}, argdefs=_MHA.__defaults__
+    ),
+}
+_WEIGHTS = {*(f"{name}_weight" for name in ("in_proj", "q_proj", "k_proj", "v_proj", "out_proj"))}
+
 
 def is_added(function: Any, args: Any, kwargs: Any, weight: Any) -> bool:
     """Whether this argument is a product's bias."""
@@ -158,6 +169,9 @@ def is_factor(function: Any, args: Any, kwargs: Any, weight: Any, placed: bool =
 
     `placed`: only where that argument of the function can be nothing but a weight.
     """
+    if function in BODIES:
+        given = inspect.signature(function).bind(*args, **kwargs).arguments
+        return [name in _WEIGHTS for name, each in given.items() if each is weight] == [True]
     if function not in MULTIPLICATIONS or [*args, *kwargs.values()].count(weight) != 1:
         return False
     if function in _PLACES:
@@ -172,7 +186,7 @@ def is_factor(function: Any, args: Any, kwargs: Any, weight: Any, placed: bool =
 _VIEW_NAMES = (
     "t", "transpose", "permute", "view", "reshape", "contiguous", "flatten", "unflatten", "squeeze", "unsqueeze",
     "swapaxes", "movedim", "to", "type_as", "float", "half", "bfloat16", "double", "chunk", "split", "unbind",
-    "__getitem__", "view_as", "reshape_as", "narrow",
+    "__getitem__", "view_as", "reshape_as", "narrow", "type",
 )  # fmt: skip
 VIEWS: frozenset[Any] = frozenset(
     found

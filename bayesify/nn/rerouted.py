@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from .. import noise
 from ..products import EinsumProduct, GroupedProduct, LinearProduct
-from .multiplications import MULTIPLICATIONS, VIEWS, Use, harmless, scales
+from .multiplications import BODIES, MULTIPLICATIONS, VIEWS, Use, harmless, scales
 from .variational import LRT, Flipout, Variational
 
 
@@ -91,6 +91,7 @@ class _Reroute(TorchFunctionMode):
     def __init__(self, layers: list[Variational], inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
         self.inputs = [each for each in (*inputs, *kwargs.values()) if isinstance(each, Tensor) and each.dim() > 1]
+        self.dim: int | None = None  # of the examples, where what is computed says so, and not the layers' settings
         self.known: list[_Known] = []
         for layer in layers:
             for name in (each for each in layer.means() if each not in layer._settings.drawn):
@@ -108,6 +109,8 @@ class _Reroute(TorchFunctionMode):
         scaled = len(known) == 1 and scales(func, args, known[0].mean)
         if func in VIEWS or scaled:
             return self._follow(func, known[0], args, kwargs)
+        if func in BODIES:
+            return self._inside(BODIES[func], *args, **kwargs)
         able = func in MULTIPLICATIONS and len(known) == 1
         use = MULTIPLICATIONS[func](known[0].mean, *args, **kwargs) if able else None
         if use is None:
@@ -116,6 +119,16 @@ class _Reroute(TorchFunctionMode):
                 "which its noise would not pass through: keep this layer by `ignore` in the policy"
             )
         return self._estimate(use, known[0])
+
+    def _inside(self, body: Callable[..., Any], query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """torch's attention, whose examples are along dimension 1, and along 0 in turns where it folds them there."""
+        before = self.inputs, self.dim
+        self.inputs, self.dim = [query if query.dim() > 2 else query.unsqueeze(1)], 1
+        try:
+            with self:
+                return body(query, *args, **kwargs)
+        finally:
+            self.inputs, self.dim = before
 
     def _find(self, tensor: Any) -> _Known | None:
         return next((each for each in self.known if each.mean is tensor), None)
@@ -128,9 +141,9 @@ class _Reroute(TorchFunctionMode):
         return mean
 
     def _estimate(self, use: Use, known: _Known) -> Tensor:
-        layer, dim = known.layer, known.layer._settings.batch_dim
+        layer, told = known.layer, known.layer._settings.rows > 0
         layer._reached = True
-        x, told = use.inputs[0], layer._settings.rows > 0
+        x, dim = use.inputs[0], layer._settings.batch_dim if told or self.dim is None else self.dim
         # rows of a matrix of one example each, and windows, are examples folded with other dimensions
         folds = isinstance(use.product, LinearProduct) and not told and self._folds(x, dim)
         if folds:
@@ -149,7 +162,7 @@ class _Reroute(TorchFunctionMode):
 
     def _folds(self, x: Tensor, dim: int) -> bool:
         examples = self._examples(dim)
-        return (dim == 0 or x.dim() == 2) and 1 < examples < x.shape[0] and x.shape[0] % examples == 0
+        return (dim == 0 or x.dim() == 2) and 0 < examples < x.shape[0] and x.shape[0] % examples == 0
 
 
 def _flat(values: list[Any]) -> list[Any]:

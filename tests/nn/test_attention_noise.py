@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import vmap
 
+import bayesify
 from bayesify.nn.settings import Method
 
 from ..support import judge, judge_moments, same_example
@@ -72,6 +73,26 @@ def test_flipout_s_example_is_the_element_of_the_batch(
     assert correlation[same & (position[:, None] != position)].max() > 0.5
     assert correlation[~same].max() > 0.5  # so the signs have something to take away
     judge_moments(samples(layer, 4000, given, **wanted), mean, exact * same)
+
+
+class Subclassed(nn.MultiheadAttention):
+    """Of no registered class: torch's own function attends, and its products are answered with noise."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Any:  # type: ignore[override]
+        return super().forward(query, key, value, **kwargs)
+
+
+@every_layout
+@pytest.mark.parametrize(("options", "batch"), [({}, 2), ({"kdim": 6, "vdim": 5}, 2), ({}, None)])
+def test_the_law_of_a_subclass_is_the_same(options: Any, batch: int | None, batch_first: bool) -> None:
+    plain: Any = attention(4, batch_first=batch_first, **options)
+    plain.__class__ = Subclassed
+    layer: Any = bayesify.convert(plain, "flipout")
+    bayesify.set_posterior_std(layer, 1e-4)
+    given = inputs(plain, "distinct" if options else "self", batch)
+    mean = run(plain, given).detach()
+    same = same_example(mean, batch is not None)
+    judge_moments(samples(layer, 4000, given), mean, one_draw(plain, layer, given) * same)
 
 
 def test_without_a_batch_all_positions_share_one_draw() -> None:

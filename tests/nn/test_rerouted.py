@@ -36,6 +36,16 @@ def conv1d(m: Form, x: Tensor) -> Tensor:
     return F.conv1d(x, weight=m.matrix, bias=m.shift, stride=2, padding=1, groups=2)
 
 
+def attention(m: Form, x: Tensor, role: str) -> Tensor:
+    """torch's function over (sequence, batch), with the matrix in one of its roles."""
+    one = torch.eye(4, dtype=x.dtype)
+    weights = {**dict.fromkeys(("q_proj_weight", "k_proj_weight", "v_proj_weight"), one), role: m.matrix}
+    inside, of = [x.transpose(0, 1)] * 3, {"use_separate_proj_weight": True, **weights}
+    out = of.pop("out_proj_weight", one)
+    y, _ = F.multi_head_attention_forward(*inside, 4, 2, None, None, None, None, False, 0.0, out, m.shift, **of)
+    return y.transpose(0, 1)
+
+
 # name -> (shape of the matrix, the product, shape of one example, size of the bias)
 FORMS: dict[str, tuple[tuple[int, ...], Callable[[Form, Tensor], Tensor], tuple[int, ...], int]] = {
     "linear": ((3, 4), lambda m, x: F.linear(x, m.matrix), (4,), 0),
@@ -57,6 +67,8 @@ FORMS: dict[str, tuple[tuple[int, ...], Callable[[Form, Tensor], Tensor], tuple[
     "conv_transpose1d": ((2, 2, 2), lambda m, x: F.conv_transpose1d(x, m.matrix, stride=2), (2, 3), 0),
     "conv_transpose2d": ((2, 1, 2, 2), lambda m, x: F.conv_transpose2d(x, m.matrix, m.shift), (2, 2, 2), 1),
     "bilinear": ((3, 2, 2), lambda m, x: F.bilinear(x[:, 0], x[:, 1], m.matrix), (2, 2), 0),
+    "matmul with a vector": ((2, 4), lambda m, x: x @ m.matrix[0], (3, 4), 0),
+    "output of an attention": ((4, 4), lambda m, x: attention(m, x, "out_proj_weight"), (4, 4), 4),
     "chunks": ((6, 4), lambda m, x: sum(F.linear(x, each) for each in m.matrix.chunk(3)), (4,), 0),
     "rows": ((6, 4), lambda m, x: F.linear(x, m.matrix[1:4]), (4,), 0),
     "reshaped": ((2, 2, 4), lambda m, x: F.linear(x, m.matrix.view(4, -1).to(x.dtype)), (4,), 0),
@@ -95,6 +107,28 @@ def test_every_form_of_product_has_the_law(name: str, method: Method) -> None:
     assert_moments(plain, layer, [x], count=2000)
 
 
+def test_rows_of_a_single_example_share_one_draw() -> None:
+    plain, x = form("folded rows", examples=1)
+    assert_moments(plain, converted(plain, "flipout"), [x], count=2000)
+
+
+def test_the_values_of_an_attention_have_one_draw_per_example() -> None:
+    """Both its positions, that are a multiple of the examples, and its examples lead somewhere in torch's code."""
+    plain, x = Form((4, 4), lambda m, x: attention(m, x, "v_proj_weight")).double(), torch.randn(2, 4, 4).double()
+    assert_moments(plain, converted(plain, "flipout"), [x], count=2000)
+
+
+@pytest.mark.parametrize(("role", "layout"), [("v_proj_weight", (1, 1, 0)), ("out_proj_weight", (0, 4, 1))])
+def test_example_inputs_tell_where_the_examples_are_in_an_attention(role: str, layout: tuple[int, int, int]) -> None:
+    plain = Form((4, 4), lambda m, x: attention(m, x, role)).double()
+    small, large = torch.randn(2, 4, 4).double(), torch.randn(3, 4, 4).double()
+    layer: Any = bayesify.convert(plain, "flipout", example_inputs=[small, large])
+    settings = layer._settings
+    assert (settings.batch_dim, settings.rows, settings.run) == layout
+    bayesify.set_posterior_std(layer, 0.5)
+    assert_moments(plain, layer, [small], count=2000)
+
+
 def test_the_law_of_two_dimensional_rows_that_are_examples() -> None:
     """The moments judge that no pair of examples is correlated; here, that four rows of four are four examples."""
     plain, _ = form("folded rows")
@@ -105,7 +139,9 @@ def test_the_law_of_two_dimensional_rows_that_are_examples() -> None:
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["addmm", "einsum over heads", "chunks", "conv1d", "folded rows"])
+@pytest.mark.parametrize(
+    "name", ["addmm", "einsum over heads", "chunks", "conv1d", "folded rows", "output of an attention"]
+)
 class TestLayer:
     @pytest.fixture
     def layer(self, name: str, method: Method, parameterization: str) -> Any:
