@@ -15,7 +15,7 @@ from torch.nn.parameter import Parameter, is_lazy
 from .alone import traced_alone
 from .computing import drawable, from_weights, function_of
 from .graph import reached_names
-from .nn.multiplications import MULTIPLICATIONS, VIEWS, harmless, is_factor, scales
+from .nn.multiplications import LOOK_UPS, MULTIPLICATIONS, VIEWS, harmless, is_factor, scales
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Uses:
         drawn: those that it computes another weight from, and multiplies by that: likewise.
         problems: why another one must stay, with the line of code that says so.
         called: the ids of its children that it calls.
+        looked_up: those whose rows it looks up.
         grouped: those of which each row of a batch takes a part of its own (experts).
         failure: why nothing is known, if so.
     """
@@ -35,6 +36,7 @@ class Uses:
     drawn: dict[int, int] = field(default_factory=dict)
     problems: dict[int, str] = field(default_factory=dict)
     called: set[int] = field(default_factory=set)
+    looked_up: set[int] = field(default_factory=set)
     grouped: set[int] = field(default_factory=set)
     failure: str = ""
 
@@ -42,7 +44,8 @@ class Uses:
         """Why this matrix cannot be rerouted, or None."""
         if id(matrix) in self.multiplied or id(matrix) in self.drawn:
             return None
-        return self.problems.get(id(matrix)) or self.failure or "its forward never uses it"
+        unused = "its forward only looks rows up" if id(matrix) in self.looked_up else "its forward never uses it"
+        return self.problems.get(id(matrix)) or self.failure or unused
 
 
 def matrices(module: nn.Module) -> dict[str, Parameter]:
@@ -76,6 +79,7 @@ def uses(module: nn.Module) -> Uses:
 def _enter(found: Uses, value: Parameter, each: list[Any]) -> None:
     problem = next((use for use in each if isinstance(use, str)), None)
     sizes = [_fan_in(value, *use) for use in each if isinstance(use, tuple)]
+    found.looked_up.update({id(value)} if None in each else ())
     if problem is not None:
         found.problems[id(value)] = problem
     elif sizes:
@@ -84,8 +88,8 @@ def _enter(found: Uses, value: Parameter, each: list[Any]) -> None:
             found.grouped.add(id(value))
 
 
-def _uses(graph: fx.Graph, name: str, module: nn.Module) -> Iterator[tuple[Any, fx.Node, fx.Node] | str]:
-    """Each multiplication as (function, node, the weight's node there), or a sentence for a use that is none."""
+def _uses(graph: fx.Graph, name: str, module: nn.Module) -> Iterator[tuple[Any, fx.Node, fx.Node] | str | None]:
+    """Each multiplication as (function, node, the weight's node there); None for a look-up; a sentence for the rest."""
     waiting = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
     weights = from_weights(graph) if waiting else set()
     while waiting:
@@ -96,6 +100,8 @@ def _uses(graph: fx.Graph, name: str, module: nn.Module) -> Iterator[tuple[Any, 
                 waiting.append(user)
             elif is_factor(function, user.args, user.kwargs, node) and user not in weights:
                 yield function, user, node
+            elif function in LOOK_UPS:
+                yield None
             elif not harmless(function) and not _asks_for_form(user):
                 what = user.args[1] if function is getattr else getattr(function, "__name__", user.target)
                 yield f"it is used in `{what}` at {user.meta.get('code', '?')}"

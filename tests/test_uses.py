@@ -128,6 +128,8 @@ def test_what_is_never_used_and_what_does_not_trace() -> None:
     net = Net(lambda m, x: x @ m.matrix)
     assert uses(net).problem(net.tensor) == "its forward never uses it"
     assert matrices(net).keys() == {"matrix", "tensor"}
+    looks_up = Net(lambda m, x: F.embedding(x, m.matrix))
+    assert uses(looks_up).problem(looks_up.matrix) == "its forward only looks rows up"
     broken = Net(lambda m, x: x @ m.matrix[{0: 0}[x.sum()]])
     problem = str(uses(broken).problem(broken.matrix))
     line = broken.act.__code__.co_firstlineno

@@ -211,12 +211,13 @@ def scales(function: Any, args: Any, weight: Any) -> bool:
     return function in _BY["times"] or (function in _BY["over"] and args[0] is weight)
 
 
+LOOK_UPS = frozenset((F.embedding, torch.embedding, F.embedding_bag))
 _HARMLESS_NAMES = ("size", "dim", "numel", "stride", "is_contiguous", "storage_offset", "is_floating_point", "__len__")
 _HARMLESS_PROPERTIES = ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "is_nested", "layout", "grad")
 _HARMLESS: frozenset[Any] = frozenset(
     [*(getattr(Tensor, name) for name in _HARMLESS_NAMES)]
     + [getattr(Tensor, name).__get__ for name in _HARMLESS_PROPERTIES]
-    + [F.embedding, torch.embedding, F.embedding_bag]  # look-ups of a tied weight take its mean
+    + [*LOOK_UPS]  # of a tied weight, which take its mean
 )
 
 
