@@ -200,6 +200,9 @@ def test_12_adapters() -> None:
             super().__init__()
             self.base_layer, self.lora_A = nn.Linear(2, 2), nn.ModuleDict({"default": nn.Linear(2, 2)})
 
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base_layer(x) + self.lora_A["default"](x)  # type: ignore[no-any-return]
+
     model = nn.Sequential(Adapter(), nn.Linear(2, 2))
     assert reasons(model).keys() == {"0.base_layer"}
     assert "merge_and_unload" in reasons(model)["0.base_layer"]
