@@ -108,8 +108,8 @@ def test_adapters_of_bare_parameters_convert_by_their_products(peft: Any) -> Non
         each.data += 0.1 * torch.randn_like(each)
     first = "base_model.model.first"
     rows = {row.name: row for row in bayesify.plan(plain).rows}
-    assert "it is used in `mul`" in str(rows[f"{first}.lora_A"].reason)
-    assert rows[f"{first}.lora_B"].verb == "converts"
+    assert {rows[f"{first}.{name}"].verb for name in ("lora_A", "lora_B")} == {"converts"}
+    assert "one draw of default serves the whole batch" in rows[f"{first}.lora_A"].notes[0]  # a gain multiplies it
     model, x = bayesify.convert(plain), torch.randint(7, (4, 5))
     with bayesify.posterior_mean(model):
         assert torch.equal(model(x), plain(x))

@@ -54,8 +54,8 @@ def _matmul(known: Tensor, input: Tensor, other: Tensor) -> Use | None:
 
 def _labelled(known: Tensor, x: Tensor, of_x: str, of_weight: str, out: str) -> Use:
     """By labels; what is broadcast is no dimension of the weight, and each output is a sum over distinct weights."""
-    size = dict(zip(of_weight, known.shape, strict=True))
-    broadcast = [label for label in of_weight if size[label] == 1 and label in of_x]
+    size, its = dict(zip(of_weight, known.shape, strict=True)), dict(zip(of_x, x.shape, strict=True))
+    broadcast = [label for label in of_weight if size[label] == 1 and its.get(label, 1) != 1]
     kept = [at for at, label in enumerate(of_weight) if label not in broadcast]
     of_weight = "".join(of_weight[at] for at in kept)
     alone = [dim for dim, label in enumerate(of_x) if x.shape[dim] == 1 and label in of_weight]
