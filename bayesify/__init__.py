@@ -13,15 +13,18 @@ from .errors import BayesifyError
 from .io import load, save
 from .kl import Ledger, variational_layers
 from .kl import total_kl as kl
+from .nn.folding import forget_examples, tell_examples
 from .nn.registry import plain_classes, register, variant
 from .nn.settings import Settings
 from .nn.state import LazyBuffer
 from .nn.variational import mark_reached
 from .optim import extend_optimizer, param_groups
-from .plan import Plan, plan
+from .plan import plan
 from .policy import Policy
 from .posterior import Posterior, Scale
 from .prior import LogUniform, Normal, ScaleMixture
+from .programs.state import rebuilt
+from .rows import Plan
 from .start import load_weights, reset_posterior, set_posterior_std
 from .surgery import convert, flipout, keep_unfused, lrt, posterior_mean, revert
 
@@ -54,4 +57,5 @@ __all__ = [
 # A converted model holds these beside its plain layers: torch.load(..., weights_only=True) may build them.
 _VARIANTS: list[Any] = [variant(cls, method) for cls in plain_classes() for method in ("flipout", "lrt")]
 _SETTINGS = [Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture]
-torch.serialization.add_safe_globals([*_VARIANTS, *_SETTINGS, Ledger, LazyBuffer, mark_reached, keep_unfused])
+_HOOKS: list[Any] = [mark_reached, keep_unfused, tell_examples, forget_examples]
+torch.serialization.add_safe_globals([*_VARIANTS, *_SETTINGS, *_HOOKS, Ledger, LazyBuffer, rebuilt])

@@ -2,52 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from .graph import Census, reached_names, reads_without_calling
+from .graph import reached_names
+from .nn.computed import is_computed, sources
+from .nn.part import Part, kind_of
 from .nn.registry import forwards_to, plain_classes
-from .nn.state import MEANS, NAMES
+from .nn.state import SUFFIXES, bias_names, bias_slots, weight_names, weight_slots
 from .nn.variational import Flipout, Variational
+from .sites import Site
+from .uses import matrices
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_ALWAYS_USED = {"forward", "__call__", "__getattr__", "__getattribute__", "__setattr__", *MEANS}
-_COMPUTED = {
-    "weight_mask": "pruned by torch.nn.utils.prune: prune.remove(layer, 'weight') makes it plain",
-    "weight_g": "computed by the old weight_norm: torch.nn.utils.remove_weight_norm(layer) makes it plain",
-    "weight_u": "computed by the old spectral_norm: torch.nn.utils.remove_spectral_norm(layer) makes it plain",
-}
+_ALWAYS_USED = {"forward", "__call__", "__getattr__", "__getattribute__", "__setattr__", "weight", "bias"}
+_COMPUTING = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)  # may compute their weight from other Parameters
 
 
-@dataclass(frozen=True)
-class Site:
-    """One module that bears a weight, and where it stands.
-
-    Attributes:
-        module: the module.
-        name: its canonical dotted name, "" for the root.
-        parents: (name, module) of all its ancestors, root first; of a module with aliases, those of every alias.
-    """
-
-    module: nn.Module
-    name: str
-    parents: tuple[tuple[str, nn.Module], ...] = ()
-
-
-def blocker(site: Site, census: Census | None = None) -> str | None:
+def blocker(site: Site) -> str | None:
     """The first reason why this layer cannot become variational, or None.
 
     None also for modules without a weight matrix, such as norms: `kept_because` has the sentence for those.
     """
-    reason = scripted(site.module) or inside_adapter(site) or read_by_parent(site, census) or quantized(site.module)
-    if reason or type(site.module) not in plain_classes():
-        return reason or parametrized(site.module) or known_kind(site.module) or foreign_class(site.module)
-    found = (find(site.module) for find in (computed, tensor_type, number_type, name_clash, replaced_method))
+    module = site.module
+    if isinstance(module, parametrize.ParametrizationList):
+        return None
+    if "exported_problems" in vars(module) and not isinstance(module, Part):
+        return exported(module)
+    stands = inside_computation(site) or inside_adapter(site) or read_by_parent(site)
+    reason = scripted(module) or stands or quantized(module)
+    reason = reason or (computed(module) if site.known else parametrized(module) or unknown_class(site))
+    if reason or not (site.known or site.weights):
+        return reason
+    means = [name for name, _ in site.weights] or [*weight_names(module), *bias_names(module)]
+    checks = tensor_type, number_type, name_clash, replaced_method, renormalized
+    found = (find(module, means) for find in checks)
     return next(filter(None, found), None)
 
 
@@ -60,7 +51,14 @@ def bears_weight(module: nn.Module) -> bool:
 
 def kept_because(module: nn.Module) -> str:
     """Why a module that bears a weight and that nothing blocks is kept all the same: it has no matrix."""
-    return f"{_title(type(module))} has no weight matrix"
+    if isinstance(module, parametrize.ParametrizationList):
+        return "its layer's weight is computed from it"
+    return f"{_title(kind_of(module))} has no weight matrix"
+
+
+def exported(module: nn.Module) -> str | None:
+    """What is left of a module in an exported program: matrices that its graph uses in another way than multiplying."""
+    return "; ".join(f"{name}: {why}" for name, why in vars(module)["exported_problems"].items()) or None
 
 
 def scripted(module: nn.Module) -> str | None:
@@ -70,27 +68,48 @@ def scripted(module: nn.Module) -> str | None:
     return None
 
 
-def inside_adapter(site: Site) -> str | None:
-    """A layer that peft wraps: its base weight is merged and unmerged behind the layer's back."""
-    for name, module in (*site.parents, (site.name, site.module)):
-        if "base_layer" in module._modules and hasattr(type(module), "adapter_layer_names"):
-            where = name or "the model"
-            return f"it is inside the peft adapter {where} ({_title(type(module))}): model.merge_and_unload() first"
+def inside_computation(site: Site) -> str | None:
+    """A layer of a parametrization, whose value is a mean."""
+    if any(isinstance(parent, parametrize.ParametrizationList) for _, parent in site.parents):
+        return "another layer's weight is computed by it"
     return None
 
 
-def read_by_parent(site: Site, census: Census | None = None) -> str | None:
-    """A layer that is never called: something reads its weight and computes with that, past any noise."""
-    if census is not None and site.name in census.calls:
-        return None
-    if census is not None and site.name in census.reads:
-        return f"its weight is read without calling it, at {census.reads[site.name]}: noise in it would never be seen"
-    for name, parent in site.parents:
-        paths = {key for key, child in parent.named_children() if child is site.module}
-        prefix = f"{name}." if name else ""
-        paths |= {site.name.removeprefix(prefix)} if site.name.startswith(prefix) else set()
-        if any(reads_without_calling(parent, path) for path in paths):
-            return f"{_title(type(parent))} reads its weight without calling it: noise in it would never be seen"
+def inside_adapter(site: Site) -> str | None:
+    """A layer that peft wraps: its weight is merged behind the layer's back. LoRA's own layers are free."""
+    for name, module in (*site.parents, (site.name, site.module)):
+        if "base_layer" in module._modules and hasattr(type(module), "adapter_layer_names"):
+            part, _, adapter = site.name.removeprefix(f"{name}." if name else "").partition(".")
+            if part in ("lora_A", "lora_B"):
+                return _adapter_problem(site, module, adapter)
+            where = f"{name or 'the model'} ({_title(type(module))})"
+            lora = "the policy `lora` converts its adapters instead, " if "lora_A" in module._modules else ""
+            return f"it is inside the peft adapter {where}: {lora}model.merge_and_unload() makes it plain"
+    return None
+
+
+def _adapter_problem(site: Site, module: nn.Module, adapter: str) -> str | None:
+    kind = getattr(module, "lora_variant", {}).get(adapter)
+    if kind is not None:
+        return f"its adapter {adapter!r} is of the kind {type(kind).__name__}, which reads its weight beside calling it"
+    merged = adapter in getattr(module, "merged_adapters", ())
+    if merged:
+        return f"its adapter {adapter!r} is merged, and not called: model.unmerge_adapter() first"
+    found = site.forwards.uses(module)
+    why = f": its forward does not trace ({found.failure})" if found.failure else ", but may read its weight"
+    reached = id(site.module) in found.called or not site.known
+    return None if reached else f"{_title(type(module))} does not call it{why}"
+
+
+def read_by_parent(site: Site) -> str | None:
+    """A layer that is not called: something reads its weight, and does more with that than to multiply by it."""
+    own = matrices(site.module).values()
+    for _, parent in site.readers:
+        if site.called and site.called_beside(parent):
+            continue
+        problem = next((found for each in own if (found := site.forwards.uses(parent).problem(each))), None)
+        if problem is not None:
+            return f"{_title(type(parent))} reads its weight without calling it: {problem}"
     return None
 
 
@@ -102,108 +121,93 @@ def quantized(module: nn.Module) -> str | None:
 
 
 def parametrized(module: nn.Module) -> str | None:
-    """torch.nn.utils.parametrize: the weight is a function of other Parameters."""
-    if isinstance(module, parametrize.ParametrizationList):
-        return "it holds what a parametrization computes its layer's weight from"
-    if parametrize.is_parametrized(module):
-        names = sorted(getattr(module, "parametrizations", {}))
-        remove = "torch.nn.utils.parametrize.remove_parametrizations(layer, name)"
-        return f"its {_listed(names)} is computed by a parametrization: {remove} makes it plain"
-    return None
+    """A layer whose class is unknown and whose weight is a function of other Parameters."""
+    if not parametrize.is_parametrized(module):
+        return None
+    names = sorted(getattr(module, "parametrizations", {}))
+    remove = "torch.nn.utils.parametrize.remove_parametrizations(layer, name)"
+    return f"its {_listed(names)} is computed by a parametrization: {remove} makes it plain"
 
 
-def known_kind(module: nn.Module) -> str | None:
-    """Kinds of layers with weight matrices that have no variational form here."""
-    title = _title(type(module))
-    if isinstance(module, nn.MultiheadAttention):
-        return f"{title} uses its projections inside one fused call, which has no variational form yet"
-    if isinstance(module, _RECURRENT):
-        return f"{title} is recurrent: recurrent layers have no variational form yet"
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return f"{title} looks rows up instead of multiplying: it has no variational form yet"
-    # By name: transformers need not be there.
-    if "transformers.pytorch_utils.Conv1D" in {f"{base.__module__}.{base.__name__}" for base in type(module).__mro__}:
-        return f"{title} of transformers is a linear layer with its weight transposed: it has no variational form yet"
-    return None
-
-
-def foreign_class(module: nn.Module) -> str | None:
-    """A class that is not in the registry: a subclass of one that is, or any module with matrices of its own."""
-    cls = type(module)
+def unknown_class(site: Site) -> str | None:
+    """A class that is not in the registry, and whose matrices no rerouted product reaches."""
+    module, cls = site.module, type(site.module)
+    if site.weights or isinstance(module, _NORMS):
+        return None
     base = next((each for each in cls.__mro__ if each in plain_classes()), None)
-    if base is not None:
-        return _subclass(cls, base)
-    if isinstance(module, _NORMS):
-        return None
-    own = [(name, value) for name, value in module.named_parameters(recurse=False)]
-    matrices = [name for name, value in own if not isinstance(value, UninitializedParameter) and value.dim() > 1]
-    if not matrices:
-        return None
-    return f"it holds {_listed(matrices)} itself, and what its forward does with that is not known to bayesify"
+    offer = _subclass(cls, base) if base is not None else None
+    return offer or "; ".join(f"{name}: {why}" for name, why in site.problems.items()) or None
 
 
-def _subclass(cls: type, base: type) -> str:
+def _subclass(cls: type, base: type) -> str | None:
+    """A subclass of a known class that `register` takes; None for one that reads the weight itself."""
     used = _ALWAYS_USED | reached_names(base)
     changed = sorted(name for name in used if getattr(cls, name, None) is not getattr(base, name, None))
     title, parent = _title(cls), _title(base)
-    if changed == ["forward"] and forwards_to(cls, base):
-        return (
-            f"{title} is a subclass of {parent} whose forward calls {parent}'s: "
-            f"bayesify.register({cls.__name__}, like={parent}) converts it"
-        )
-    if "forward" in changed:
-        return f"{title} is a subclass of {parent} with a forward of its own, which bayesify does not know"
-    if changed:
-        return f"{title} is a subclass of {parent} that overrides {_listed(changed)}, which {parent}'s forward uses"
-    return (
-        f"{title} is a subclass of {parent} and inherits its forward unchanged: "
-        f"bayesify.register({cls.__name__}, like={parent}) converts it"
-    )
+    if changed and not (changed == ["forward"] and forwards_to(cls, base)):
+        return None
+    how = f"whose forward calls {parent}'s" if changed else "and inherits its forward unchanged"
+    how = f"{title} is a subclass of {parent} {how}"
+    return f"{how}: bayesify.register({cls.__name__}, like={parent}) converts it"
 
 
 def computed(module: nn.Module) -> str | None:
-    """Weight normalization and pruning of the old kind: the class is plain, but the weight is no Parameter."""
-    for name in MEANS:
-        if name in module._parameters and (name == "bias" or module._parameters[name] is not None):
+    """A weight that is no Parameter, nor computed in a way that keeps to the layer's posterior."""
+    if isinstance(module, nn.MultiheadAttention):
+        return None if weight_names(module) else "its projections are no Parameters of the layer"
+    biases = bias_slots(module)
+    for name in (*weight_slots(module), *biases):
+        if name in module._parameters and (name in biases or module._parameters[name] is not None):
             continue
-        marks = (why for mark, why in _COMPUTED.items() if hasattr(module, mark.replace("weight", name)))
-        return f"its {name} is {next(marks, 'no Parameter of the layer')}".replace("'weight'", repr(name))
+        if not is_computed(module, name):
+            return f"its {name} is no Parameter of the layer"
+        if not isinstance(module, _COMPUTING):
+            return f"its {name} is computed from other Parameters, which a {_title(kind_of(module))} here cannot do"
     return None
 
 
-def tensor_type(module: nn.Module) -> str | None:
+def tensor_type(module: nn.Module, means: list[str]) -> str | None:
     """Quantized, sharded or otherwise packed weights behind a plain layer."""
-    for name, value in module.named_parameters(recurse=False):
-        if name in MEANS and type(value) not in (nn.Parameter, UninitializedParameter):
-            return f"its {name} is a {type(value).__name__}: convert before quantizing, sharding or distributing it"
+    for name in means:
+        for each in sources(module, name):
+            if type(each) not in (nn.Parameter, UninitializedParameter):
+                return f"its {name} is a {type(each).__name__}: convert before quantizing, sharding or distributing it"
     return None
 
 
-def number_type(module: nn.Module) -> str | None:
+def number_type(module: nn.Module, means: list[str]) -> str | None:
     """Numbers that a Normal distribution over them would not make sense for."""
-    weight = module._parameters["weight"]
-    if weight is None or (weight.dtype.is_floating_point and weight.dtype.itemsize > 1):
+    dtype = sources(module, means[0])[0].dtype
+    if dtype.is_floating_point and dtype.itemsize > 1:
         return None
-    return f"its weight is {weight.dtype}: noise needs real floating point numbers of 16 bits or more"
+    return f"its {means[0]} is {dtype}: noise needs real floating point numbers of 16 bits or more"
 
 
-def name_clash(module: nn.Module) -> str | None:
+def name_clash(module: nn.Module, means: list[str]) -> str | None:
     """The user's own attribute stands where the posterior would."""
-    needed = {*NAMES, *Variational.__annotations__, *dir(Flipout)} - set(dir(nn.Module))
+    added = {f"{name}_{suffix}" for name in (*means, *bias_names(module)) for suffix in SUFFIXES}
+    needed = {*added, *Variational.__annotations__, *dir(Flipout)} - {*dir(nn.Module), "reset_parameters"}
     torchs = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
     own = {*vars(module), *module._parameters, *module._buffers, *module._modules, *dir(type(module))}
-    taken = sorted(needed & own - set(dir(torchs)) - set(MEANS))
+    taken = sorted(needed & own - set(dir(torchs)) - {"weight", "bias"})
     return f"it has {_listed(taken)} already, a name that bayesify needs: rename it" if taken else None
 
 
-def replaced_method(module: nn.Module) -> str | None:
+def replaced_method(module: nn.Module, means: list[str]) -> str | None:
     """A forward, or a method that forward uses, set on the instance: the class's own never runs."""
-    used = {"forward", "__call__"} | reached_names(type(module))
+    used = {"forward", "__call__"} | reached_names(kind_of(module))
     replaced = sorted(name for name in used & vars(module).keys() if callable(getattr(type(module), name, None)))
     if not replaced:
         return None
     undo = "accelerate.hooks.remove_hook_from_module(layer)" if hasattr(module, "_hf_hook") else "undo that"
     return f"its {_listed(replaced)} was replaced on the instance, and would run past any noise: {undo} first"
+
+
+def renormalized(module: nn.Module, means: list[str]) -> str | None:
+    """A table that clips the rows that it looks up, in place."""
+    if getattr(module, "max_norm", None) is None or not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return None
+    return "its max_norm rewrites the rows at every look-up: clip them once, then set max_norm to None"
 
 
 def _title(cls: type) -> str:

@@ -14,6 +14,7 @@ from .policy_parts import Rule
 from .select import Candidate, Selector, compiled, picked
 from .selector_help import counted, ignore_problem, target_problem
 
+ASKED = "a table of rows converts only where a rule names it or its class"
 IMPLICIT = "defaults"  # what the report calls the one rule of a policy that has none
 
 
@@ -56,7 +57,8 @@ class Reach:
     def targeted(self) -> frozenset[int]:
         """The layers that the targets pick and that could convert."""
         able = frozenset(index for index, candidate in enumerate(self.candidates) if candidate.able)
-        return able & frozenset().union(*(picked(target, self.candidates) for target in self.targets))
+        picks = ((target, index) for target in self.targets for index in picked(target, self.candidates))
+        return able & {index for target, index in picks if target.claims(self.candidates[index])}
 
     @cached_property
     def ignored(self) -> frozenset[int]:
@@ -118,6 +120,8 @@ def _claim(
     if index in ignored:
         return Claim(None, None, None, f"ignored by '{ignored[index]}'")
     owner = next((reach for reach in reaches if index in reach.claimed), None)
+    if owner is None and candidate.asked:
+        return Claim(None, None, None, ASKED)
     if owner is None and reaches:
         spared = next((reach.label for reach in reaches if index in reach.targeted), None)
         why = f"'{spared}' ignores it, and no other rule claims it" if spared else "no rule claims it"

@@ -2,85 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import sys
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
 from . import __version__
-from .errors import BayesifyError
+from .errors import UsageError
+from .terminal import Commands, busy
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from .examples.example import ExampleInputs
     from .io.source import Source
-    from .plan import Plan
     from .policy import Policy
+    from .rows import Plan
 
 Weights = Literal["mean", "sample"]
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class Commands(click.Group):
-    """Commands whose failures are one message on stderr and an exit code, never a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was named."""
-        _survive_any_encoding()
-        try:
-            with _own_warnings_only():
-                return super().invoke(ctx)
-        except BayesifyError as error:
-            return _fail(ctx, str(error), error.exit_code)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise
-            if os.environ.get("BAYESIFY_TRACEBACK"):
-                traceback.print_exc()
-            first = (str(error).strip().splitlines() or ["no message"])[0]
-            hint = "BAYESIFY_TRACEBACK=1 shows where"
-            return _fail(ctx, f"unexpected {type(error).__name__}: {first} ({hint})", 1)
-
-
-def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
-    ctx.exit(exit_code)
-
-
-def _survive_any_encoding() -> None:
-    """A terminal that cannot show an arrow gets a question mark, not an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-
-
-@contextlib.contextmanager
-def _own_warnings_only() -> Iterator[None]:
-    """What torch and the model's libraries warn of is not for the user of a command; what bayesify warns of is."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", module=r"bayesify(\.|$)")
-        warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
-        yield
-
-
-@contextlib.contextmanager
-def _busy(doing: str) -> Iterator[None]:
-    """Say on a terminal what takes long; keep what the model's own code prints out of the output."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    status = console.status(doing) if console.is_terminal else contextlib.nullcontext()
-    with status, contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 def _model_options(command: Command) -> Command:
@@ -94,6 +34,10 @@ def _model_options(command: Command) -> Command:
         click.option("--weights", metavar="FILE", help="Weights for the factory's model."),
         click.option("--key", help="Where in that file the weights are."),
         click.option("--ignore-keys", metavar="PATTERN", multiple=True, help="Weights that may differ: a glob."),
+        click.option("--input", "inputs", metavar="SHAPE", multiple=True, help="Run MODEL on random numbers, to see "
+                     "how each layer is called: 1x3x224x224; ids=int:2x16 by keyword; 16xNx80, with N for the "
+                     "batch where it is not first. Once per argument."),
+        click.option("--input-file", metavar="FILE", help="Run it on these: a file of torch.save(inputs, FILE)."),
         click.option("--full", is_flag=True, help="A line for every layer: no folding."),
         click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, and nothing else."),
     ]
@@ -125,7 +69,7 @@ def main() -> None:
 @main.command()
 @_model_options
 @click.option("-o", "--output", metavar="FILE", help="Where to write.  [default: MODEL.METHOD.pt]")
-@click.option("--dry-run", is_flag=True, help="Show the plan and write nothing; reads no weights.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.option("--force", is_flag=True, help="Replace the output if it exists. MODEL itself is never replaced.")
 @click.option("--kl-name", default="kl", metavar="NAME", help="What model.kl is called, if the model has a `kl`.")
 def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **options: Any) -> None:
@@ -140,9 +84,9 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
       bayesify convert mynet.pt --allow mypkg.models.Net
       bayesify convert torchvision.models:resnet18 --arg num_classes=10 --weights sd.safetensors
     """
-    source, policy = _source(**options), _policy(**options)
+    source, policy, inputs = _source(**options), _policy(**options), _inputs(**options)
     if dry_run:
-        _show(_plan(source, policy), **options)
+        _show(_plan(source, policy, inputs), **options)
         click.echo("\nDry run: nothing was written.", err=options["as_json"])
         return
     from . import io, surgery
@@ -151,10 +95,11 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
 
     source.check()
     target = output or default_output(source.model, label(policy), factory=source.is_factory)
-    check_output(target, [*source.files, *([options["policy"]] if options["policy"] else [])], force=force)
-    with _busy(f"Converting {source.model}"):
+    beside = [options[name] for name in ("policy", "input_file") if options[name]]
+    check_output(target, [*source.files, *beside], force=force)
+    with busy(f"Converting {source.model}"):
         model = _opened(source)
-        made = plan(model, policy)
+        made = plan(model, policy, example_inputs=inputs)
         io.save(surgery.carry_out(made, model, inplace=True, kl_name=kl_name), target)
     _show(made, **options)
     click.echo(f"\nWrote {target}", err=options["as_json"])
@@ -163,15 +108,16 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
 @main.command()
 @_model_options
 def report(**options: Any) -> None:
-    """Show what `convert` would do with MODEL, and why. Reads no weights and writes nothing.
+    """Show what `convert` would do with MODEL, and why. Reads no weights, but for --input, and writes nothing.
 
     \b
     Examples:
       bayesify report resnet.pt
       bayesify report torchvision.models:resnet18 --policy last-layer --full
       bayesify report resnet.pt --json | jq .totals
+      bayesify report resnet.pt --input 1x3x224x224
     """
-    _show(_plan(_source(**options), _policy(**options)), **options)
+    _show(_plan(_source(**options), _policy(**options), _inputs(**options)), **options)
 
 
 def _source(
@@ -190,11 +136,19 @@ def _policy(method: str | None, policy: str | None, **_: Any) -> Policy:
     return parsed.with_method(method) if policy and method else parsed
 
 
-def _plan(source: Source, policy: Policy) -> Plan:
+def _inputs(inputs: tuple[str, ...], input_file: str | None, **_: Any) -> ExampleInputs | None:
+    from .io.inputs import parse_inputs, read_inputs
+
+    if inputs and input_file:
+        raise UsageError("--input and --input-file both say what the model is called with: give one of them")
+    return parse_inputs(inputs) if inputs else read_inputs(input_file) if input_file else None
+
+
+def _plan(source: Source, policy: Policy, inputs: ExampleInputs | None) -> Plan:
     from .plan import plan
 
-    with _busy(f"Planning for {source.model}"):
-        return plan(_opened(source, meta=True), policy)
+    with busy(f"Planning for {source.model}"):
+        return plan(_opened(source, meta=inputs is None), policy, example_inputs=inputs)
 
 
 def _opened(source: Source, meta: bool = False) -> Module:
@@ -234,7 +188,7 @@ def revert(converted: str, output: str, weights: Weights, allow: tuple[str, ...]
     from .io.output import check_output
 
     check_output(output, [converted], force=force)
-    with _busy(f"Reverting {converted}"):
+    with busy(f"Reverting {converted}"):
         io.save(surgery.revert(io.load(converted, allow=allow), weights, inplace=True), output)
     click.echo(f"Wrote {output}")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,38 @@ from .products import Product
 Signs = Literal["example", "position"]
 
 
+@dataclass(frozen=True)
+class Fold:
+    """A dimension of (others, examples, run) rows, folded: `run` is 0 where all rows of an example stand together."""
+
+    examples: int
+    run: int = 0
+
+    def spread(self, signs: Tensor, dim: int, rows: int) -> Tensor:
+        """The examples' signs along `dim`, once for each of the rows there."""
+        run = self.run or rows // self.examples
+        others = rows // (self.examples * run)
+        apart = signs.unsqueeze(dim + 1).unsqueeze(dim)
+        sizes = [*signs.shape[:dim], others, self.examples, run, *signs.shape[dim + 1 :]]
+        spread: Tensor = apart.expand(sizes).flatten(dim, dim + 2)
+        return spread
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """How the signs of one tensor are drawn, and spread where the dimension `dim` of so many rows is folded."""
+
+    shape: list[int]
+    dim: int = 0
+    rows: int = 0
+    fold: Fold | None = None
+
+    def signs(self, bits: Tensor, dtype: torch.dtype) -> Tensor:
+        """The signs that the bits say."""
+        signs = noise.signs(bits, self.shape, dtype)
+        return signs if self.fold is None else self.fold.spread(signs, self.dim, self.rows)
+
+
 def flipout(
     product: Product,
     inputs: Sequence[Tensor],
@@ -32,19 +65,21 @@ def flipout(
     *,
     signs: Signs = "example",
     batch_dim: int = 0,
+    fold: Fold | None = None,
 ) -> Tensor:
     """Flipout (Wen et al. 2018, eq. 4): y = x·mean + r∘((x∘s)·ΔW), ΔW = std∘eps, with random signs s and r.
 
     The signs are drawn per example and channel and are constant over all other dimensions, so that each example sees
     one weight draw of its own; `position` draws them for every element. A variational bias moves with r too.
+    `batch_dim` is where the examples are, and `fold` how they lie there among others.
     """
     delta = std * noise.normal_like(std)
     bias_delta = None if bias_std is None else bias_std * noise.normal_like(bias_std)
-    *inputs, mean, delta, bias, bias_delta = _autocast(*inputs, mean, delta, bias, bias_delta)
+    *inputs, mean, delta, bias, bias_delta = autocasted(*inputs, mean, delta, bias, bias_delta)
     output = product(inputs, mean, bias)
-    shapes = [_sign_shape(each, product.core_dims, signs, batch_dim) for each in (output, *inputs)]
-    bits = [noise.sign_bits(shape, delta) for shape in shapes]
-    spread: Tensor = _in_mode(_flipout_noise, _FlipoutNoise)(product, shapes, delta, bias_delta, *bits, *inputs)
+    patterns = [_pattern(product, at, each, signs, batch_dim, fold) for at, each in enumerate((output, *inputs), -1)]
+    bits = [noise.sign_bits(pattern.shape, delta) for pattern in patterns]
+    spread: Tensor = _in_mode(_flipout_noise, _FlipoutNoise)(product, patterns, delta, bias_delta, *bits, *inputs)
     return output + spread
 
 
@@ -61,7 +96,7 @@ def lrt(
     The variance is computed in float32 or better. Where it is exactly zero the output is the mean and the gradient of
     the noise is zero; there is no floor under it.
     """
-    output = product(_autocast(*inputs), *_autocast(mean, bias))
+    output = product(autocasted(*inputs), *autocasted(mean, bias))
     with _no_autocast(mean):
         eps = noise.normal_like(widened(output))
         found = _in_mode(_lrt_noise, _LRTNoise)(product, eps, std, bias_std, *inputs)
@@ -73,7 +108,7 @@ def _in_mode(formula: Callable[..., Any], function: type[torch.autograd.Function
     return formula if torch.compiler.is_compiling() else function.apply
 
 
-def _autocast(*tensors: Tensor | None) -> list[Any]:
+def autocasted(*tensors: Tensor | None) -> list[Any]:
     """What autocast does to the arguments of a product: the backward pass runs outside of it and must see one dtype."""
     device = next(each.device.type for each in tensors if each is not None)
     if device == "meta" or not torch.is_autocast_enabled(device):
@@ -87,32 +122,37 @@ def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
-def _sign_shape(tensor: Tensor, core_dims: int, signs: Signs, batch_dim: int) -> list[int]:
+def _pattern(
+    product: Product, at: int, tensor: Tensor, signs: Signs, batch_dim: int, fold: Fold | None
+) -> Pattern:
     if signs == "position":
-        return list(tensor.shape)
-    kept = {tensor.dim() - core_dims}  # the channels
-    if batch_dim < tensor.dim() - core_dims:  # else there is no batch: one example
-        kept.add(batch_dim)
-    return [size if dim in kept else 1 for dim, size in enumerate(tensor.shape)]
+        return Pattern(list(tensor.shape))
+    kept = product.sign_dims(at, tensor.dim(), batch_dim)
+    shape = [size if dim in kept else 1 for dim, size in enumerate(tensor.shape)]
+    examples = kept - product.sign_dims(at, tensor.dim(), -1) if fold else set()
+    if fold is None or not examples:
+        return Pattern(shape)
+    (dim,) = examples
+    return Pattern([*shape[:dim], fold.examples, *shape[dim + 1 :]], dim, shape[dim], fold)
 
 
 def _flipout_noise(
-    product: Product, shapes: Sequence[list[int]], delta: Tensor, bias: Tensor | None, *bits_and_inputs: Tensor
+    product: Product, patterns: Sequence[Pattern], delta: Tensor, bias: Tensor | None, *bits_and_inputs: Tensor
 ) -> Tensor:
-    of_output, flipped, _ = _flip(shapes, delta.dtype, bits_and_inputs)
+    of_output, flipped, _ = _flip(patterns, delta.dtype, bits_and_inputs)
     return product(flipped, delta, bias) * of_output
 
 
 def _flip(
-    shapes: Sequence[list[int]], dtype: torch.dtype, bits_and_inputs: Sequence[Tensor]
+    patterns: Sequence[Pattern], dtype: torch.dtype, bits_and_inputs: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The output's signs, the inputs times theirs, and the inputs' signs."""
-    bits, inputs = bits_and_inputs[: len(shapes)], bits_and_inputs[len(shapes) :]
-    of_output, *of_inputs = (noise.signs(*each, dtype) for each in zip(bits, shapes, strict=True))
+    bits, inputs = bits_and_inputs[: len(patterns)], bits_and_inputs[len(patterns) :]
+    of_output, *of_inputs = (pattern.signs(each, dtype) for each, pattern in zip(bits, patterns, strict=True))
     return of_output, [x * sign for x, sign in zip(inputs, of_inputs, strict=True)], of_inputs
 
 
-def _without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A backward called inside autocast must not round what forward kept wide: squares overflow in half precision."""
 
     @functools.wraps(backward)
@@ -127,24 +167,24 @@ class _FlipoutNoise(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(product: Product, shapes: Sequence[list[int]], *tensors: Any) -> Tensor:
-        return _flipout_noise(product, shapes, *tensors)
+    def forward(product: Product, patterns: Sequence[Pattern], *tensors: Any) -> Tensor:
+        return _flipout_noise(product, patterns, *tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.product, ctx.shapes, delta, _, *bits_and_inputs = inputs
+        ctx.product, ctx.patterns, delta, _, *bits_and_inputs = inputs
         ctx.save_for_backward(delta, *bits_and_inputs)
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         delta, *bits_and_inputs = ctx.saved_tensors
-        of_output, flipped, of_inputs = _flip(ctx.shapes, delta.dtype, bits_and_inputs)
+        of_output, flipped, of_inputs = _flip(ctx.patterns, delta.dtype, bits_and_inputs)
         _, _, delta_needs, bias_needs, *rest = ctx.needs_input_grad
-        needs = [*rest[len(ctx.shapes) :], delta_needs, bias_needs]
+        needs = [*rest[len(ctx.patterns) :], delta_needs, bias_needs]
         of_x, of_delta, of_bias = ctx.product.gradients(grad * of_output, flipped, delta, needs)
         of_x = [each if each is None else each * sign for each, sign in zip(of_x, of_inputs, strict=True)]
-        return None, None, of_delta, of_bias, *(None for _ in ctx.shapes), *of_x
+        return None, None, of_delta, of_bias, *(None for _ in ctx.patterns), *of_x
 
 
 def _lrt_noise(product: Product, eps: Tensor, std: Tensor, bias_std: Tensor | None, *inputs: Tensor) -> Tensor:
@@ -184,7 +224,7 @@ class _LRTNoise(torch.autograd.Function):
         ctx.save_for_backward(output[1], *tensors)
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
         slope, std, bias_std, *inputs = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted, and the slope depends on all inputs too

@@ -108,7 +108,7 @@ def _flipout_conv_transpose(n: int) -> Callable[..., Tensor]:
         stride: Size = 1, padding: Size = 0, output_padding: Size = 0, groups: int = 1, dilation: Size = 1, *,
         bias_std: Tensor | None = None, signs: Signs = "example", batch_dim: int = 0,
     ) -> Tensor:  # fmt: skip
-        product = _transposed(n, stride, padding, output_padding, groups, dilation)
+        product = conv_transpose(n, stride, padding, output_padding, groups, dilation)
         return flipout(product, [x], mean, std, bias, bias_std, signs=signs, batch_dim=batch_dim)
 
     name = f"conv_transpose{n}d"
@@ -121,15 +121,16 @@ def _lrt_conv_transpose(n: int) -> Callable[..., Tensor]:
         stride: Size = 1, padding: Size = 0, output_padding: Size = 0, groups: int = 1, dilation: Size = 1, *,
         bias_std: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        return lrt(_transposed(n, stride, padding, output_padding, groups, dilation), [x], mean, std, bias, bias_std)
+        return lrt(conv_transpose(n, stride, padding, output_padding, groups, dilation), [x], mean, std, bias, bias_std)
 
     name = f"conv_transpose{n}d"
     return _named(lrt_conv_transpose, f"lrt_{name}", f"LRT of `F.{name}`, its arguments with `weight` as mean, std.")
 
 
-def _transposed(
+def conv_transpose(
     n: int, stride: Size, padding: Size, output_padding: Size, groups: int, dilation: Size
 ) -> ConvProduct:
+    """The product of a transposed convolution over `n` dimensions."""
     return ConvProduct(
         _each(stride, n), _each(padding, n), _each(dilation, n), groups, True, _each(output_padding, n)
     )  # fmt: skip

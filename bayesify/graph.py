@@ -27,7 +27,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 _MAX_NODES = 50_000
 _MAX_COPIED = 1 << 20
-_NOT_THE_USERS = (os.path.join(torch.__path__[0], ""), __file__)
+NOT_THE_USERS = (os.path.join(torch.__path__[0], ""), os.path.join(os.path.dirname(__file__), ""))
 _INNOCENT = {"dtype", "device", "shape", "size", "dim", "ndim", "numel", "requires_grad", "grad", "is_cuda"}
 
 
@@ -59,18 +59,18 @@ def census(model: nn.Module) -> Census | None:
     hooks do not run. The user's forward itself runs, with proxies: what it prints is printed. Meanwhile no other thread
     should call a module, since torch.fx patches nn.Module for that time.
     """
-    with _same_randomness(), warnings.catch_warnings(), torch.no_grad():
+    with same_randomness(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        for concrete in _argument_choices(model):
+        for concrete in argument_choices(model):
             try:
-                return _trace(_without_weights(model), concrete)
+                return _trace(without_weights(model), concrete)
             except Exception:
                 # The forward is the user's: whatever it raises when it meets a proxy means only "does not trace".
                 continue
     return None
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """torch.fx's tracer, that stops at every layer, runs no hooks, and notes who reads a Parameter."""
 
     def __init__(self, root: nn.Module) -> None:
@@ -103,12 +103,12 @@ class _Tracer(fx.Tracer):
         if len(self.graph.nodes) >= _MAX_NODES:
             raise RuntimeError("the forward is too long to trace")
         if kind == "get_attr" and target not in self.read_at:
-            self.read_at[target] = _user_code(sys._getframe())
+            self.read_at[target] = user_code(sys._getframe())
         return super().create_node(kind, target, *args, **kwargs)
 
 
 def _trace(root: nn.Module, concrete: dict[str, Any]) -> Census:
-    tracer = _Tracer(root)
+    tracer = Tracer(root)
     if tracer.is_leaf_module(root, ""):
         return Census({"": 1}, ("",), {}, frozenset(name for name, _ in root.named_modules() if name))
     if "forward" in vars(root):
@@ -139,20 +139,27 @@ def _reads(root: nn.Module, read_at: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def _user_code(frame: FrameType | None) -> str:
+def user_code(frame: FrameType | None) -> str:
     """`file:line` of the nearest caller that is neither torch nor this file (torch's own, where there is none)."""
-    while frame is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+    while frame is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "torch"
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame is not None else "torch"
 
 
-def _without_weights(model: nn.Module) -> nn.Module:
+def without_weights(model: nn.Module) -> nn.Module:
     """A deep copy of the model whose Parameters, and big tensors, are empty ones on meta."""
     memo: dict[int, Any] = {}
     for module in model.modules():
-        stored = chain(module._parameters.values(), module._buffers.values(), vars(module).values())
+        stored = chain(module._parameters.values(), module._buffers.values(), _plain_tensors(vars(module)))
         memo.update((id(value), _stand_in(value)) for value in stored if isinstance(value, torch.Tensor))
     return copy.deepcopy(model, memo)
+
+
+def _plain_tensors(attributes: dict[str, Any]) -> Iterator[torch.Tensor]:
+    """Tensors among a module's attributes, and in lists and dicts there: a cache's may be no leaves, or very big."""
+    for value in attributes.values():
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+        yield from (each for each in held if isinstance(each, torch.Tensor))
 
 
 def _stand_in(value: torch.Tensor) -> torch.Tensor:
@@ -167,7 +174,7 @@ def _stand_in(value: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
 
 
-def _argument_choices(model: nn.Module) -> list[dict[str, Any]]:
+def argument_choices(model: nn.Module) -> list[dict[str, Any]]:
     """Arguments to hold fixed, attempt by attempt: none; all that have defaults (but for the first argument)."""
     try:
         parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
@@ -178,7 +185,7 @@ def _argument_choices(model: nn.Module) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _same_randomness() -> Iterator[None]:
+def same_randomness() -> Iterator[None]:
     """A forward may draw (LayerDrop asks `random` or numpy): put every generator back where it was."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     python, numpy = random.getstate(), np.random.get_state()
@@ -190,18 +197,41 @@ def _same_randomness() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def reads_without_calling(parent: nn.Module, path: str) -> bool:
-    """Whether the parent's forward, by its code, reads `self.<path>.weight` and never calls `self.<path>`.
+def called_by_code(parent: nn.Module, path: str) -> bool:
+    """Whether the parent's forward, by its code, calls `self.<path>`, or hands it on.
 
     This needs no trace, and so covers models that do not trace. Code that reaches the layer by another way than
-    `self.<path>` (a loop over `children()`, an index) is not understood, and answers False unless it reads the weight.
+    `self.<path>` (a loop over `children()`, an index) is not understood, and answers False.
     """
     parts = tuple(path.split("."))
     chains = (each for code in _forward_code(type(parent)) for each in _self_chains(code))
-    mentions = [each[len(parts) :] for each in chains if each[: len(parts)] == parts]
-    called = any(rest[:1] in ((), ("forward",), ("__call__",)) for rest in mentions)
-    read = any(rest[:1] == ("weight",) and not _INNOCENT & set(rest[1:2]) for rest in mentions)
-    return read and not called
+    mentions = (each[len(parts) :] for each in chains if each[: len(parts)] == parts)
+    return any(rest[:1] in ((), ("forward",), ("__call__",)) for rest in mentions)
+
+
+def read_by_code(parent: nn.Module) -> frozenset[int]:
+    """The ids of Parameters, of modules below the parent, that its forward's code reads as `self.<path>.<name>`."""
+    chains = (each for code in _forward_code(type(parent)) for each in _self_chains(code))
+    return frozenset(id(each) for chain in chains for each in _parameters_at(parent, chain))
+
+
+def _parameters_at(parent: nn.Module, chain: tuple[str, ...], own: bool = False) -> Iterator[nn.Parameter]:
+    """What `self.<chain>` reads of the modules below; of a module whose method it calls, what that method reads."""
+    module = parent
+    for at, name in enumerate(chain):
+        child = module._modules.get(name)
+        if isinstance(child, nn.ParameterList | nn.ParameterDict):
+            yield from child.parameters(recurse=False)
+            return
+        if child is None:
+            found = module._parameters.get(name) if at or own else None
+            if found is not None and not _INNOCENT & set(chain[at + 1 : at + 2]):
+                yield found
+            elif at and not hasattr(nn.Module, name) and not type(module).__module__.startswith("torch.nn."):
+                inside = (each for code in _code_from(type(module), name) for each in _self_chains(code))
+                yield from (each for chain in inside for each in _parameters_at(module, chain, own=True))
+            return
+        module = child
 
 
 def reached_names(cls: type) -> frozenset[str]:
@@ -210,9 +240,13 @@ def reached_names(cls: type) -> frozenset[str]:
 
 
 def _forward_code(cls: type) -> list[CodeType]:
-    """Code of forward, of the class's methods and properties that it names, and of what is nested in those."""
+    return _code_from(cls, "forward")
+
+
+def _code_from(cls: type, method: str) -> list[CodeType]:
+    """Code of the method, of the class's methods and properties that it names, and of what is nested in those."""
     found: list[CodeType] = []
-    seen, pending = {"forward"}, ["forward"]
+    seen, pending = {method}, [method]
     while pending:
         for code in _method_code(cls, pending.pop()):
             found.append(code)

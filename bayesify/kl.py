@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import Parameter
 
 from .errors import NotVariationalError, UninitializedLayerError
+from .nn.computed import identity
 from .nn.variational import Variational
 
 
@@ -87,7 +87,7 @@ def total_kl(model: nn.Module, *, reached: bool = False) -> Tensor:
         raise _not_variational(model)
     values = [term.evaluate() for term in found if term.reached or not reached]
     if not values:
-        return torch.zeros((), device=found[0].layers[0].weight.device)
+        return torch.zeros((), device=found[0].layers[0].mean_of(found[0].mean_name).device)
     return torch.stack([value.to(values[0].device) for value in values]).sum()
 
 
@@ -110,10 +110,10 @@ def layers_of(model: nn.Module) -> list[Variational]:
 
 def terms(model: nn.Module) -> list[Term]:
     """One term per posterior, in the model's order."""
-    holders: dict[Parameter, list[tuple[str, str, Variational]]] = {}
+    holders: dict[tuple[int, ...], list[tuple[str, str, Variational]]] = {}
     for layer_name, layer in variational_layers(model):
         for mean_name in layer.means():
-            holders.setdefault(getattr(layer, mean_name), []).append((layer_name, mean_name, layer))
+            holders.setdefault(identity(layer, mean_name), []).append((layer_name, mean_name, layer))
     return [Term(found[0][0], found[0][1], tuple(layer for *_, layer in found)) for found in holders.values()]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .fold import Fold, fold, fold_names
 from .nn.settings import Settings
-from .plan import Plan, Row
+from .rows import Plan, Row
 
 MOST_LINES = 40  # of converting layers, on two screens with all that stands around them
 _NO_MATRIX = "has no weight matrix"
@@ -85,7 +85,7 @@ def rest(plan: Plan, full: bool) -> list[Rest]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in plan.rows:
         if row.verb != "converts":
-            why = "" if _has_no_matrix(row) else _pattern(row.reason or "")
+            why = "" if _has_no_matrix(row) else _pattern(_why(row))
             groups.setdefault((row.verb, why), []).append(row)
     order = ("adjusted", "blocked", "keeps")
     ordered = sorted(groups.items(), key=lambda group: (order.index(group[0][0]), group[0][1] == ""))
@@ -161,7 +161,12 @@ def _rest(rows: Sequence[Row], full: bool) -> Rest:
     names = [_line(row.name, (row,)).name for row in rows] if full else [_counted(each, len(folds)) for each in folds]
     if _has_no_matrix(rows[0]):
         return Rest(rows[0].verb, what, "no weight matrix", tuple(names) if full else ())
-    return Rest(rows[0].verb, what, common([row.reason or "" for row in rows]), tuple(names))
+    return Rest(rows[0].verb, what, common(map(_why, rows)), tuple(names))
+
+
+def _why(row: Row) -> str:
+    """The reason; of what is adjusted, also what stays as it was."""
+    return "; ".join([row.reason or "", *(row.notes if row.verb == "adjusted" else ())])
 
 
 def _counted(each: Fold[Row], folds: int) -> str:

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from .errors import UsageError
 from .kl import layers_of
+from .nn.computed import sources
 
 SCALE_SPEED = 10.0  # docs/defaults.md
 
@@ -71,5 +72,5 @@ def _scales(model: nn.Module) -> dict[int, tuple[nn.Parameter, nn.Parameter]]:
         for name in layer.means():
             scale = layer.scale_of(name)
             assert scale is not None
-            found[id(scale)] = scale, getattr(layer, name)
+            found[id(scale)] = scale, sources(layer, name)[0]
     return found

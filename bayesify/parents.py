@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .blockers import Site, bears_weight
+from .blockers import bears_weight
+from .sites import Site
+
+_LAID_OUT = (nn.MultiheadAttention, nn.RNNBase)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,10 @@ def fused_parents(model: nn.Module, converted: Iterable[nn.Module]) -> FusedPare
 
 def batch_dim(site: Site) -> int:
     """Which dimension of the layer's (batched) input holds the examples, so far as a known parent tells: else 0."""
+    if "exported_batch_dim" in vars(site.module):
+        return int(site.module.exported_batch_dim)  # type: ignore[arg-type]
+    if _knows_its_layout(site):
+        return 0
     for _, parent in site.parents:
         known = isinstance(parent, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer)
         if known and not getattr(parent.self_attn, "batch_first", True):
@@ -58,13 +65,24 @@ def batch_dim(site: Site) -> int:
 
 
 def sequence_first(site: Site) -> str | None:
-    """The name of the nn.MultiheadAttention in the nearest block that has one, if that is sequence-first."""
+    """What stands beside the layer and takes sequence-first input: an attention or a recurrent layer, by name.
+
+    Looked for in the nearest block around the layer that has any; None too for layers that know their own layout.
+    """
+    if _knows_its_layout(site):
+        return None
     for name, parent in reversed(site.parents):
-        found = [(key, child) for key, child in parent.named_children() if isinstance(child, nn.MultiheadAttention)]
+        found = {key: child for key, child in parent.named_children() if isinstance(child, _LAID_OUT)}
         if found:
-            key, attention = found[0]
-            return None if attention.batch_first else f"{name}.{key}".lstrip(".")
+            first = next((key for key, child in found.items() if not child.batch_first), None)
+            return None if first is None else f"{name}.{first}".lstrip(".")
     return None
+
+
+def _knows_its_layout(site: Site) -> bool:
+    """Attention works batch-first inside, recurrent layers have `batch_first`, cells see one step of each example."""
+    inside = any(isinstance(each, nn.MultiheadAttention) and each.out_proj is site.module for _, each in site.parents)
+    return inside or isinstance(site.module, (*_LAID_OUT, nn.RNNCellBase))
 
 
 def folds_windows(site: Site) -> bool:

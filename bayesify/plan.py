@@ -4,126 +4,69 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .blockers import Site, bears_weight, blocker, kept_because
+from .blockers import bears_weight, blocker, kept_because
 from .claims import Claim, claim
 from .errors import NothingToConvertError, PolicyError
+from .examples.example import ExampleInputs
+from .examples.reach import Reach, examples_dim, reach
 from .graph import Census, census
-from .nn.registry import variant
-from .nn.settings import Method, Settings
-from .nn.state import MEANS
+from .nn.computed import identity, sources, value
+from .nn.part import kind_of
+from .nn.registry import converted_class
+from .nn.settings import Settings
+from .nn.state import bias_names, weight_names
 from .notes import ON_SEQUENCES, notes
 from .parents import batch_dim, fused_parents, unregistered
 from .policy import Policy, PolicyLike
+from .programs.program import prepared
+from .rows import Plan, Row
 from .select import Candidate
+from .sites import Forwards, Site
 from .wrappers import refuse_model
 
-Verb = Literal["converts", "keeps", "blocked", "adjusted"]
 
-
-@dataclass(frozen=True)
-class Row:
-    """What happens to one module, and why.
-
-    Attributes:
-        name: its dotted name, the first in the model's order; "" is the model itself. `aliases` are its other names.
-        verb: converts, keeps (the policy or its kind says so), blocked (it cannot), adjusted (a switch in it is set).
-        type, becomes: class names; `becomes` is None unless it converts.
-        rule: the rule that owns it. `reason`: why it is kept, blocked or adjusted.
-        parameters_before, parameters_after: of this module itself; a tied Parameter counts where it stands first.
-        method, settings: what convert carries out.
-        notes: what a careful reader would want to know beside that.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    verb: Verb
-    type: str
-    rule: str | None = None
-    reason: str | None = None
-    becomes: str | None = None
-    parameters_before: int = 0
-    parameters_after: int = 0
-    method: Method | None = None
-    settings: Settings | None = None
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data under the keys that `bayesify convert --json` prints."""
-        return {
-            "name": self.name, "aliases": list(self.aliases), "verb": self.verb, "type": self.type,
-            "becomes": self.becomes, "rule": self.rule, "reason": self.reason,
-            "parameters_before": self.parameters_before, "parameters_after": self.parameters_after,
-            "posterior": self.settings and self.settings.posterior.to_dict(),
-            "prior": self.settings and self.settings.prior.to_dict(),
-            "notes": list(self.notes),
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The decision for every site of a model. `print(plan)` shows it as a table."""
-
-    model: str
-    policy: Policy
-    rows: tuple[Row, ...]
-    totals: dict[str, int] = field(repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as plain data, of one stable shape: model, policy, rows, totals."""
-        rows = [row.to_dict() for row in self.rows]
-        return {"model": self.model, "policy": self.policy.to_dict(), "rows": rows, "totals": dict(self.totals)}
-
-    def converting(self) -> Iterator[Row]:
-        """The rows that convert."""
-        return (row for row in self.rows if row.verb == "converts")
-
-    def __repr__(self) -> str:
-        from .report import as_text  # rich is imported only when something is shown
-
-        return as_text(self)
-
-    def _repr_html_(self) -> str:
-        from .report import as_html
-
-        return as_html(self)
-
-
-def plan(model: nn.Module, policy: PolicyLike = "flipout") -> Plan:
+def plan(model: nn.Module, policy: PolicyLike = "flipout", *, example_inputs: ExampleInputs | None = None) -> Plan:
     """Decide for every module of `model` what `convert` would do, and why. Touches nothing.
 
     Args:
-        model: any nn.Module, on any device, `meta` included.
+        model: any nn.Module or exported program, on any device, `meta` included.
         policy: a Policy, a dict, the path of a YAML file, or the name of a preset or method.
+        example_inputs: what the model is called with, to run it (in eval mode, leaving no trace) and see how each layer
+            is called and where it has the examples of the batch. A tensor, a tuple of arguments, a dict of keywords, or
+            a list of two of those with batches of two sizes, which tells which dimension is the batch (else the first).
 
     Raises:
         PolicyError: the policy is wrong in itself or does not fit the model; all its problems at once.
         NothingToConvertError: no layer is left to convert.
         WrappedModelError, AlreadyVariationalError, UsageError: the model as a whole cannot be converted.
     """
+    model = prepared(model)
     refuse_model(model)
     policy = Policy.parse(policy)
     names = _names(model)
     traced = census(model)
-    sites = _sites(model, names)
-    reasons = [blocker(site, traced) for site in sites]
+    sites = _sites(model, names, traced)
+    reasons = [blocker(site) for site in sites]
     claims = _claims(model, policy, sites, names, reasons)
     depth = sum(each.method is not None for each in claims)
     rows = [
         _row(site, names[id(site.module)], reason, each, depth)
         for site, reason, each in zip(sites, reasons, claims, strict=True)
     ]
-    rows = list(_with_notes(_counted(rows, sites), sites, traced))
-    rows = _adjusted(model, names, rows, sites)
+    settings = {row.name: row.settings for row in rows if row.settings is not None}
+    reaches = {} if example_inputs is None else reach(model, settings, example_inputs)
+    rows = list(_with_notes(_counted(rows, sites), sites, reaches))
+    rows = _rerouting(names, _adjusted(model, names, rows, sites), sites)
     order = {found[0]: at for at, found in enumerate(names.values())}
     rows.sort(key=lambda row: order[row.name])
     rows += [_outside(*each) for each in unregistered(model)]
-    return Plan(type(model).__name__, policy, tuple(rows), _totals(model, rows))
+    batch_dim = 0 if example_inputs is None else examples_dim(example_inputs)
+    return Plan(kind_of(model).__name__, policy, tuple(rows), _totals(model, rows), batch_dim)
 
 
 def _names(model: nn.Module) -> dict[int, list[str]]:
@@ -134,13 +77,13 @@ def _names(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def _sites(model: nn.Module, names: dict[int, list[str]]) -> list[Site]:
+def _sites(model: nn.Module, names: dict[int, list[str]], traced: Census | None) -> list[Site]:
     modules = dict(model.named_modules(remove_duplicate=False))
-    sites = []
+    sites, forwards = [], Forwards()
     for name, module in model.named_modules():
         if bears_weight(module):
             ancestors = {parent: modules[parent] for alias in names[id(module)] for parent in _parents(alias)}
-            sites.append(Site(module, name, tuple(ancestors.items())))
+            sites.append(Site(module, name, tuple(ancestors.items()), traced, forwards))
     return sites
 
 
@@ -153,27 +96,48 @@ def _claims(
     model: nn.Module, policy: Policy, sites: list[Site], names: dict[int, list[str]], reasons: list[str | None]
 ) -> list[Claim]:
     candidates = [
-        Candidate(tuple(names[id(site.module)]), type(site.module), _convertible(site, reason), reason)
+        Candidate(
+            tuple(names[id(site.module)]), kind_of(site.attention or site.module), _convertible(site, reason), reason,
+            asked=site.is_table and site.name != "",
+        )
         for site, reason in zip(sites, reasons, strict=True)
     ]
     claims = claim(policy, candidates, [name for found in names.values() for name in found])
-    claims = [_unless_frozen(each, site.module, policy) for each, site in zip(claims, sites, strict=True)]
+    claims = [_unless_frozen(each, site, policy) for each, site in zip(claims, sites, strict=True)]
+    claims = _with_attention(claims, sites)
     if not any(each.method for each in claims):
-        raise NothingToConvertError(
-            f"all that the policy selects in {type(model).__name__} is frozen (requires_grad=False): "
-            "`frozen: convert` converts it all the same"
-        )
+        frozen = any(each.reason == _FROZEN for each in claims)
+        why = f"is {_FROZEN}: `frozen: convert` converts it all the same" if frozen else f"is an out_proj: {_READ}"
+        raise NothingToConvertError(f"all that the policy selects in {type(model).__name__} {why}")
     return claims
 
 
 def _convertible(site: Site, reason: str | None) -> bool:
-    return reason is None and variant(type(site.module), "flipout") is not None
+    return reason is None and (site.known or bool(site.weights))
 
 
-def _unless_frozen(claimed: Claim, module: nn.Module, policy: Policy) -> Claim:
-    if claimed.method is None or policy.frozen == "convert" or module.weight.requires_grad:
+def _unless_frozen(claimed: Claim, site: Site, policy: Policy) -> Claim:
+    if claimed.method is None:
         return claimed
-    return replace(claimed, method=None, settings=None, reason="frozen (requires_grad=False)")
+    settings = replace(claimed.settings or Settings(), weights=site.weights)
+    names = list(dict(site.weights)) or weight_names(site.module, settings)[:1]
+    if policy.frozen != "convert":
+        names = [name for name in names if any(each.requires_grad for each in sources(site.module, name))]
+    if not names:
+        return replace(claimed, method=None, settings=None, reason=_FROZEN)
+    weights = tuple(each for each in site.weights if each[0] in names)
+    return replace(claimed, settings=replace(settings, weights=weights))
+
+
+def _with_attention(claims: list[Claim], sites: list[Site]) -> list[Claim]:
+    """An attention's `out_proj` is called only where the attention itself converts."""
+    converting = {id(site.module) for site, each in zip(sites, claims, strict=True) if each.method}
+    return [
+        replace(each, method=None, settings=None, reason=_READ)
+        if each.method and site.attention is not None and id(site.attention) not in converting
+        else each
+        for each, site in zip(claims, sites, strict=True)
+    ]
 
 
 def _outside(name: str, module: nn.Module) -> Row:
@@ -183,22 +147,25 @@ def _outside(name: str, module: nn.Module) -> Row:
 
 def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth: int) -> Row:
     module = site.module
-    row = Row(site.name, tuple(names[1:]), "keeps", type(module).__name__, rule=claimed.rule)
+    row = Row(site.name, tuple(names[1:]), "keeps", kind_of(module).__name__, rule=claimed.rule)
     if reason is not None:
         return replace(row, verb="blocked", rule=None, reason=reason)
     if claimed.method is None or claimed.settings is None:
         kept = claimed.reason if _convertible(site, reason) else kept_because(module)
         return replace(row, reason=kept)
-    becomes = variant(type(module), claimed.method)
-    assert becomes is not None
-    settings = replace(claimed.settings.for_depth(depth), batch_dim=batch_dim(site))
+    becomes = converted_class(module, claimed.method, bool(site.weights))
+    settings = claimed.settings.for_depth(depth)
+    drawn = tuple(name for name in site.drawn if site.known or name in dict(settings.weights))
+    settings = replace(settings, batch_dim=batch_dim(site), drawn=drawn)
+    if site.weights or (site.readers and not site.called):
+        settings = replace(settings, bias="deterministic")
     return replace(row, verb="converts", becomes=becomes.__name__, method=claimed.method, settings=settings)
 
 
 def _counted(rows: list[Row], sites: list[Site]) -> list[Row]:
     """Count each Parameter at its first row, and hold tied ones to one posterior."""
     seen: dict[int, str] = {}
-    posteriors: dict[int, Row] = {}
+    posteriors: dict[tuple[int, ...], Row] = {}
     counted = []
     for row, site in zip(rows, sites, strict=True):
         own = dict(site.module.named_parameters(recurse=False))
@@ -206,26 +173,23 @@ def _counted(rows: list[Row], sites: list[Site]) -> list[Row]:
         tied = tuple(f"{name} is tied to {seen[id(each)]}" for name, each in own.items() if id(each) in seen)
         seen |= {id(each): f"{row.name}.{name}".lstrip(".") for name, each in fresh.items()}
         new = 0
-        for name in _means(row):
-            mean = own.get(name)
-            if mean is None:
-                continue
-            first = posteriors.setdefault(id(mean), row)
+        for name in _means(row, site.module):
+            first = posteriors.setdefault(identity(site.module, name), row)
             _refuse_two_posteriors(first, row, name)
-            new += _size(mean) if first is row else 0
+            new += _size(value(site.module, name)) if first is row else 0
         before = sum(_size(each) for each in fresh.values())
         counted.append(replace(row, parameters_before=before, parameters_after=before + new, notes=tied))
     return counted
 
 
-def _means(row: Row) -> tuple[str, ...]:
+def _means(row: Row, module: nn.Module) -> list[str]:
     if row.settings is None:
-        return ()
-    return MEANS if row.settings.bias == "variational" else MEANS[:1]
+        return []
+    return weight_names(module, row.settings) + (bias_names(module) if row.settings.bias == "variational" else [])
 
 
-def _size(tensor: Tensor) -> int:
-    return 0 if is_lazy(tensor) else tensor.numel()
+def _size(tensor: Tensor | None) -> int:
+    return 0 if tensor is None or is_lazy(tensor) else tensor.numel()
 
 
 def _refuse_two_posteriors(first: Row, row: Row, name: str) -> None:
@@ -240,13 +204,15 @@ def _refuse_two_posteriors(first: Row, row: Row, name: str) -> None:
         )
 
 
-def _with_notes(rows: list[Row], sites: list[Site], traced: Census | None) -> Iterator[Row]:
+def _with_notes(rows: list[Row], sites: list[Site], reaches: dict[str, Reach]) -> Iterator[Row]:
     sequences = any(isinstance(site.module, ON_SEQUENCES) for site in sites)
     for row, site in zip(rows, sites, strict=True):
         more: Iterable[str] = ()
         if row.method is not None and row.settings is not None:
-            aliases = bool(row.aliases)
-            more = notes(site, row.method, row.settings, aliases=aliases, census=traced, sequences=sequences)
+            method, aliases, found = row.method, bool(row.aliases), reaches.get(row.name)
+            row = row if found is None else replace(row, settings=found.settled(row.settings))
+            assert row.settings is not None
+            more = notes(site, method, row.settings, aliases=aliases, sequences=sequences, reach=found)
         yield replace(row, notes=(*row.notes, *more))
 
 
@@ -263,7 +229,28 @@ def _adjusted(model: nn.Module, names: dict[int, list[str]], rows: list[Row], si
     return list(found.values())
 
 
-_FUSED = "its fused inference path reads linear1.weight past the noise: switched off"
+def _rerouting(names: dict[int, list[str]], rows: list[Row], sites: list[Site]) -> list[Row]:
+    """The rows, and those of modules that multiply by the weights of converting ones below them."""
+    found = {row.name: row for row in rows}
+    readers: dict[int, tuple[nn.Module, list[str]]] = {}
+    for site in sites:
+        for _, module in site.rerouting if found[site.name].verb == "converts" else ():
+            path = next(path for path, each in module.named_modules() if each is site.module)
+            readers.setdefault(id(module), (module, []))[1].append(path)
+    for module, reads in readers.values():
+        name, *aliases = names[id(module)]
+        row = found.get(name, Row(name, tuple(aliases), "adjusted", kind_of(module).__name__))
+        why = f"its own products with the weights of {', '.join(map(repr, reads))} are rerouted to the noise"
+        more, row = why, replace(row, reads=tuple(reads))
+        if row.verb != "converts":
+            more, row = row.reason or "", replace(row, verb="adjusted", rule=None, reason=why)
+        found[name] = replace(row, notes=(*row.notes, *filter(None, (more,))))
+    return list(found.values())
+
+
+_FROZEN = "frozen (requires_grad=False)"
+_READ = "nn.MultiheadAttention reads its weight without calling it, and is kept"
+_FUSED = "its fused inference path reads weights past the noise: switched off"
 _NESTED = "its nested-tensor path is switched off: outputs under the padding mask are computed, no longer zeros"
 
 

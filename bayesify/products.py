@@ -19,11 +19,15 @@ Gradients = tuple[list[Tensor | None], Tensor | None, Tensor | None]
 class Product(Protocol):
     """What an estimator needs to know of a layer.
 
-    `core_dims` is how many trailing dimensions of an input belong to one example; channels are the first of them.
+    Its inputs count from 0, and -1 is its output.
     """
 
-    @property
-    def core_dims(self) -> int: ...
+    def sign_dims(self, at: int, dims: int, batch_dim: int) -> set[int]:
+        """Along which of a tensor's `dims` dimensions Flipout's signs vary: its examples and its channels.
+
+        `batch_dim` -1: no dimension has the examples.
+        """
+        ...
 
     def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
         """The product plus the bias."""
@@ -34,8 +38,18 @@ class Product(Protocol):
         ...
 
 
+class _ExamplesLead:
+    """The last `core_dims` dimensions belong to one example, and the first of them are its channels."""
+
+    core_dims: int
+
+    def sign_dims(self, at: int, dims: int, batch_dim: int) -> set[int]:
+        leading = dims - self.core_dims
+        return {leading, batch_dim} if 0 <= batch_dim < leading else {leading}  # else there is no batch: one example
+
+
 @dataclass(frozen=True)
-class LinearProduct:
+class LinearProduct(_ExamplesLead):
     """y = x Wᵀ: x (*, in), W (out, in), y (*, out)."""
 
     core_dims: int = 1
@@ -51,7 +65,7 @@ class LinearProduct:
 
 
 @dataclass(frozen=True)
-class BilinearProduct:
+class BilinearProduct(_ExamplesLead):
     """y_k = x1ᵀ W_k x2: x1 (*, in1), x2 (*, in2), W (out, in1, in2), y (*, out)."""
 
     core_dims: int = 1
@@ -70,7 +84,59 @@ class BilinearProduct:
 
 
 @dataclass(frozen=True)
-class ConvProduct:
+class EinsumProduct(_ExamplesLead):
+    """y = einsum(x, W), by the dimensions' labels; the example is the first label of x, or as `batch_dim` says.
+
+    Each label stands once in each operand, so that every output is linear in distinct weights.
+    """
+
+    of_x: str
+    of_weight: str
+    of_output: str
+
+    def sign_dims(self, at: int, dims: int, batch_dim: int) -> set[int]:
+        labels = self.of_output if at < 0 else self.of_x
+        free = [label for label in self.of_x if label not in self.of_weight]
+        signed = {*self.of_weight, *(free[batch_dim : batch_dim + 1] if batch_dim >= 0 else [])}
+        return {dim for dim, label in enumerate(labels) if label in signed}
+
+    def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = torch.einsum(f"{self.of_x},{self.of_weight}->{self.of_output}", inputs[0], weight)
+        return y if bias is None else y + bias
+
+    def gradients(self, grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, needs: Sequence[bool]) -> Gradients:
+        of_x = self._back(self.of_weight, self.of_x, grad, weight, inputs[0]) if needs[0] else None
+        of_weight = self._back(self.of_x, self.of_weight, grad, inputs[0], weight) if needs[1] else None
+        return [of_x], of_weight, None
+
+    def _back(self, by: str, to: str, grad: Tensor, factor: Tensor, like: Tensor) -> Tensor:
+        """A label that only `to` has was summed over: its gradient is the same all along."""
+        kept = "".join(label for label in to if label in self.of_output + by)
+        summed = torch.einsum(f"{self.of_output},{by}->{kept}", grad, factor)
+        return summed[tuple(slice(None) if label in kept else None for label in to)].expand_as(like)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedProduct(_ExamplesLead):
+    """y = x W_g for the rows of group g (an expert's tokens): x (rows, in), W (groups, in, out), y (rows, out).
+
+    Group g ends before row `offsets[g]`. Each row is an example.
+    """
+
+    offsets: Tensor
+    core_dims: int = 1
+
+    def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch._grouped_mm(inputs[0], weight, offs=self.offsets)
+
+    def gradients(self, grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, needs: Sequence[bool]) -> Gradients:
+        of_input = torch._grouped_mm(grad, weight.mT, offs=self.offsets) if needs[0] else None
+        of_weight = torch._grouped_mm(inputs[0].mT, grad, offs=self.offsets) if needs[1] else None
+        return [of_input], of_weight, None
+
+
+@dataclass(frozen=True)
+class ConvProduct(_ExamplesLead):
     """A convolution or transposed convolution, padded with zeros, over any number of spatial dimensions.
 
     x (N, C_in, *spatial) or (C_in, *spatial); W (C_out, C_in/groups, *kernel), or transposed
@@ -85,7 +151,7 @@ class ConvProduct:
     output_padding: tuple[int, ...] = ()
 
     @property
-    def core_dims(self) -> int:
+    def core_dims(self) -> int:  # type: ignore[override]
         return len(self.stride) + 1
 
     def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .lines import Line, Rest, converting, rest, short, times, title, totals
-from .plan import Plan
+from .rows import Plan
 
 NARROWEST = 60  # below it, lines get longer than the terminal rather than words cut to pieces
 _GAP = 2

@@ -47,12 +47,14 @@ class Candidate:
         cls: its class.
         convertible: whether it is of a kind that can become variational.
         blocked: why it must stay as it is all the same, if it must.
+        asked: whether it converts only where a rule names it, or its class.
     """
 
     names: tuple[str, ...]
     cls: type
     convertible: bool
     blocked: str | None = None
+    asked: bool = False
 
     @property
     def able(self) -> bool:
@@ -86,6 +88,11 @@ class Selector:
             return True
         return self.below and any(self.names(name[:end]) for end in _ends(name))
 
+    def claims(self, candidate: Candidate) -> bool:
+        """Whether a rule with this target may have the candidate that it selects."""
+        named = self.kind == "name" and any(self.names(name) for name in candidate.names)
+        return not candidate.asked or self.kind == "type" or named
+
     def matches(self, candidate: Candidate) -> bool:
         """Whether it selects the candidate, by any of its names or by its class. Positions need `picked`."""
         if self.kind == "type":
@@ -115,7 +122,7 @@ def compiled(text: str) -> Selector:
 def picked(selector: Selector, candidates: Sequence[Candidate]) -> frozenset[int]:
     """The indices of the candidates that a selector picks."""
     if selector.kind == "position":
-        able = [index for index, candidate in enumerate(candidates) if candidate.able]
+        able = [index for index, candidate in enumerate(candidates) if candidate.able and not candidate.asked]
         return frozenset(able[:1] if selector.text == "first" else able[-1:])
     return frozenset(index for index, candidate in enumerate(candidates) if selector.matches(candidate))
 

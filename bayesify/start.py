@@ -9,7 +9,8 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from .errors import UninitializedLayerError, UsageError
 from .kl import Term, layers_of, terms
-from .nn.state import NAMES
+from .nn.part import shown
+from .nn.state import SUFFIXES, added_names
 from .nn.variational import Variational
 
 Place = tuple[nn.Module, str]
@@ -78,7 +79,7 @@ def refuse_lazy(model: nn.Module, so: str) -> None:
     """
     layers_of(model)
     for term in terms(model):
-        if is_lazy(getattr(term.layers[0], term.mean_name)):
+        if isinstance(term.layers[0].scale_of(term.mean_name), UninitializedParameter):
             name = term.layer_name or type(model).__name__
             raise UninitializedLayerError(f"layer {name!r} has not seen data yet, so that {so}: run one batch first")
 
@@ -86,7 +87,7 @@ def refuse_lazy(model: nn.Module, so: str) -> None:
 def _share(term: Term) -> None:
     """One posterior for one Parameter: where `reset_posterior` had to make new tensors, it made some for each layer."""
     first, *others = term.layers
-    for name in (each for each in NAMES if each.startswith(f"{term.mean_name}_")):
+    for name in (f"{term.mean_name}_{suffix}" for suffix in SUFFIXES):
         for layer in others:
             if name in first._parameters:
                 layer._parameters[name] = first._parameters[name]
@@ -95,7 +96,7 @@ def _share(term: Term) -> None:
 
 
 def _refuse_misfit(model: nn.Module, given: Mapping[str, Tensor]) -> None:
-    added = {f"{name}.{own}".lstrip(".") for name, layer in _aliases(model) for own in _added(layer)}
+    added = {shown(f"{name}.{own}".lstrip(".")) for name, layer in _aliases(model) for own in _added(layer)}
     expected = {name: value for name, value in model.state_dict(keep_vars=True).items() if name not in added}
     problems = [f"missing {sorted(expected.keys() - given.keys())}"] if expected.keys() - given.keys() else []
     problems += [f"unexpected {sorted(given.keys() - expected.keys())}"] if given.keys() - expected.keys() else []
@@ -115,7 +116,7 @@ def _aliases(model: nn.Module) -> Iterator[tuple[str, Variational]]:
 
 
 def _added(layer: Variational) -> list[str]:
-    return [name for name in NAMES if name in layer._parameters or name in layer._buffers]
+    return [name for name in added_names(layer) if name in layer._parameters or name in layer._buffers]
 
 
 def _tied(model: nn.Module) -> list[list[Place]]:

@@ -12,21 +12,32 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
 
 from .errors import NameClashError, NotCopyableError, UsageError, did_you_mean
+from .examples.example import ExampleInputs
 from .kl import Ledger, layers_of, terms
-from .nn.registry import plain_class, variant
-from .nn.state import NAMES, posterior_tensors
+from .nn.computed import computed_tensors, identity, is_computed, mask, sources
+from .nn.folding import unwatch_examples, watch_examples
+from .nn.registry import converted_class, plain_class, rerouting
+from .nn.rerouted import Rerouting
+from .nn.state import SUFFIXES, mean_of, posterior_tensors
 from .nn.variational import Flipout, Variational
-from .plan import Plan, Row, plan
+from .plan import plan
 from .policy import PolicyLike
+from .programs.layering import layered
+from .programs.program import from_exported, graphs, is_exported
+from .rows import Plan, Row
 from .start import refuse_lazy
+from .ties import keep_ties, release_ties
 
 Model = TypeVar("Model", bound=nn.Module)
 
 _NESTED = "_nested_when_plain"  # on encoders whose nested-tensor path conversion switched off
-_RESERVED = {*NAMES, *Variational.__annotations__, *dir(Flipout)}
+_RESERVED = {*(f"weight_{suffix}" for suffix in SUFFIXES), *Variational.__annotations__, *dir(Flipout)}
 
 
-def convert(model: Model, policy: PolicyLike = "flipout", *, inplace: bool = False, kl_name: str = "kl") -> Model:
+def convert(
+    model: Model, policy: PolicyLike = "flipout", *, example_inputs: ExampleInputs | None = None, inplace: bool = False,
+    kl_name: str = "kl",
+) -> Model:  # fmt: skip
     """Make the model variational: its plan, carried out.
 
     The result has the model's outputs, names and classes (each converted layer is a subclass of what it was), noise in
@@ -36,6 +47,8 @@ def convert(model: Model, policy: PolicyLike = "flipout", *, inplace: bool = Fal
     Args:
         model: the trained model; left as it was unless `inplace`.
         policy: a Policy, a dict, the path of a YAML file, or the name of a preset or method.
+        example_inputs: what the model is called with: see `plan`. Where dimension 0 of a layer is not the model's batch
+            (sequence-first networks, windows or tokens folded into it), they tell it where its examples are.
         inplace: rewrite `model` itself: the same Parameter objects, no copy of the weights.
         kl_name: the attribute that `kl` becomes, where the model has one of that name.
 
@@ -44,7 +57,9 @@ def convert(model: Model, policy: PolicyLike = "flipout", *, inplace: bool = Fal
         NotCopyableError: torch cannot deep-copy the model.
         PolicyError, NothingToConvertError, WrappedModelError, AlreadyVariationalError: see `plan`.
     """
-    return carry_out(plan(model, policy), model, inplace=inplace, kl_name=kl_name)
+    if is_exported(model):
+        model, inplace = _private(model, inplace), True
+    return carry_out(plan(model, policy, example_inputs=example_inputs), model, inplace=inplace, kl_name=kl_name)
 
 
 def carry_out(made: Plan, model: Model, *, inplace: bool = False, kl_name: str = "kl") -> Model:
@@ -57,6 +72,8 @@ def carry_out(made: Plan, model: Model, *, inplace: bool = False, kl_name: str =
     # tensors made in inference mode would never get a gradient
     with torch.inference_mode(False):
         target = model if inplace else _copied(model)
+        for graph in graphs(target):
+            layered(graph)
         _rewrite(made, target, kl_name)
     return target
 
@@ -90,11 +107,12 @@ def revert(model: Model, weights: Literal["mean", "sample"] = "mean", *, inplace
         _plain_class(layer)
     if weights == "sample":
         refuse_lazy(model, "there is nothing to draw")
+        _refuse_computed(model)
     target = model if inplace else _copied(model)
     if weights == "sample":
         for term in terms(target):
             layer = term.layers[0]
-            getattr(layer, term.mean_name).data.copy_(layer.draw(term.mean_name))
+            sources(layer, term.mean_name)[0].data.copy_(layer.draw(term.mean_name))
     _take_back(target)
     return target
 
@@ -122,6 +140,16 @@ def keep_unfused(module: nn.Module, args: Any) -> None:
     """A forward pre-hook that does nothing: with any hook on it, torch's encoder layer calls its layers one by one."""
 
 
+def _refuse_computed(model: nn.Module) -> None:
+    for term in terms(model):
+        layer, name = term.layers[0], term.mean_name
+        if is_computed(layer, name) and mask(layer, name) is None:
+            raise UsageError(
+                f"the {name} of {term.layer_name!r} is computed by a parametrization, and no draw of it can be "
+                "written: revert to the mean"
+            )
+
+
 def _refuse_clash(model: nn.Module, kl_name: str) -> None:
     if not kl_name.isidentifier():
         raise UsageError(f"kl_name={kl_name!r} is no name for an attribute")
@@ -138,12 +166,20 @@ def _copied(model: Model) -> Model:
     fresh: Any = UninitializedBuffer
     memo: dict[int, Any] = {id(each): fresh(False, each.device, each.dtype) for each in lazy}
     try:
+        computed = (each for module in model.modules() for each in computed_tensors(module))
+        memo |= {id(each): each.detach().clone() for each in computed}
         return copy.deepcopy(model, memo)
     except Exception as error:
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise NotCopyableError(
             f"torch cannot deep-copy this {type(model).__name__} ({why}); inplace=True works on the model itself"
         ) from error
+
+
+def _private(program: Any, inplace: bool) -> Any:
+    if inplace:
+        raise UsageError("an exported program cannot be rewritten in place: convert(program) gives a module of its own")
+    return _copied(from_exported(program))
 
 
 def _rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:
@@ -155,8 +191,13 @@ def _rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:
             module.__class__ = cls
             module.add_posterior(row.settings, tensors)
         for row in made.rows:
+            if row.reads:
+                _reroute(modules[row.name], row.reads)
             if row.verb == "adjusted":
                 _adjust(modules[row.name])
+        if any(row.settings is not None and row.settings.rows > 1 for row in made.rows):
+            watch_examples(model, made.batch_dim)
+        keep_ties(model)
         setattr(model, kl_name, Ledger(model))
     except BaseException:
         _take_back(model)
@@ -164,17 +205,17 @@ def _rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:
 
 
 def _prepare(made: Plan, modules: dict[str, nn.Module]) -> Iterator[tuple[Any, type, Row, dict[str, Tensor]]]:
-    shared: dict[tuple[int, str], Tensor] = {}
+    shared: dict[tuple[tuple[int, ...], str], Tensor] = {}
     for row in made.converting():
         module = modules[row.name]
         assert row.method is not None
         assert row.settings is not None
-        cls = variant(type(module), row.method)
-        assert cls is not None
+        cls = converted_class(module, row.method, bool(row.settings.weights))
         tensors = posterior_tensors(module, row.settings)
         for name in tensors:
-            mean = module._parameters[name.partition("_")[0]]
-            tensors[name] = shared.setdefault((id(mean), name), tensors[name])
+            mean = mean_of(name)
+            key = identity(module, mean), name.removeprefix(mean)
+            tensors[name] = shared.setdefault(key, tensors[name])
         yield module, cls, row, tensors
 
 
@@ -184,26 +225,37 @@ def _take_back(model: nn.Module) -> None:
             plain = _plain_class(module)
             module.remove_posterior()
             module.__class__ = plain  # type: ignore[assignment]
+        elif isinstance(module, Rerouting):
+            module.__class__ = plain_class(type(module))  # type: ignore[assignment]
         _readjust(module)
 
 
 def _plain_class(layer: Variational) -> type[nn.Module]:
     try:
         return plain_class(type(layer))
-    except StopIteration:
+    except KeyError:
         words = "was derived from a variational layer: there is no plain class to go back to"
         raise UsageError(f"{type(layer).__name__} {words}") from None
+
+
+def _reroute(module: Any, reads: tuple[str, ...]) -> None:
+    if not isinstance(module, Rerouting):
+        module.__class__ = rerouting(type(module))
+    module._reads = reads
 
 
 def _adjust(module: nn.Module) -> None:
     if isinstance(module, nn.TransformerEncoder):
         setattr(module, _NESTED, True)
         module.use_nested_tensor = False
-    else:
+    elif isinstance(module, nn.TransformerEncoderLayer):
         module.register_forward_pre_hook(keep_unfused)
 
 
 def _readjust(module: Any) -> None:
+    unwatch_examples(module)
+    vars(module).pop("_reads", None)
+    release_ties(module)
     for key in [key for key, hook in module._forward_pre_hooks.items() if hook is keep_unfused]:
         del module._forward_pre_hooks[key]
     if hasattr(module, _NESTED):

@@ -64,8 +64,6 @@ def _not_a_module(given: object) -> str:
         return f"{start} a TorchScript module, whose code is fixed: convert the Python model that it was made from"
     if isinstance(given, type) and issubclass(given, nn.Module):
         return f"{start} the class {given.__name__}: make a model of it first, {given.__name__}(...)"
-    if kind == "ExportedProgram":
-        return f"{start} an exported program: convert the Python model, then export that"
     if isinstance(given, Mapping):
         words = f"a {kind} of {len(given)} entries"
         return f"{start} {words}: build the model, model.load_state_dict(...) the weights, then convert the model"

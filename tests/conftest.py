@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import pathlib
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,11 +18,18 @@ def _reproducible() -> None:
 
 
 @pytest.fixture(scope="session")
-def vision():
+def vision() -> ModuleType:
+    """torchvision's module."""
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    return load_torchvision()
+
+
+def load_torchvision() -> ModuleType:
     """torchvision, also where its compiled operators don't fit the torch at hand: its models need their names only."""
     found = importlib.util.find_spec("torchvision")
-    if found is None:
-        pytest.skip("torchvision is not installed")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("torchvision is not installed")
     try:
         for library in pathlib.Path(found.origin).parent.glob("_C*.so"):
             torch.ops.load_library(library)

@@ -31,7 +31,50 @@ class Squared(nn.Module):
         self.pair = nn.Bilinear(WIDTH, WIDTH, WIDTH, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pair(x, x)
+        return torch.tanh(self.pair(x, x))
+
+
+class Attended(nn.Module):
+    """Attention over the six numbers as three steps of two."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x.reshape(len(x), 3, 2)
+        steps = steps if self.attention.batch_first else steps.transpose(0, 1)
+        found = self.attention(steps, steps, steps, need_weights=False)[0]
+        return (found if self.attention.batch_first else found.transpose(0, 1)).reshape(len(x), WIDTH)
+
+
+class Stepped(nn.Module):
+    """A recurrent net, or its cell, over the six numbers as three steps of two."""
+
+    def __init__(self, recurrent: nn.RNNBase | nn.RNNCellBase) -> None:
+        super().__init__()
+        self.recurrent = recurrent
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.recurrent, nn.RNNBase):
+            steps = x.reshape(len(x), 3, 2)
+            found = self.recurrent(steps if self.recurrent.batch_first else steps.transpose(0, 1))[0]
+            return (found if self.recurrent.batch_first else found.transpose(0, 1)).reshape(len(x), WIDTH)
+        if isinstance(self.recurrent, nn.LSTMCell):
+            return self.recurrent(x, (x, x))[0]
+        return self.recurrent(x, x)
+
+
+class LookedUp(nn.Module):
+    """Rows of a table, by which of the six numbers are positive."""
+
+    def __init__(self, table: nn.Embedding | nn.EmbeddingBag) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.table((x > 0).long())
+        return torch.tanh(x + (found.sum(1) if isinstance(self.table, nn.Embedding) else found))
 
 
 class Residual(nn.Module):
@@ -75,7 +118,7 @@ class Twins(nn.Module):
         return self.b(torch.tanh(self.a(x)))
 
 
-CLASSES = [Reshaped, Squared, Residual, Listed, Twins]
+CLASSES = [Reshaped, Squared, Attended, Stepped, LookedUp, Residual, Listed, Twins]
 
 
 @st.composite
@@ -95,11 +138,37 @@ def convolutions(draw: st.DrawFn) -> nn.Module:
 
 
 @st.composite
+def attentions(draw: st.DrawFn) -> nn.Module:
+    options = {name: draw(st.booleans()) for name in ("bias", "add_bias_kv", "add_zero_attn", "batch_first")}
+    sizes: dict[str, int] = {"kdim": 2, "vdim": 2} if draw(st.booleans()) else {}
+    return Attended(nn.MultiheadAttention(2, draw(st.sampled_from([1, 2])), **options, **sizes))
+
+
+@st.composite
+def recurrents(draw: st.DrawFn) -> nn.Module:
+    kind, bias = draw(st.sampled_from(["RNN", "LSTM", "GRU"])), draw(st.booleans())
+    if draw(st.booleans()):
+        return Stepped(getattr(nn, f"{kind}Cell")(WIDTH, WIDTH, bias=bias))
+    options: dict[str, Any] = {"bidirectional": draw(st.booleans()), "batch_first": draw(st.booleans())}
+    width = 1 if options["bidirectional"] else 2
+    if kind == "LSTM" and width < 2 and draw(st.booleans()):
+        options["proj_size"], width = width, 3
+    return Stepped(getattr(nn, kind)(2, width, draw(st.sampled_from([1, 2])), bias=bias, **options))
+
+
+@st.composite
 def layers(draw: st.DrawFn) -> nn.Module:
-    kind = draw(st.sampled_from(["linear", "lazy", "bilinear", "twins", "frozen", "other", *["conv"] * 4]))
+    kinds = ["linear", "lazy", "bilinear", "twins", "frozen", "other", "attention", "recurrent", "table"]
+    kind = draw(st.sampled_from([*kinds, *["conv"] * 4]))
     bias = draw(st.booleans())
     if kind == "conv":
         return draw(convolutions())
+    if kind == "attention":
+        return draw(attentions())
+    if kind == "recurrent":
+        return draw(recurrents())
+    if kind == "table":
+        return LookedUp(draw(st.sampled_from([nn.Embedding, nn.EmbeddingBag]))(2, WIDTH))
     if kind == "twins":
         return Twins(draw(st.sampled_from(["module", "weight", "bias", "both"])))
     if kind == "frozen":
@@ -154,7 +223,7 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
         "signs": draw(st.sampled_from(["example", "position"])),
         "frozen": draw(st.sampled_from(["keep", "convert"])),
     }  # fmt: skip
-    rules = draw(
-        st.sampled_from([None, [{"targets": ["last"], "method": other}, {"targets": ["**"]}], [{"targets": ["last"]}]])
-    )
+    tables = [{"targets": ["type:Embedding", "type:EmbeddingBag"]}, {"targets": ["**"]}]
+    lasts: list[Any] = [[{"targets": ["last"], "method": other}, {"targets": ["**"]}], [{"targets": ["last"]}]]
+    rules = draw(st.sampled_from([None, tables, *lasts]))
     return policy if rules is None else {**policy, "rules": rules, "unmatched": "allow"}

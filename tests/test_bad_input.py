@@ -21,12 +21,18 @@ class Evil:
 
 
 NETS = """
+import torch
 from torch import nn
+class Scales(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2))
+    def forward(self, x): return x * self.weight
 def fails(): raise RuntimeError("no such luck")
 def returns_a_dict(): return {}
 def needs(width): return nn.Linear(width, 2)
 def norms(): return nn.BatchNorm1d(3)
-def attention(): return nn.MultiheadAttention(4, 2)
+def scales(): return Scales()
 def exits(): raise SystemExit(0)
 LIST = [1]
 """
@@ -117,7 +123,7 @@ BAD = [
     ("report converted.pt", 3, "already variational"),
     ("revert mlp.pt -o out.pt", 3, "no variational layer"),
     ("convert bad_nets:norms", 3, "no layer that can become variational"),
-    ("convert bad_nets:attention", 3, "blocked"),
+    ("convert bad_nets:scales", 3, "blocked"),
     # files: 4
     ("convert sd.pt", 4, "bayesify convert package.module:Net --weights sd.pt"),
     ("convert checkpoint.pt", 4, "--key model"),

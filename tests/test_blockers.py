@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,22 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from bayesify.blockers import Site, bears_weight, blocker, kept_because
+from bayesify.blockers import bears_weight, blocker, kept_because
 from bayesify.graph import Census, census
 from bayesify.nn.registry import plain_classes
+from bayesify.sites import Site
 
 
 class OwnForward(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        return 2 * F.linear(input, self.weight)
+        return F.linear(input, self.weight + input.mean())
 
 
-class Doubled(nn.Linear):
+class Doubled(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
 
 
-class Inherits(nn.Linear):
+class Inherits(nn.Embedding):
     def __init__(self, n: int) -> None:
         super().__init__(n, n)
 
@@ -36,24 +39,27 @@ class Inherits(nn.Linear):
 
 class OtherConv(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(input, 2 * weight, bias)
+        return super()._conv_forward(input, weight + input.mean(), bias)
 
 
 class Computes(nn.Linear):
     def __init__(self) -> None:
         nn.Module.__init__(self)
-        self.raw = nn.Parameter(torch.zeros(2, 2))
+        self.raw, self.bias = nn.Parameter(torch.zeros(2, 2)), None
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        return self.raw.exp()
+        return self.raw.detach()
 
 
-class HalfLinear(nn.Module):
+class Adds(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.matrix, self.other = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2, 2))
         self.scale = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * (x + self.other)
 
 
 class Scale(nn.Module):
@@ -72,12 +78,21 @@ class OwnsTheName(nn.Linear):
     weight_std = 1.0
 
 
+class OwnLSTM(nn.LSTM):
+    pass
+
+
 class Adapter(nn.Module):
     adapter_layer_names = ("lora_A",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.base_layer, self.lora_A = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.base_layer, self.lora_A, self.lora_B = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        if options.pop("mixed", None) is not None:
+            raise ValueError
+        return self.base_layer(x) + self.lora_A(x) + self.lora_B.weight.exp()  # type: ignore[no-any-return]
 
 
 class Tied(nn.Module):
@@ -88,7 +103,7 @@ class Tied(nn.Module):
         self.read, self.called = nn.Linear(2, 2), nn.Linear(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.called(x), self.read.weight) + self.called.weight.sum()
+        return self.called(x) + self.read.weight.exp() + self.called.weight.sum()
 
 
 class Packed(torch.Tensor):
@@ -131,40 +146,28 @@ BLOCKED = {
     "scripted": (_scripted, "TorchScript"),
     "quantized": (_quantized, "a quantized layer: convert the float model"),
     "adapter itself": (Adapter, "merge_and_unload"),
-    "own forward": (lambda: OwnForward(2, 2), "OwnForward is a subclass of nn.Linear with a forward of its own"),
-    "super's forward": (lambda: Doubled(2, 2), "bayesify.register(Doubled, like=nn.Linear)"),
-    "inherits": (lambda: Inherits(2), "unchanged: bayesify.register(Inherits, like=nn.Linear) converts it"),
-    "helper": (lambda: OtherConv(2, 2, 1), "overrides '_conv_forward', which nn.Conv2d's forward uses"),
-    "weight property": (Computes, "overrides 'weight'"),
-    "out_proj class": (
-        lambda: nn.modules.linear.NonDynamicallyQuantizableLinear(2, 2),
-        "bayesify.register(NonDynamicallyQuantizableLinear, like=nn.Linear)",
+    "own forward": (lambda: OwnForward(2, 2), f"weight: it is used in `add` at {Path(__file__).name}:"),
+    "super's forward": (lambda: Doubled(2, 2), "bayesify.register(Doubled, like=nn.Embedding)"),
+    "inherits": (lambda: Inherits(2), "unchanged: bayesify.register(Inherits, like=nn.Embedding) converts it"),
+    "helper": (lambda: OtherConv(2, 2, 1), f"weight: it is used in `add` at {Path(__file__).name}:"),
+    "weight property": (Computes, f"raw: it is used in `detach` at {Path(__file__).name}:"),
+    "lstm of one's own": (lambda: OwnLSTM(2, 2), "bayesify.register(OwnLSTM, like=nn.LSTM) converts it"),
+    "recurrent base": (lambda: nn.RNNBase("GRU", 2, 2), "weight_ih_l0: nothing is known to multiply by it"),
+    "weight_norm of an lstm": (
+        lambda: _with(nn.LSTM(2, 2), lambda layer: nn.utils.weight_norm(layer, "weight_hh_l0")),
+        "its weight_hh_l0 is computed from other Parameters, which a nn.LSTM here cannot do",
     ),
-    "attention": (lambda: nn.MultiheadAttention(2, 1), "nn.MultiheadAttention uses its projections"),
-    "lstm": (lambda: nn.LSTM(2, 2), "nn.LSTM is recurrent"),
-    "gru cell": (lambda: nn.GRUCell(2, 2), "nn.GRUCell is recurrent"),
-    "embedding": (lambda: nn.Embedding(2, 2), "nn.Embedding looks rows up"),
-    "embedding bag": (lambda: nn.EmbeddingBag(2, 2), "nn.EmbeddingBag looks rows up"),
-    "generic": (HalfLinear, "it holds 'matrix', 'other' itself"),
-    "parameter list": (lambda: nn.ParameterList([torch.zeros(2, 2)]), "it holds '0' itself"),
-    "parametrized": (lambda: parametrizations.weight_norm(_linear()), "'weight' is computed by a parametrization"),
-    "parametrized bias": (
-        lambda: _with(_linear(), lambda layer: nn.utils.parametrize.register_parametrization(layer, "bias", nn.Tanh())),
-        "'bias' is computed by a parametrization",
+    "pruned gru cell": (
+        lambda: _with(nn.GRUCell(2, 2), lambda layer: prune.l1_unstructured(layer, "bias_ih", 0.5)),
+        "its bias_ih is computed from other Parameters, which a nn.GRUCell here cannot do",
     ),
-    "parametrization": (
-        lambda: parametrizations.weight_norm(_linear()).parametrizations.weight,
-        "what a parametrization computes its layer's weight from",
-    ),
-    "weight_norm": (lambda: _with(_linear(), nn.utils.weight_norm), "torch.nn.utils.remove_weight_norm(layer)"),
-    "spectral_norm": (lambda: _with(_linear(), nn.utils.spectral_norm), "torch.nn.utils.remove_spectral_norm(layer)"),
-    "pruned": (
-        lambda: _with(_linear(), lambda layer: prune.l1_unstructured(layer, "weight", 0.5)),
-        "its weight is pruned by torch.nn.utils.prune: prune.remove(layer, 'weight')",
-    ),
-    "pruned bias": (
-        lambda: _with(_linear(), lambda layer: prune.l1_unstructured(layer, "bias", 0.5)),
-        "its bias is pruned by torch.nn.utils.prune: prune.remove(layer, 'bias')",
+    "clipped table": (lambda: nn.Embedding(2, 2, max_norm=1.0), "max_norm rewrites the rows"),
+    "clipped bags": (lambda: nn.EmbeddingBag(2, 2, max_norm=1.0), "max_norm rewrites the rows"),
+    "generic": (Adds, "matrix: its forward never uses it; other: it is used in `add`"),
+    "parameter list": (lambda: nn.ParameterList([torch.zeros(2, 2)]), "0: nothing is known to multiply by it"),
+    "parametrized layer of one's own": (
+        lambda: parametrizations.weight_norm(Adds(), "matrix"),
+        "its 'matrix' is computed by a parametrization: torch.nn",
     ),
     "weight is a buffer": (
         lambda: _with(_linear(), lambda layer: (delattr(layer, "weight"), layer.register_buffer("weight", None))),
@@ -215,10 +218,25 @@ def test_blocked(make: Callable[[], nn.Module], words: str) -> None:
     assert isinstance(module, Adapter) or bears_weight(module)
 
 
-def _plain(cls: type[nn.Module]) -> nn.Module:
-    sizes = {"Bilinear": (2, 2, 2), "Linear": (2, 2), "LazyLinear": (2,)}
+class DoubledLinear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class InheritingLinear(nn.Linear):
+    pass
+
+
+@pytest.mark.parametrize("cls", [DoubledLinear, InheritingLinear])
+def test_subclasses_that_only_multiply_are_free(cls: type[nn.Linear]) -> None:
+    assert blocker(Site(cls(2, 2), "layer")) is None
+
+
+def _plain(cls: type[nn.Module], **options: Any) -> nn.Module:
+    sizes = {"Bilinear": (2, 2, 2), "LazyLinear": (2,)}
     lazy = (2, 1) if cls.__name__.startswith("Lazy") else (2, 2, 1)
-    return cls(*sizes.get(cls.__name__, lazy))
+    two = cls.__name__.endswith(("Linear", "Cell", "Bag"))
+    return cls(*sizes.get(cls.__name__, (2, 2) if two else lazy), **options)
 
 
 TORCH = [cls for cls in plain_classes() if cls.__module__.startswith("torch.nn.")]
@@ -227,14 +245,13 @@ TORCH = [cls for cls in plain_classes() if cls.__module__.startswith("torch.nn."
 @pytest.mark.parametrize("change", ["float", "half", "frozen", "no bias", "meta", "hooked"])
 @pytest.mark.parametrize("cls", TORCH, ids=lambda cls: cls.__name__)
 def test_every_plain_layer_is_free(cls: type[nn.Module], change: str) -> None:
-    module = _plain(cls)
+    biased = change != "no bias" or issubclass(cls, nn.Embedding | nn.EmbeddingBag)
+    module = _plain(cls) if biased else _plain(cls, bias=False)
     if change == "half":
         module.half()
     elif change == "frozen":
         for parameter in module.parameters():
             parameter.requires_grad = False
-    elif change == "no bias":
-        module.register_parameter("bias", None)
     elif change == "meta":
         module.to("meta")
     elif change == "hooked":
@@ -244,7 +261,8 @@ def test_every_plain_layer_is_free(cls: type[nn.Module], change: str) -> None:
 
 
 def test_a_registered_class_that_took_the_name_is_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bayesify.blockers.plain_classes", lambda: (*plain_classes(), OwnsTheName, Inherits))
+    for room in ("blockers", "sites"):
+        monkeypatch.setattr(f"bayesify.{room}.plain_classes", lambda: (*plain_classes(), OwnsTheName, Inherits))
     assert "it has 'weight_std' already" in str(blocker(Site(OwnsTheName(2, 2), "layer")))
     assert blocker(Site(Inherits(2), "layer")) is None
 
@@ -274,16 +292,24 @@ def test_a_container_bears_no_weight() -> None:
 def test_inside_an_adapter() -> None:
     model = nn.Sequential(Adapter())
     parents = (("", model), ("0", model[0]))
-    reason = blocker(Site(model[0].lora_A, "0.lora_A", parents))
-    assert reason == "it is inside the peft adapter 0 (Adapter): model.merge_and_unload() first"
+    assert blocker(Site(model[0].lora_A, "0.lora_A", parents)) is None
+    reason = blocker(Site(model[0].lora_B, "0.lora_B", parents))
+    assert reason == "Adapter does not call it, but may read its weight"
+    reason = blocker(Site(model[0].base_layer, "0.base_layer", parents))
+    start = "it is inside the peft adapter 0 (Adapter): the policy `lora` converts its adapters instead, "
+    assert reason == start + "model.merge_and_unload() makes it plain"
 
 
-def test_out_proj_is_blocked_for_its_parent_s_sake_under_any_alias() -> None:
-    attention = nn.MultiheadAttention(2, 1)
-    here = blocker(Site(attention.out_proj, "out_proj", (("", attention),)))
-    elsewhere = blocker(Site(attention.out_proj, "alias", (("", nn.Module()), ("attn", attention))))
-    assert here == elsewhere
-    assert here == "nn.MultiheadAttention reads its weight without calling it: noise in it would never be seen"
+class OtherAttention(nn.MultiheadAttention):
+    """Its forward is nn.MultiheadAttention's, which reads `out_proj.weight` without calling `out_proj`."""
+
+
+@pytest.mark.parametrize("cls", [nn.MultiheadAttention, OtherAttention])
+def test_out_proj_is_free_in_every_attention(cls: type[nn.MultiheadAttention]) -> None:
+    attention = cls(2, 1)
+    for parents in ((("", attention),), (("", nn.Module()), ("attn", attention))):
+        assert blocker(Site(attention, parents[-1][0], parents[:-1])) is None
+        assert blocker(Site(attention.out_proj, "out_proj", parents)) is None
 
 
 def test_the_feed_forward_of_an_encoder_layer_is_free() -> None:
@@ -295,24 +321,20 @@ def test_the_feed_forward_of_an_encoder_layer_is_free() -> None:
 def test_a_weight_that_is_read_and_never_called(traced: bool) -> None:
     model = Tied()
     found = census(model) if traced else None
-    reason = blocker(Site(model.read, "read", (("", model),)), found)
+    reason = blocker(Site(model.read, "read", (("", model),), found))
     assert reason is not None
-    assert (f"at {__file__}:" if traced else "Tied reads its weight") in reason
-    assert blocker(Site(model.called, "called", (("", model),)), found) is None
+    start = f"Tied reads its weight without calling it: it is used in `exp` at {Path(__file__).name}:"
+    assert reason.startswith(start)
+    assert blocker(Site(model.called, "called", (("", model),), found)) is None
 
 
 def test_what_the_census_saw_called_outweighs_the_code() -> None:
     model = Tied()
     seen = Census(calls={"read": 1}, order=("read",), reads={"read": "here:1"}, unseen=frozenset())
-    assert blocker(Site(model.read, "read", (("", model),)), seen) is None
+    assert blocker(Site(model.read, "read", (("", model),), seen)) is None
 
 
 def test_accelerate_s_hook_is_named() -> None:
     layer = _with(_linear(), lambda layer: setattr(layer, "forward", layer.forward))
     layer._hf_hook = object()  # type: ignore[assignment]
     assert "accelerate.hooks.remove_hook_from_module" in str(blocker(Site(layer, "layer")))
-
-
-def test_the_transposed_linear_of_transformers_is_named() -> None:
-    conv1d = type("Conv1D", (HalfLinear,), {"__module__": "transformers.pytorch_utils"})
-    assert "with its weight transposed" in str(blocker(Site(conv1d(), "c_attn")))

@@ -203,6 +203,50 @@ def test_weights_and_policies_are_not_overwritten(here):
         assert "never" in run("convert", *args, "--policy", "p.yaml", "-o", output, "--force", code=2).stderr
 
 
+def _notes(result):
+    return {row["name"]: row["notes"] for row in json.loads(result.stdout)["rows"]}
+
+
+def test_example_inputs(here):
+    assert _notes(run("report", "mlp.pt", "--json", "--input", "5x4"))["2"] == ["called once, (5, 8)"]
+    torch.save({"x": torch.randn(7, 4)}, "batch.pt")
+    found = run("convert", "clinets:Net", "-o", "net.pt", "--json", "--input-file", "batch.pt")
+    assert _notes(found)["b"] == ["called once, (7, 8)"]
+    assert io.load("net.pt", allow=["clinets.Net"]).kl().isfinite()
+
+
+def test_example_inputs_tell_the_command_line_where_the_batch_is(here):
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=False)
+    torch.save(nn.Sequential(layer, nn.Linear(4, 2)), "sequence_first.pt")
+    run("convert", "sequence_first.pt", "-o", "told.pt", "--input", "3xNx4")
+    assert {layer._settings.batch_dim for _, layer in bayesify.variational_layers(io.load("told.pt"))} == {0, 1}
+    assert dict(bayesify.variational_layers(io.load("told.pt")))["1"]._settings.batch_dim == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--input", "5x3"], "fails with these example_inputs"),
+        (["--input", "5,4"], "'5,4' is no shape"),
+        (["--input", "5x4", "--input-file", "batch.pt"], "give one of them"),
+        (["--input-file", "bach.pt"], "no such file"),
+    ],
+)
+def test_wrong_example_inputs(here, options, message):
+    before = files(here)
+    result = run("convert", "mlp.pt", *options, code=2)
+    assert message in result.stderr
+    assert result.stdout == ""
+    assert files(here) == before
+
+
+def test_example_inputs_are_not_overwritten(here):
+    torch.save(torch.randn(7, 4), "batch.pt")
+    before = files(here)
+    run("convert", "mlp.pt", "--input-file", "batch.pt", "-o", "batch.pt", "--force", code=2)
+    assert files(here) == before
+
+
 def test_a_model_with_a_kl_of_its_own(here):
     assert "'kl'" in run("convert", "clinets:named", code=1).stderr
     run("convert", "clinets:named", "--kl-name", "kl_q")
@@ -210,7 +254,8 @@ def test_a_model_with_a_kl_of_its_own(here):
 
 
 def test_policies(here):
-    assert run("policy", "show").stdout.split() == ["flipout", "last-layer", "lrt", "moped", "scratch", "sparse"]
+    names = run("policy", "show").stdout.split()
+    assert names == ["flipout", "last-layer", "lora", "lrt", "moped", "scratch", "sparse"]
     for name in run("policy", "show").stdout.split():
         Path("mine.yaml").write_text(run("policy", "show", name).stdout)
         assert run("policy", "check", "mine.yaml").stdout.startswith("mine.yaml: a valid policy, ")

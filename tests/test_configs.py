@@ -31,6 +31,19 @@ class Block(nn.Module):
         return (self.bn2(self.conv2(inner)) + self.downsample(x)).relu()
 
 
+class Lora(nn.Module):
+    """What peft puts in a linear layer's place."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = inner.requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(inner.in_features, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, inner.out_features, bias=False)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+
 class ResNet(nn.Module):
     """A ResNet with torchvision's names: conv1, layer1 to layer4, fc."""
 
@@ -76,14 +89,27 @@ EXPECTED = {
 }
 
 
+ADAPTERS = {
+    "lora": ("flipout", 2, Posterior("additive", Scale("fan_in", 0.05)), Normal(0.0, Scale("fan_in", 1.0))),
+}  # of a network of adapters
+
+
 def settled(scale: Scale) -> tuple[str, float, float]:
     return scale.kind, round(scale.value, 9), scale.floor
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+def network(preset: str) -> nn.Module:
+    """A residual network, as most presets are for."""
+    model = ResNet()
+    if preset in ADAPTERS:
+        model.fc = Lora(model.fc)  # type: ignore[assignment]
+    return model
+
+
+@pytest.mark.parametrize("name", [*EXPECTED, *ADAPTERS])
 def test_a_preset_plans_a_residual_network(name) -> None:
-    method, layers, posterior, prior = EXPECTED[name]
-    rows = list(bayesify.plan(ResNet(), name).converting())
+    method, layers, posterior, prior = (EXPECTED | ADAPTERS)[name]
+    rows = list(bayesify.plan(network(name), name).converting())
     assert len(rows) == layers
     for row in rows:
         assert row.method == method
@@ -94,12 +120,13 @@ def test_a_preset_plans_a_residual_network(name) -> None:
         assert type(found.prior) is type(prior)
         if isinstance(prior, Normal):
             assert (found.prior.mean, settled(found.prior.std)) == (prior.mean, settled(prior.std))
-    assert rows[-1].name == "fc"
+    assert rows[-1].name == ("fc.lora_B.default" if name in ADAPTERS else "fc")
 
 
 def test_every_config_is_expected_here_and_says_where_it_came_from() -> None:
-    assert set(presets()) == set(EXPECTED)
-    assert [Policy.parse(name).source for name in EXPECTED] == list(EXPECTED)
+    every = [*EXPECTED, *ADAPTERS]
+    assert set(presets()) == set(every)
+    assert [Policy.parse(name).source for name in every] == every
 
 
 @pytest.mark.parametrize("path", presets().values(), ids=presets().keys())
@@ -129,4 +156,4 @@ def test_the_commented_examples_are_found() -> None:
         name: len(re.findall(r"^# (?:rules|ignore|prior):", path.read_text(), re.MULTILINE))
         for name, path in presets().items()
     }
-    assert found == {"flipout": 2, "last-layer": 0, "lrt": 1, "moped": 0, "scratch": 1, "sparse": 1}
+    assert found == {"flipout": 2, "last-layer": 0, "lora": 0, "lrt": 1, "moped": 0, "scratch": 1, "sparse": 1}

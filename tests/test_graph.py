@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from bayesify.graph import census, reads_without_calling
+import bayesify
+from bayesify.errors import NotCopyableError
+from bayesify.graph import called_by_code, census, read_by_code
 
 
 class Shared(nn.Module):
@@ -91,7 +95,7 @@ def test_counts_calls_and_reads_by_canonical_name() -> None:
     assert found.calls == {"": 1, "b": 1, "a": 2, "block": 1, "block.0": 1, "block.1": 1}
     assert found.order == ("", "b", "a", "block", "block.0", "block.1")
     line = Shared.forward.__code__.co_firstlineno + 2
-    assert found.reads == {"read": f"{__file__}:{line}"}
+    assert found.reads == {"read": f"{Path(__file__).name}:{line}"}
     assert [name for name, _ in Shared().named_modules() if found.never_called(name)] == ["read", "spare"]
 
 
@@ -240,14 +244,73 @@ class CallsSuper(Reader):
         return super().forward(x)
 
 
+def by_code(parent: nn.Module) -> tuple[set[str], set[str]]:
+    """Which of its layers the parent's code reads, and which it calls."""
+    ids = read_by_code(parent)
+    named = parent.named_modules()
+    layers = {name: module for name, module in named if name and list(module.parameters(recurse=False))}
+    read = {name for name, module in layers.items() if ids & {id(each) for each in module.parameters(recurse=False)}}
+    return read, {name for name in layers if called_by_code(parent, name)}
+
+
 @pytest.mark.parametrize("parent", [Reader(), CallsSuper()], ids=["own", "super"])
 def test_code_that_reads_a_weight_without_calling_the_layer(parent: nn.Module) -> None:
-    found = {name for name, _ in parent.named_modules() if name and reads_without_calling(parent, name)}
-    assert found == {"read", "in_helper", "in_property", "in_comprehension", "inner.deep"}
+    read, called = by_code(parent)
+    assert read - called == {"read", "in_helper", "in_property", "in_comprehension", "inner.deep"}
+    assert read & called == {"both"}
+    assert called - read == {"called", "handed"}
 
 
 def test_torch_s_own_attention_is_such_code() -> None:
-    layer = nn.TransformerEncoderLayer(8, 2, 8)
-    assert reads_without_calling(layer.self_attn, "out_proj")
-    assert not reads_without_calling(layer, "linear1")
-    assert not reads_without_calling(layer, "norm1")
+    read, called = by_code(nn.TransformerEncoderLayer(8, 2, 8))
+    assert {"linear1", "norm1"} <= read & called
+    assert by_code(nn.MultiheadAttention(8, 2)) == ({"out_proj"}, set())
+
+
+def test_lists_and_dictionaries_of_parameters_are_read_whole() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrices = nn.ParameterList([torch.zeros(2, 2), torch.zeros(2)])
+            self.named = nn.ParameterDict({"a": torch.zeros(2, 2)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.matrices[0] @ self.named["a"]
+
+    model = Listed()
+    assert read_by_code(model) == {id(each) for each in model.parameters()}
+
+
+class Caching(nn.Module):
+    """It keeps what it computed with gradients, as timm's LeViT does: torch copies no Tensor that is no leaf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias, self.out = nn.Parameter(torch.ones(2, 4)), nn.Linear(4, 4)
+        self.cache: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache.setdefault("cpu", self.bias[0] * 2)
+        return self.out(x + self.cache["cpu"])
+
+
+class Locked(Caching):
+    """A lock cannot be copied at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize("cls", [Caching, Locked])
+def test_what_torch_cannot_copy_is_planned_all_the_same(cls: type[nn.Module]) -> None:
+    model = cls()
+    model(torch.randn(2, 4))
+    assert (census(model) is None) is (cls is Locked)
+    rows = {row.name: row for row in bayesify.plan(model).rows}
+    assert rows["out"].verb == "converts"
+    assert rows[""].verb == "blocked"
+    with pytest.raises(NotCopyableError):
+        bayesify.convert(model)
+    bayesify.convert(model, inplace=True)
+    assert not torch.equal(model(torch.ones(2, 4)), model(torch.ones(2, 4)))

@@ -161,7 +161,13 @@ KINDS: list[nn.Module] = [
 
 @pytest.mark.parametrize("plain", KINDS, ids=lambda plain: type(plain).__name__)
 def test_fan_in_is_the_number_of_weights_that_enter_an_output(plain: nn.Module) -> None:
-    assert fan_in(plain) == _fan(plain)
+    assert fan_in(plain, "weight") == fan_in(plain, "bias") == _fan(plain)
+
+
+def test_fan_in_of_attention_is_that_of_each_projection() -> None:
+    packed, separate = nn.MultiheadAttention(8, 2), nn.MultiheadAttention(8, 2, kdim=3, vdim=5)
+    assert [fan_in(packed, name) for name in ("in_proj_weight", "in_proj_bias")] == [8, 8]
+    assert [fan_in(separate, f"{name}_proj_weight") for name in "qkv"] == [8, 3, 5]
 
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)

@@ -95,7 +95,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], in
     "mobilenet_v2": (torchvision(lambda models: models.mobilenet_v2(num_classes=7)), pixels(32), 53),
     "vgg11's features": (torchvision(lambda models: models.vgg11(init_weights=False).features), pixels(32), 8),
     "densenet121": (torchvision(thin_densenet), pixels(32), 121),
-    "vit": (torchvision(small_vit), pixels(32), 6),
+    "vit": (torchvision(small_vit), pixels(32), 10),
     "timm vit": (timm("vit_tiny_patch16_224", img_size=32, depth=2), pixels(32), 10),
     "timm efficientnet": (timm("efficientnet_b0"), pixels(32), 82),
     "timm convnext": (timm("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 32, 64)), pixels(32), 17),
@@ -130,7 +130,7 @@ def test_architecture(name: str, method: str) -> None:
     assert not torch.equal(output, main(model(x)))
     output.square().sum().backward()
     for layer_name, layer in bayesify.variational_layers(model):
-        assert layer.weight_rho.grad is not None, layer_name  # type: ignore[union-attr]
+        assert all(layer.scale_of(mean).grad is not None for mean in layer.means()), layer_name  # type: ignore[union-attr]
     total: Any = model.kl
     total.reset()
     model(x)
@@ -140,11 +140,10 @@ def test_architecture(name: str, method: str) -> None:
 def test_attention_rows_of_a_vision_transformer() -> None:
     with torch.device("meta"):
         model = torchvision(lambda models: models.vit_b_16(image_size=32))()
-    rows = bayesify.plan(model).rows
-    blocked = {row.name: row.reason for row in rows if row.verb == "blocked"}
-    attention = [name for name in blocked if "self_attention" in name]
-    assert len(attention) == 24
-    assert all("fused call" in str(blocked[name]) or "reads its weight" in str(blocked[name]) for name in attention)
+    made = bayesify.plan(model)
+    attention = [row.becomes for row in made.converting() if "self_attention" in row.name]
+    assert sorted(attention) == ["FlipoutMultiheadAttention"] * 12 + ["FlipoutOutProjection"] * 12
+    assert not any("self_attention" in row.name for row in made.rows if row.verb == "blocked")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import bayesify
 from bayesify.errors import NothingToConvertError, PolicyError
-from bayesify.plan import Plan, Row, plan
+from bayesify.plan import plan
+from bayesify.rows import Plan, Row
 from tests.nets import SmallResNet, Tangled, snapshot
 
 KEYS = {
@@ -33,7 +34,7 @@ class Everything(nn.Module):
         self.lazy = nn.LazyConv1d(2, 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.encoder(self.tangled.emb(tokens)) @ self.own.T @ self.own
+        return self.encoder(self.tangled.emb(tokens)) @ self.own.detach().T + self.own.exp().sum()
 
 
 class ScaledEncoderLayer(nn.TransformerEncoderLayer):
@@ -75,9 +76,9 @@ def test_the_four_verbs_and_why() -> None:
     )  # fmt: skip
     assert (rows["lazy"].becomes, rows["lazy"].parameters_after) == ("LazyFlipoutConv1d", 0)
     assert rows[""].reason is not None
-    assert "'own'" in rows[""].reason
+    assert "own: it is used in `" in rows[""].reason
     assert rows["tangled.norm"].reason == "nn.LayerNorm has no weight matrix"
-    assert rows["tangled.attn.out_proj"].verb == "blocked"
+    assert rows["tangled.emb"].reason == "a table of rows converts only where a rule names it or its class"
     assert rows["tangled.frozen"].reason == "frozen (requires_grad=False)"
     assert rows_of(Tangled(), EVERYTHING)["frozen"].verb == "converts"
 
@@ -267,6 +268,22 @@ def test_notes_on_layouts() -> None:
     assert "each window has signs of its own" in notes_of(nn.Sequential(WindowAttention()), "0.qkv", "flipout")
 
 
+def test_notes_on_recurrent_layers() -> None:
+    beside = "approximate if its input is (sequence, batch, ...), as 'lstm' beside it takes it"
+    for batch_first in (False, True):
+        layers = {"lstm": nn.LSTM(2, 2, batch_first=batch_first), "decoder": nn.Linear(2, 2), "cell": nn.GRUCell(2, 2)}
+        model = nn.ModuleDict(layers)
+        assert notes_of(model, "decoder", "flipout").startswith("" if batch_first else beside)
+        assert bool(notes_of(model, "decoder", "flipout")) != batch_first
+        assert notes_of(model, "lstm", "flipout") == ""
+        assert "approximate: LRT draws per time step" in notes_of(model, "lstm", "lrt")
+        assert notes_of(model, "cell", "flipout").startswith("a cell draws anew at each call")
+    inside = nn.TransformerEncoderLayer(2, 2, 2)
+    inside.linear1 = nn.LSTM(2, 2)  # type: ignore[assignment]
+    assert notes_of(nn.Sequential(inside), "0.linear1", "flipout") == ""
+    assert notes_of(nn.ModuleDict({"attn": nn.MultiheadAttention(2, 2)}), "attn", "flipout") == ""
+
+
 def test_modules_that_are_held_past_registration_are_named() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     model.listed = [nn.ReLU(), nn.Sequential(nn.Linear(2, 2)), model[0]]  # type: ignore[assignment]
@@ -282,7 +299,7 @@ def test_modules_that_are_held_past_registration_are_named() -> None:
     ("model", "policy", "words"),
     [
         (nn.ReLU(), "flipout", "no layer that can become variational"),
-        (nn.Sequential(nn.LSTM(2, 2)), "flipout", "recurrent"),
+        (nn.Sequential(type("OwnLSTM", (nn.LSTM,), {})(2, 2)), "flipout", "subclass of nn.LSTM"),
         (nn.Linear(2, 2).requires_grad_(False), "lrt", "frozen: convert"),
         (nn.Linear(2, 2), {"method": "keep"}, "converts nothing"),
     ],

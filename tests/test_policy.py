@@ -173,7 +173,7 @@ def test_what_is_no_policy_at_all_is_refused(wrong) -> None:
 
 @pytest.mark.parametrize("name", ["mopd", "MOPED", "somewhere/moped.yml", Path("mopeds.yaml")])
 def test_a_policy_that_is_not_there_names_the_nearest_preset(name) -> None:
-    with pytest.raises(UsageError, match=r"Did you mean 'moped'\? Presets: flipout, last-layer, lrt, moped"):
+    with pytest.raises(UsageError, match=r"Did you mean 'moped'\? Presets: flipout, last-layer, lora, lrt, moped"):
         Policy.parse(name)
 
 

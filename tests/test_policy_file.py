@@ -152,7 +152,7 @@ def test_any_text_is_read_or_refused_as_a_policy_error(tmp_path_factory, text) -
 
 
 def test_presets_are_found_beside_the_package_and_inside_a_wheel(tmp_path, monkeypatch) -> None:
-    assert set(policy_file.presets()) == {"flipout", "lrt", "moped", "last-layer", "sparse", "scratch"}
+    assert set(policy_file.presets()) == {"flipout", "lora", "lrt", "moped", "last-layer", "sparse", "scratch"}
     installed = tmp_path / "site-packages" / "bayesify"
     (installed / "configs").mkdir(parents=True)
     (installed / "configs" / "mine.yaml").write_text("method: lrt")

@@ -126,14 +126,31 @@ def prior_std(layer: Any, mean: str) -> Tensor:
     if rule.kind == "constant":
         return torch.full_like(weight, rule.value)
     if rule.kind == "fan_in":
-        transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
-        inputs = layer.in_features if isinstance(layer, nn.Linear) else None
-        inputs = layer.in1_features * layer.in2_features if isinstance(layer, nn.Bilinear) else inputs
-        inputs = inputs or layer.in_channels // layer.groups * layer.kernel_size[0]
-        assert transposed or inputs == layer.weight[0].numel()
-        return torch.full_like(weight, rule.value / inputs**0.5)
+        return torch.full_like(weight, rule.value / inputs_of(layer, mean) ** 0.5)
     floor = rule.floor * weight.square().mean().sqrt()
     return rule.value * weight.abs().clamp_min(floor)  # type: ignore[no-any-return]
+
+
+def inputs_of(layer: Any, mean: str) -> int:
+    """The fan-in, by what the layer was made with."""
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        return 1
+    if isinstance(layer, nn.MultiheadAttention):
+        return int({"k_proj_weight": layer.kdim, "v_proj_weight": layer.vdim}.get(mean, layer.embed_dim))
+    if isinstance(layer, nn.RNNCellBase):
+        return layer.input_size if "_ih" in mean else layer.hidden_size
+    if isinstance(layer, nn.RNNBase):
+        width = getattr(layer, "proj_size", 0) or layer.hidden_size
+        first = mean.startswith(("weight_ih_l0", "bias_ih_l0"))
+        below = layer.input_size if first else width * (1 + layer.bidirectional)
+        return layer.hidden_size if "_hr" in mean else below if "_ih" in mean else width
+    if isinstance(layer, nn.Bilinear):
+        return layer.in1_features * layer.in2_features
+    return layer.in_features if isinstance(layer, nn.Linear) else _of_kernel(layer)
+
+
+def _of_kernel(conv: Any) -> int:
+    return conv.in_channels // conv.groups * conv.kernel_size[0]  # type: ignore[no-any-return]
 
 
 @checked
@@ -218,4 +235,5 @@ def test_the_nets_hold_what_they_are_meant_to() -> None:
         seen.update(type(module) for module in net.modules())
 
     look()
-    assert seen >= {*CLASSES, *plain_classes()}
+    of_torch = {cls for cls in plain_classes() if cls.__module__.startswith("torch.")}  # others may be registered
+    assert seen >= {*CLASSES, *of_torch}

@@ -59,11 +59,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "already variational: the model is a LRTLinear; bayesify.revert(model) first",
     ),
     "scripted": (_scripted, UsageError, "TorchScript"),
-    "exported": (
-        lambda: torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)),
-        UsageError,
-        "convert the Python model, then export that",
-    ),
     "class": (lambda: nn.Transformer, UsageError, "the class Transformer: make a model of it first, Transformer(...)"),
     "state_dict": (lambda: _net().state_dict(), UsageError, "a OrderedDict of 4 entries: build the model"),
     "path": (lambda: "resnet.pt", UsageError, "and was given a str"),

@@ -5,6 +5,8 @@ Nothing that is opened runs code from the file. `allow` names classes that may b
 
 from .factory import build_model, is_spec, parse_args
 from .fit import fit
+from .inputs import parse_inputs, read_inputs
+from .pt2 import open_program
 from .restricted import load_model
 from .save import save
 from .sniff import Sniffed, sniff
@@ -20,7 +22,10 @@ __all__ = [
     "is_spec",
     "load",
     "load_model",
+    "open_program",
     "parse_args",
+    "parse_inputs",
+    "read_inputs",
     "read_weights",
     "save",
     "sniff",

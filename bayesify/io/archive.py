@@ -72,11 +72,11 @@ class Archive:
             known[key] = max(size, known.get(key, 0))
         if self.sizes is None:
             if sum(known.values()) > self.path.stat().st_size - self.end:
-                raise FileRefusedError(f"{self.path}: {_SHORT}")
+                raise FileRefusedError(f"{self.path}: {SHORT}")
             return
         for key, size in known.items():
             if self.sizes.get(key, 0) != size:
-                raise FileRefusedError(f"{self.path}: storage {key!r} should hold {size} bytes; {_SHORT}")
+                raise FileRefusedError(f"{self.path}: storage {key!r} should hold {size} bytes; {SHORT}")
 
     @contextmanager
     def opened(self) -> Any:
@@ -91,7 +91,7 @@ class Archive:
 
 _CALL_NOTE = "c{}\n{}\n".format(*NOTE.rsplit(".", 1)).encode()
 _FOREIGN = "as torch.save never writes; save it again with torch.save"
-_SHORT = "the file is cut off or damaged; fetch or save it again"
+SHORT = "the file is cut off or damaged; fetch or save it again"
 
 
 def open_archive(path: Path) -> Archive:
@@ -107,7 +107,7 @@ def open_archive(path: Path) -> Archive:
     try:
         return _open_zip(path) if found.kind == "torch zip" else _open_old(path)
     except (MalformedPickleError, zipfile.BadZipFile, EOFError, OSError, KeyError, NotImplementedError, RuntimeError):
-        raise FileRefusedError(f"{path}: {_SHORT}") from None
+        raise FileRefusedError(f"{path}: {SHORT}") from None
 
 
 def reason(error: Exception) -> str:
@@ -128,7 +128,7 @@ def _open_zip(path: Path) -> Archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise FileRefusedError(f"{path}: holds compressed entries, {_FOREIGN}")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise FileRefusedError(f"{path}: its entries claim more bytes than it has; {_SHORT}")
+            raise FileRefusedError(f"{path}: its entries claim more bytes than it has; {SHORT}")
         sizes = {entry.filename.removeprefix(f"{root}data/"): entry.file_size for entry in entries}
         return Archive(path, listing(file.read(f"{root}data.pkl")), 0, sizes)
 
@@ -163,7 +163,7 @@ def _without_notes(file: BinaryIO, archive: Archive) -> BinaryIO:
 
 
 def _storage_size(path: Path, storage: tuple[Any, ...]) -> tuple[str, int]:
-    broken = FileRefusedError(f"{path}: describes a tensor that cannot be; {_SHORT}")
+    broken = FileRefusedError(f"{path}: describes a tensor that cannot be; {SHORT}")
     if len(storage) not in (4, 5):
         raise broken
     kind, key, _, count = storage[:4]

@@ -14,8 +14,9 @@ from ..errors import FileRefusedError, UsageError
 from .archive import NOTE, open_archive
 from .listing import Listing
 from .names import Name, dotted, words
+from .pt2 import open_program
 from .sniff import sniff
-from .trust import LIBRARIES, Refused, Trusted, judge
+from .trust import LIBRARIES, Refused, Trusted, judge, origin_of
 from .weights import read_weights
 
 _PARTIAL = Name("functools", "partial")
@@ -25,10 +26,10 @@ _SAFE_TO_CONSTRUCT = ("torch.nn.", "torch._C.", "torchvision.ops.", "timm.layers
 
 
 def load_model(path: str | PathLike[str], *, allow: Sequence[str] = (), meta: bool = False) -> nn.Module:
-    """Open a pickled nn.Module without running anything from the file.
+    """Open a pickled nn.Module, or an archive of torch.export, without running anything from the file.
 
     Args:
-        path: a file of `torch.save(model, path)`, in torch's present format or its old one.
+        path: a file of `torch.save(model, path)`, in torch's present format or its old one, or of `torch.export.save`.
         allow: further classes that may be built: `mypkg.models.Net`, or `mypkg.models.*` for its nn.Module subclasses.
             Their modules are imported, also from the current directory.
         meta: read no weights; the model's tensors are on the meta device.
@@ -39,8 +40,11 @@ def load_model(path: str | PathLike[str], *, allow: Sequence[str] = (), meta: bo
     """
     path = Path(path)
     _check_allow(allow)
-    if sniff(path).kind == "safetensors":
+    kind = sniff(path).kind
+    if kind == "safetensors":
         raise _no_model(path)
+    if kind == "torch.export":
+        return open_program(path, meta=meta)
     archive = open_archive(path)
     top = archive.listing.top
     if top is None or str(top) in _NOT_OBJECTS:
@@ -67,7 +71,7 @@ def _decide(path: Path, found: Listing, allow: Sequence[str]) -> dict[Name, Trus
     if found.sources:
         note = Name(*NOTE.rsplit(".", 1))
         verdicts[note] = judge(note, ())
-    refused = {name: verdict for name, verdict in verdicts.items() if isinstance(verdict, Refused)}
+    refused = {origin_of(name): verdict for name, verdict in verdicts.items() if isinstance(verdict, Refused)}
     if refused:
         raise FileRefusedError(f"{path}: {_explain(refused)}")
     trusted = {name: verdict for name, verdict in verdicts.items() if isinstance(verdict, Trusted)}

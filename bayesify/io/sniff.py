@@ -146,7 +146,7 @@ _NO_LAYERS = "has no torch layers to convert; name the model's code: bayesify co
 
 _REFUSALS: dict[Kind, str] = {
     "TorchScript": f"is a TorchScript archive, which {_NO_LAYERS}, FILE being its state_dict",
-    "torch.export": f"is a torch.export archive, which {_NO_LAYERS}, FILE being its state_dict",
+    "torch.export": "is a program of torch.export, a model and no file of weights: convert it itself",
     "numpy": f"holds numpy arrays and {_NO_LAYERS}, FILE being a torch state_dict",
     "HDF5": f"is an HDF5 file (Keras?), which {_NO_LAYERS}, FILE being a torch state_dict",
     "ONNX": f"is an ONNX file, which {_NO_LAYERS}, FILE being a torch state_dict",

@@ -20,6 +20,9 @@ import torch
 from torch import nn
 
 from ..errors import did_you_mean
+from ..nn import registered
+from ..nn.variational import Variational
+from ..programs.state import rebuilt
 from .archive import NOTE
 from .inert import is_dangerous
 from .names import Name, words
@@ -52,6 +55,8 @@ def judge(name: Name, allow: Sequence[str]) -> Trusted | Refused:
     known = KNOWN.get(str(name)) or _of_torch(name)
     if known is not None:
         return known
+    if name.module == registered.__name__:
+        return _derived(name, allow)
     if _within(name.module, OURS) or (_within(name.module, LIBRARIES) and "__main__" not in name.module):
         return _of_library(name)
     if name.module.partition(".")[0] in _STANDARD or is_dangerous(name, called=True) or _is_no_class(name):
@@ -62,6 +67,28 @@ def judge(name: Name, allow: Sequence[str]) -> Trusted | Refused:
     if exact or any(str(name).startswith(pattern[:-1]) for pattern in allow if pattern.endswith(".*")):
         return _of_user(name, exact)
     return Refused(never=False)
+
+
+def origin_of(name: Name) -> Name:
+    """The class that a name stands for: of a class that conversion derived, the one that it was derived from."""
+    place = registered.origin(name.qualname) if name.module == registered.__name__ else None
+    return name if place is None else Name(*place)
+
+
+def _derived(name: Name, allow: Sequence[str]) -> Trusted | Refused:
+    """A class that conversion derived is trusted as far as its origin, which judging imports."""
+    origin = origin_of(name)
+    verdict = Refused() if origin == name else judge(origin, allow)
+    if isinstance(verdict, Refused):
+        return verdict
+    if verdict.role != "module" or issubclass(verdict.target, Variational):
+        return Refused()
+    return Trusted("module", getattr(registered, name.qualname))
+
+
+def is_plain(name: Name) -> bool:
+    """Whether a global is one that pickled tensors and plain values need."""
+    return str(name) in _REBUILDERS or _of_torch(name) is not None
 
 
 def _of_torch(name: Name) -> Trusted | None:
@@ -197,6 +224,7 @@ KNOWN: dict[str, Trusted] = {
     **{name: Trusted("call") for name in _REBUILDERS},
     "torch.utils.hooks.RemovableHandle": Trusted("plain", torch.utils.hooks.RemovableHandle),
     "functools.partial": Trusted("call", functools.partial),
+    "bayesify.programs.state.rebuilt": Trusted("call", rebuilt),
     "builtins.getattr": Trusted("call", attribute),
     NOTE: Trusted("call", class_of_note),
     "numpy.dtype": Trusted("call", NumpyType),

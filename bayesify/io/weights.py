@@ -53,14 +53,16 @@ def read_weights(path: str | PathLike[str], *, key: str | None = None, meta: boo
         UsageError: there is no such file, or nothing stands under `key`.
     """
     path = Path(path)
-    if sniff(path).kind == "safetensors":
-        content: Any = _read_safetensors(path, meta)
-    else:
-        content = _read_pickle(path, meta)
+    content = read_content(path, meta)
     found, place = pick(path, content, key)
     if not meta and any(isinstance(value, Tensor) and value.is_meta for value in found.values()):
         raise FileRefusedError(f"{path}: was saved from the meta device and holds no data; save the trained model")
     return _cleaned(found, place)
+
+
+def read_content(path: Path, meta: bool) -> Any:
+    """All that stands in a file of safetensors or torch.save, as data."""
+    return _read_safetensors(path, meta) if sniff(path).kind == "safetensors" else _read_pickle(path, meta)
 
 
 def _read_safetensors(path: Path, meta: bool) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
     FlipoutConv2d(3, 64, 3, padding=1)            LazyLRTLinear(10)
 """
 
+from .attention import FlipoutMultiheadAttention, LRTMultiheadAttention
 from .conv import (
     FlipoutConv1d,
     FlipoutConv2d,
@@ -29,6 +30,7 @@ from .conv import (
     LRTConvTranspose2d,
     LRTConvTranspose3d,
 )
+from .embedding import FlipoutEmbedding, FlipoutEmbeddingBag, LRTEmbedding, LRTEmbeddingBag
 from .linear import (
     FlipoutBilinear,
     FlipoutLinear,
@@ -37,11 +39,28 @@ from .linear import (
     LRTBilinear,
     LRTLinear,
 )
+from .recurrent import (
+    LRTGRU,
+    LRTLSTM,
+    LRTRNN,
+    FlipoutGRU,
+    FlipoutGRUCell,
+    FlipoutLSTM,
+    FlipoutLSTMCell,
+    FlipoutRNN,
+    FlipoutRNNCell,
+    LRTGRUCell,
+    LRTLSTMCell,
+    LRTRNNCell,
+)
 from .settings import Settings
 from .variational import LRT, Flipout, Variational
 
 __all__ = [
     "LRT",
+    "LRTGRU",
+    "LRTLSTM",
+    "LRTRNN",
     "Flipout",
     "FlipoutBilinear",
     "FlipoutConv1d",
@@ -50,7 +69,16 @@ __all__ = [
     "FlipoutConvTranspose1d",
     "FlipoutConvTranspose2d",
     "FlipoutConvTranspose3d",
+    "FlipoutEmbedding",
+    "FlipoutEmbeddingBag",
+    "FlipoutGRU",
+    "FlipoutGRUCell",
+    "FlipoutLSTM",
+    "FlipoutLSTMCell",
     "FlipoutLinear",
+    "FlipoutMultiheadAttention",
+    "FlipoutRNN",
+    "FlipoutRNNCell",
     "LRTBilinear",
     "LRTConv1d",
     "LRTConv2d",
@@ -58,7 +86,13 @@ __all__ = [
     "LRTConvTranspose1d",
     "LRTConvTranspose2d",
     "LRTConvTranspose3d",
+    "LRTEmbedding",
+    "LRTEmbeddingBag",
+    "LRTGRUCell",
+    "LRTLSTMCell",
     "LRTLinear",
+    "LRTMultiheadAttention",
+    "LRTRNNCell",
     "LazyFlipoutConv1d",
     "LazyFlipoutConv2d",
     "LazyFlipoutConv3d",

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from .state import MEANS, posterior_tensors
+from .state import bias_names, posterior_tensors, weight_names
 from .variational import Variational
 
 
@@ -15,7 +15,8 @@ class LazyVariational(Variational):
 
     def has_uninitialized_params(self) -> bool:
         """Whether a mean has no shape yet. A checkpoint may have given shape to the means and not to the scales."""
-        return any(isinstance(self._parameters.get(name), UninitializedParameter) for name in MEANS)
+        names = (*weight_names(self), *bias_names(self))
+        return any(isinstance(self._parameters.get(name), UninitializedParameter) for name in names)
 
     def initialize_parameters(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> None:
         """Take the means' shapes from the input, as the plain lazy layer does, and start what still has none."""

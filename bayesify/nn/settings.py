@@ -20,7 +20,13 @@ class Settings:
         prior: what KL is measured against.
         bias: `variational` puts a posterior on the bias too.
         signs: Flipout's signs, drawn per `example` of the batch or per `position` (pixel, token).
-        batch_dim: the input's dimension that holds the model's examples (1 in a sequence-first network).
+        batch_dim: the input's dimension that holds the model's examples (1 in a sequence-first network); -1 where none
+            does, so that one draw serves the whole batch.
+        rows: how many rows of that dimension belong to one example: more than 1 where others are folded into it
+            (windows, tokens); 0 where no example inputs told.
+        run: how many of those follow each other before the next example's: 0 for all, 1 where examples take turns.
+        weights: (name, fan-in) of the Parameters that get one, for a layer that multiplies by them itself.
+        drawn: the names of those that it computes with before it multiplies: one draw for each call.
     """
 
     posterior: Posterior = Posterior()
@@ -28,6 +34,10 @@ class Settings:
     bias: Literal["deterministic", "variational"] = "deterministic"
     signs: Literal["example", "position"] = "example"
     batch_dim: int = 0
+    rows: int = 0
+    run: int = 0
+    weights: tuple[tuple[str, int], ...] = ()
+    drawn: tuple[str, ...] = ()
 
     def for_depth(self, layers: int) -> Settings:
         """The same settings with `auto` and `init_std` settled, for a network of `layers` converted layers."""

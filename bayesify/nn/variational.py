@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from ..errors import UninitializedLayerError
 from ..posterior import widened
 from ..prior import LogUniform, ScaleMixture, log_uniform_kl, normal_kl, scale_mixture_kl, softplus_normal_kl
 from ..products import Product
+from .computed import mask, value
+from .folding import fold_of
 from .settings import Method, Settings
-from .state import MEANS, NAMES, fan_in, posterior_tensors
+from .state import added_names, bias_names, fan_in, posterior_tensors, weight_names
 
 
 class Variational(nn.Module):
@@ -40,6 +43,9 @@ class Variational(nn.Module):
     _settings: Settings
     _quiet: bool
     _reached: bool
+    _drawing = False  # whether a draw stands in a weight's place now
+    _examples: int
+    _examples_before: tuple[int, int]
 
     def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -55,12 +61,18 @@ class Variational(nn.Module):
     weight: Any
     bias: Any
     product: Any  # a family's: the inputs as (product, the inputs that it takes)
-    noisy: Any  # an estimator's: (product, inputs) as the output with noise
+    estimate: Any  # an estimator's: the product with noise, for (mean, std, bias, bias_std)
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The plain layer's forward, with noise. With `return_kl`, (output, KL of this layer in nats)."""
-        plain = super().forward
-        output = plain(*inputs, **kwargs) if self._quiet else self.noisy(*self.product(*inputs, **kwargs))
+        if self._quiet:
+            output = super().forward(*inputs, **kwargs)
+        else:
+            product, taken = self.product(*inputs, **kwargs)
+            mean, bias = self.weight, self.bias  # each read once, since reading may compute it
+            bias_std = None if self.scale_of("bias") is None else self.std_of("bias", bias)
+            posterior = mean, self.std_of("weight", mean), bias, bias_std
+            output = self.estimate(product, taken, *posterior, batch_dim=self._settings.batch_dim)
         return (output, self.kl_divergence()) if return_kl else output
 
     @property
@@ -74,32 +86,43 @@ class Variational(nn.Module):
         return None if self.scale_of("bias") is None else self.std_of("bias")
 
     def means(self) -> list[str]:
-        """Which of `weight` and `bias` have a posterior."""
-        return [name for name in MEANS if self.scale_of(name) is not None]
+        """The names of the Parameters that have a posterior: `weight`, and `bias` where it is variational."""
+        names = (*weight_names(self), *bias_names(self))
+        return [name for name in names if self.scale_of(name) is not None]
+
+    def mean_of(self, name: str) -> Tensor:
+        """The posterior's mean of `weight` or `bias`: the Parameter, or what the layer computes, as by weight norm."""
+        mean = value(self, name)
+        assert mean is not None
+        return mean
 
     def scale_of(self, name: str) -> Parameter | None:
         """The scale parameter of `weight` or `bias`, or None where that has no posterior."""
         return self._parameters.get(f"{name}_{self._settings.posterior.scale_name}")
 
-    def std_of(self, name: str) -> Tensor:
-        """The posterior's std of `weight` or `bias`, as `means` names them.
+    def std_of(self, name: str, mean: Tensor | None = None) -> Tensor:
+        """The posterior's std of `weight` or `bias`, as `means` names them; `mean` is its value, where that is at hand.
 
         Raises:
+            AttributeError: the layer has no posterior of that name.
             RuntimeError: the mean was resized after conversion, so that its scale no longer fits.
         """
-        mean, scale = self._parameters[name], self.scale_of(name)
-        assert mean is not None
-        assert scale is not None
+        mean, scale = value(self, name) if mean is None else mean, self.scale_of(name)
+        if mean is None or scale is None:
+            raise AttributeError(f"{type(self).__name__} has no posterior over {name!r}, but over {self.means()}")
         if scale.shape != mean.shape:
             raise RuntimeError(
                 f"{name} has shape {tuple(mean.shape)} but its posterior was made for {tuple(scale.shape)}: "
                 "resize first, then convert"
             )
-        return self._settings.posterior.std(mean, scale)
+        with unrouted():
+            std, left = self._settings.posterior.std(mean, scale), mask(self, name)
+            return std if left is None else std * left
 
     def kl_divergence(self) -> Tensor:
         """KL(q‖p) of this layer alone in nats: a 0-dim tensor in float32 or better, summed over weight and bias."""
-        return torch.stack([self.kl_term(name) for name in self.means()]).sum()
+        with unrouted():
+            return torch.stack([self.kl_term(name) for name in self.means()]).sum()
 
     def kl_term(self, name: str) -> Tensor:
         """KL(q‖p) of `weight` or `bias` in nats, a 0-dim tensor in float32 or better.
@@ -107,7 +130,7 @@ class Variational(nn.Module):
         Raises:
             UninitializedLayerError: the layer is lazy and has not seen data, or is on the meta device.
         """
-        mean: Any = self._parameters[name]
+        mean: Any = self.mean_of(name)
         scale: Any = self.scale_of(name)
         if isinstance(self, LazyModuleMixin):
             raise UninitializedLayerError("has not seen data yet, so that it has no KL: run one batch first")
@@ -115,7 +138,7 @@ class Variational(nn.Module):
             raise UninitializedLayerError(
                 "is on the meta device: load its weights, then call bayesify.reset_posterior(model)"
             )
-        mean, scale = _whole(mean), _whole(scale)
+        mean, scale = (self.counted(name, _whole(each)) for each in (mean, scale))
         prior = self._settings.prior
         if isinstance(prior, LogUniform):
             return log_uniform_kl(scale)
@@ -126,14 +149,20 @@ class Variational(nn.Module):
             return softplus_normal_kl(mean, scale, *self.normal_prior(name))
         return normal_kl(mean, posterior.std(mean, scale), *self.normal_prior(name))
 
+    def counted(self, name: str, tensor: Tensor) -> Tensor:
+        """Those elements of the mean, or of what goes with it, that have a posterior: all that are not pruned."""
+        left = mask(self, name)
+        return tensor if left is None else tensor[left.bool()]
+
     def normal_prior(self, name: str) -> tuple[Tensor | float, Tensor | float]:
         """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
         prior: Any = self._settings.prior
-        kept_mean, kept_std = (self._buffers.get(f"{name}_prior_{part}") for part in ("mean", "std"))
+        kept = (self._buffers.get(f"{name}_prior_{part}") for part in ("mean", "std"))
+        kept_mean, kept_std = (each if each is None else self.counted(name, each) for each in kept)
         mean = prior.mean if kept_mean is None else widened(kept_mean)
         if kept_std is not None:
             return mean, widened(kept_std)
-        return mean, prior.std.std(mean, fan_in(self))
+        return mean, prior.std.std(mean, fan_in(self, name))
 
     def add_posterior(self, settings: Settings, tensors: dict[str, Tensor]) -> None:
         """Give the plain layer its settings, scale parameters, prior buffers and the ledger's hook."""
@@ -147,12 +176,12 @@ class Variational(nn.Module):
 
     def remove_posterior(self) -> None:
         """Take back all that `add_posterior` gave."""
-        for name in NAMES:
+        for name in added_names(self):
             self._parameters.pop(name, None)
             self._buffers.pop(name, None)
         for key in [key for key, hook in self._forward_hooks.items() if hook is mark_reached]:
             del self._forward_hooks[key]
-        for name in ("_settings", "_quiet", "_reached"):
+        for name in ("_settings", "_quiet", "_reached", "_examples", "_examples_before"):
             vars(self).pop(name, None)
 
     def reset_parameters(self) -> None:
@@ -174,8 +203,7 @@ class Variational(nn.Module):
     @torch.no_grad()
     def set_std(self, name: str, std: float) -> None:
         """Give every element of `weight` or `bias` this posterior std."""
-        mean, scale = self._parameters[name], self.scale_of(name)
-        assert mean is not None
+        mean, scale = self.mean_of(name), self.scale_of(name)
         assert scale is not None
         wide = widened(mean)
         scale.copy_(self._settings.posterior.scale_of(torch.full_like(wide, std), wide))
@@ -183,13 +211,13 @@ class Variational(nn.Module):
     @torch.no_grad()
     def draw(self, name: str) -> Tensor:
         """One draw of `weight` or `bias` from its posterior."""
-        mean = self._parameters[name]
-        assert mean is not None
-        return mean + self.std_of(name) * noise.normal_like(mean)
+        mean = self.mean_of(name)
+        return mean + self.std_of(name, mean) * noise.normal_like(mean)
 
     def extra_repr(self) -> str:
-        settings = vars(self).get("_settings")
-        return super().extra_repr() + (f", q=({settings.posterior}), p={settings.prior}" if settings else "")
+        text = super().extra_repr()
+        own = f"q=({self._settings.posterior}), p={self._settings.prior}" if "_settings" in self.__dict__ else ""
+        return ", ".join(filter(None, (text, own)))
 
 
 class Flipout(Variational):
@@ -197,12 +225,13 @@ class Flipout(Variational):
 
     method: Method = "flipout"
 
-    def noisy(self, product: Product, inputs: list[Tensor]) -> Tensor:
-        settings = self._settings
-        return estimators.flipout(
-            product, inputs, self.weight, self.weight_std, self.bias, self.bias_std,
-            signs=settings.signs, batch_dim=settings.batch_dim,
-        )  # fmt: skip
+    def estimate(self, product: Product, inputs: list[Tensor], *posterior: Any, batch_dim: int) -> Tensor:
+        """The product with noise, for the posterior's (mean, std, bias, bias_std)."""
+        signs, x = self._settings.signs, inputs[0]
+        dims = product.sign_dims(0, x.dim(), batch_dim) - product.sign_dims(0, x.dim(), -1)
+        fold = fold_of(self, x.shape[dims.pop()]) if dims and signs == "example" else None
+        with unrouted():
+            return estimators.flipout(product, inputs, *posterior, signs=signs, batch_dim=batch_dim, fold=fold)
 
 
 class LRT(Variational):
@@ -210,8 +239,16 @@ class LRT(Variational):
 
     method: Method = "lrt"
 
-    def noisy(self, product: Product, inputs: list[Tensor]) -> Tensor:
-        return estimators.lrt(product, inputs, self.weight, self.weight_std, self.bias, self.bias_std)
+    def estimate(self, product: Product, inputs: list[Tensor], *posterior: Any, batch_dim: int) -> Tensor:
+        """The product with noise, for the posterior's (mean, std, bias, bias_std)."""
+        with unrouted():
+            return estimators.lrt(product, inputs, *posterior)
+
+
+def unrouted() -> AbstractContextManager[Any]:
+    """What a layer computes of its own weight is no product that a module around it should answer (see `rerouted`)."""
+    enabled = torch._C._is_torch_function_mode_enabled()
+    return torch._C.DisableTorchFunction() if enabled else nullcontext()
 
 
 def mark_reached(module: Variational, args: Any, output: Any) -> None:

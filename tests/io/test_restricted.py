@@ -238,13 +238,10 @@ def test_safetensors_given_as_the_model(tmp_path):
         load_model(tmp_path / "m.pt")
 
 
-def test_torchscript_and_export_are_refused(tmp_path):
+def test_torchscript_is_refused(tmp_path):
     torch.jit.save(torch.jit.trace(net().eval(), torch.ones(2, 4)), tmp_path / "m.pt")
     with pytest.raises(FileRefusedError, match="TorchScript"):
         load_model(tmp_path / "m.pt")
-    torch.export.save(torch.export.export(net().eval(), (torch.ones(2, 4),)), tmp_path / "m.pt2")
-    with pytest.raises(FileRefusedError, match=r"torch\.export"):
-        load_model(tmp_path / "m.pt2")
 
 
 def test_torch_load_is_always_told_weights_only(file, monkeypatch):

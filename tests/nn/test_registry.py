@@ -11,12 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bayesify.errors import UsageError
+import bayesify
+from bayesify.errors import NothingToConvertError, PolicyError, UsageError
 from bayesify.nn import Variational, registry
 from bayesify.nn.registry import plain_class, plain_classes, register, variant
 from bayesify.nn.settings import Method
 
-from ..support import METHODS, assert_moments, covariance, draws, judge_moments, quiet, same_example, variational
+from ..support import (
+    METHODS,
+    assert_moments,
+    covariance,
+    draws,
+    judge_mean,
+    judge_moments,
+    quiet,
+    same_example,
+    variational,
+)
 
 
 class Inherits(nn.Linear):
@@ -100,7 +111,6 @@ def test_every_variant_is_a_named_subclass(method: Method) -> None:
 def test_only_the_exact_class_has_a_variant(method: Method) -> None:
     """Not by name, and not by inheritance: a subclass may do anything with its weight."""
     assert variant(Inherits, method) is None
-    assert variant(nn.modules.linear.NonDynamicallyQuantizableLinear, method) is None
     assert variant(nn.BatchNorm1d, method) is None
 
 
@@ -135,7 +145,7 @@ def test_a_registered_transposed_convolution_passes_its_arguments_on(method: Met
         (BelowReads, nn.Linear, "noise would bypass it"),
         (OwnConv, nn.Conv2d, "noise would bypass it"),
         (Inherits, nn.Conv2d, "Inherits is no subclass of Conv2d"),
-        (Inherits, nn.Embedding, "like=Embedding has no variational variants"),
+        (Inherits, nn.LayerNorm, "like=LayerNorm has no variational variants"),
     ],
 )
 def test_what_cannot_be_registered(cls: Any, like: Any, reason: str) -> None:
@@ -167,8 +177,8 @@ def test_registered_layers_are_copied_and_pickled(method: Method) -> None:
 def test_a_class_that_is_not_registered_here_says_so() -> None:
     from bayesify.nn import registered
 
-    with pytest.raises(AttributeError, match=r"call bayesify\.register first"):
-        _ = registered.FlipoutNobody
+    with pytest.raises(AttributeError, match="not imported or registered in this process"):
+        _ = getattr(registered, "Flipout/mypkg-layers/Nobody")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -199,3 +209,59 @@ def test_two_calls_of_super_are_two_draws() -> None:
     layer = variational(plain, "flipout")
     once = covariance(nn.Linear(4, 2), layer, inputs) * same_example(plain(inputs))
     judge_moments(draws(layer, 4000, inputs), plain(inputs).detach(), 2 * once)
+
+
+_NUMBERS = {0: 0, 2: 2}
+
+
+class Experts(nn.Module):
+    """Its look-up by data does not trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bank = nn.Parameter(torch.randn(3, 4, 4))
+        self.other = nn.Parameter(torch.zeros(4, 4))
+
+    def forward(self, x: Tensor, of: Tensor) -> Tensor:
+        return torch.cat([F.linear(x[[at]], self.bank[_NUMBERS[int(each)]]) for at, each in enumerate(of)])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_class_that_does_not_trace_is_registered_by_what_it_multiplies_by(method: Method, monkeypatch: Any) -> None:
+    with pytest.raises(NothingToConvertError, match="bank: its forward does not trace"):
+        bayesify.convert(Experts(), method)
+    monkeypatch.setattr(registry, "_MULTIPLYING", {})
+    assert register(Experts, weights=["bank"]) is Experts
+    plain, of = Experts().double(), torch.tensor([2, 0])
+    layer: Any = bayesify.convert(plain, method)
+    assert layer.means() == ["bank"]
+    bayesify.set_posterior_std(layer, 0.5)
+    x = torch.randn(2, 4).double()
+    spread = draws(layer, 4000, x, of) - plain(x, of).detach()
+    judge_mean("variance", spread.square() / (0.25 * x.square().sum(1, keepdim=True)), 1.0)
+    judge_mean("other example", spread[:, 0] * spread[:, 1], 0.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_of_other_libraries(method: Method, vision: Any) -> None:
+    """Two of timm's subclasses of torch's layers read the weight, and one of transformers' calls super."""
+    layers = pytest.importorskip("timm.layers")
+    gemma = pytest.importorskip("transformers.models.gemma3.modeling_gemma3")
+    cases = (layers.Conv2dSame(3, 4, 3, stride=2), torch.randn(2, 3, 5, 5)), (layers.Linear(3, 4), torch.randn(2, 3))
+    for plain, x in cases:
+        layer = bayesify.convert(plain, method)
+        with bayesify.posterior_mean(layer):
+            assert torch.equal(layer(x), plain(x))
+        assert not torch.equal(layer(x), layer(x))
+    cls = gemma.Gemma3TextScaledWordEmbedding
+    table = nn.Sequential(cls(7, 4, 0, embed_scale=2.0), nn.Linear(4, 2))
+    policy = {"rules": [{"targets": ["0"]}], "method": method}
+    with pytest.raises(PolicyError, match=r"bayesify\.register\(Gemma3TextScaledWordEmbedding, like=nn\.Embedding\)"):
+        bayesify.convert(table, policy)
+    register(cls, like=nn.Embedding)
+    model, ids = bayesify.convert(table, policy), torch.tensor([[1, 2, 0]])
+    with bayesify.posterior_mean(model):
+        assert torch.equal(model(ids), table(ids))
+    assert not torch.equal(model[0](ids), model[0](ids))
+    assert torch.equal(model[0](ids)[:, 2], table[0](ids)[:, 2])
+    assert pickle.loads(pickle.dumps(model))[0].__class__ is model[0].__class__

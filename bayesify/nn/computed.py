@@ -1,0 +1,95 @@
+"""Weights that a layer computes from other Parameters: by a parametrization, by weight or spectral norm, by pruning.
+
+What is computed is the posterior mean. Only torch's mechanisms are known here, the old ones by their hooks too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+_SOURCES = {WeightNorm: ("g", "v"), SpectralNorm: ("orig",), prune.BasePruningMethod: ("orig",)}
+
+
+def value(layer: nn.Module, name: str) -> Tensor | None:
+    """The weight or bias as it is now: the Parameter, or computed anew, with gradients and without side effects."""
+    if name in layer._parameters:
+        return layer._parameters[name]
+    if parametrize.is_parametrized(layer, name):
+        computation: Any = layer.parametrizations[name]  # type: ignore[index]
+        with _still(computation):
+            return computation()  # type: ignore[no-any-return]
+    hook = _hook(layer, name)
+    if isinstance(hook, WeightNorm):
+        return hook.compute_weight(layer)  # type: ignore[no-any-return]
+    if isinstance(hook, SpectralNorm):
+        return hook.compute_weight(layer, do_power_iteration=False)
+    return None if hook is None else hook.apply_mask(layer)
+
+
+def sources(layer: nn.Module, name: str) -> list[Parameter]:
+    """The Parameters that hold the weight: itself, or those that it is computed from; none where that is not known."""
+    if name in layer._parameters:
+        own = layer._parameters[name]
+        return [] if own is None else [own]
+    if parametrize.is_parametrized(layer, name):
+        return list(layer.parametrizations[name].parameters(recurse=False))  # type: ignore[index,union-attr]
+    hook = _hook(layer, name)
+    suffixes = next((found for kind, found in _SOURCES.items() if isinstance(hook, kind)), ())
+    found = [layer._parameters.get(f"{name}_{suffix}") for suffix in suffixes]
+    return [each for each in found if each is not None] if all(each is not None for each in found) else []
+
+
+def is_computed(layer: nn.Module, name: str) -> bool:
+    """Whether the layer computes this weight in a way that is known."""
+    return layer._parameters.get(name) is None and bool(sources(layer, name))
+
+
+def identity(layer: nn.Module, name: str) -> tuple[int, ...]:
+    """What is the same for two names of one weight: a tied Parameter has one posterior."""
+    found = [id(each) for each in sources(layer, name)]
+    return (id(layer), *found) if is_computed(layer, name) else tuple(found)
+
+
+def mask(layer: nn.Module, name: str) -> Tensor | None:
+    """Which elements pruning left, or None where none is pruned."""
+    return layer._buffers.get(f"{name}_mask") if f"{name}_orig" in layer._parameters else None
+
+
+def kind_before(module: nn.Module) -> type[nn.Module]:
+    """The module's class, without what parametrizations made of it."""
+    return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
+
+
+def computed_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """What hooks computed last, which torch does not copy."""
+    for name, each in vars(module).items():
+        if isinstance(each, Tensor) and _hook(module, name) is not None:
+            yield each
+
+
+def _hook(layer: nn.Module, name: str) -> Any:
+    for hook in layer._forward_pre_hooks.values():
+        of = getattr(hook, "_tensor_name" if isinstance(hook, prune.BasePruningMethod) else "name", None)
+        if isinstance(hook, tuple(_SOURCES)) and of == name:
+            return hook
+    return None
+
+
+@contextmanager
+def _still(computation: nn.Module) -> Iterator[None]:
+    """In eval mode, where spectral norm makes no further step."""
+    modes = [(module, module.training) for module in computation.modules()]
+    computation.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,81 @@
+"""Programs in core ATen, as run_decompositions() leaves them: their linear layers are other operators."""
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim, export
+
+import bayesify
+
+from .exported import Encoder
+
+
+class Mixed(nn.Module):
+    """Layers on sequences that are not contiguous, and a bilinear one."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.channels = nn.Linear(3, 5), nn.Linear(4, 4)
+        self.pairs, self.w = nn.Bilinear(4, 4, 2), nn.Parameter(torch.randn(2, 3, 2) * 0.5)
+
+    def forward(self, x):
+        x = self.channels(self.tokens(x.transpose(1, 2)).transpose(1, 2))
+        return torch.einsum("bk,ekj->bej", self.pairs(x[:, 0], x[:, 1]), self.w.transpose(1, 2)).flatten(1)
+
+
+def core(model, x, dim=0):
+    return export(model.eval(), (x,), dynamic_shapes=({dim: Dim("batch", min=1)},)).run_decompositions()
+
+
+CASES = {
+    "mixed": (Mixed, lambda n: torch.randn(n, 3, 4), 0, {"tokens", "channels", "pairs", "root_products"}),
+    "encoder": (Encoder, lambda n: torch.randn(n, 5, 8), 0, None),
+    "sequence-first encoder": (lambda: Encoder(sequence_first=True), lambda n: torch.randn(5, n, 8), 1, None),
+}
+
+
+@pytest.mark.parametrize("method", ["flipout", "lrt"])
+@pytest.mark.parametrize("case", CASES)
+def test_every_matrix_converts(case, method):
+    make, inputs, dim, names = CASES[case]
+    torch.manual_seed(0)
+    program = core(make(), inputs(3), dim)
+    model = bayesify.convert(program, method)
+    if names is not None:
+        assert {name for name, _ in bayesify.variational_layers(model)} == names
+    plain = {name for name, each in program.named_parameters() if each.dim() > 1}
+    assert {key.removesuffix("_rho") for key in model.state_dict() if key.endswith("_rho")} == plain
+    x = inputs(4)
+    with bayesify.posterior_mean(model):
+        assert torch.equal(model(x), program.module()(x))
+    (model(x) * torch.randn_like(model(x))).sum().backward()
+    scales = [each.grad for name, each in model.named_parameters() if name.endswith("_rho")]
+    assert all(each is not None and each.abs().sum() > 0 for each in scales)
+
+
+@pytest.mark.parametrize("case", ["mixed", "encoder", "sequence-first encoder"])
+def test_an_example_sees_one_draw_of_each_weight(case):
+    """The variance of a sum over an example's positions is a weight draw's; two examples are uncorrelated."""
+    make, inputs, dim, _ = CASES[case]
+    torch.manual_seed(0)
+    model, x, draws = bayesify.convert(core(make(), inputs(3), dim)), inputs(4), 1000
+    bayesify.set_posterior_std(model, 0.01)
+    model.requires_grad_(False)
+    direction = torch.randn_like(model(x))
+
+    def projected():
+        return (model(x) * direction).movedim(dim, 0).flatten(1).sum(1)
+
+    def by_weights():
+        kept = {key: value.clone() for key, value in model.state_dict().items()}
+        for _, layer in bayesify.variational_layers(model):
+            for name in layer.means():
+                layer._parameters[name].data.copy_(layer.draw(name))
+        with bayesify.posterior_mean(model):
+            result = projected()
+        model.load_state_dict(kept)
+        return result
+
+    ours, theirs = (torch.stack([run() for _ in range(draws)]) for run in (projected, by_weights))
+    assert (ours.var(0).log() - theirs.var(0).log()).abs().max() < 5.5 * 2 / draws**0.5
+    assert (torch.corrcoef(ours.T) - torch.eye(4)).abs().max() < 5.5 / draws**0.5
