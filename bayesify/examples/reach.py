@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,13 +30,13 @@ class Reach:
 
     Attributes:
         shapes: what each of its calls multiplies.
-        moves: whether noise in its weight moves the model's output; None where that cannot be told.
+        moves: for each of its weights, whether noise in it moves the model's output; empty where that cannot be told.
         layout: where the examples are in its calls; None where they could not be followed, or it knows itself.
         problem: why its signs cannot follow the examples, if they cannot.
     """
 
     shapes: tuple[tuple[int, ...], ...]
-    moves: bool | None = None
+    moves: Mapping[str, bool] = field(default_factory=dict)
     layout: Layout | None = None
     problem: str | None = None
 
@@ -48,15 +48,16 @@ class Reach:
 
     def notes(self) -> Iterator[str]:
         """One sentence for each thing that is known."""
-        if not self.shapes and not self.moves:
+        if not self.shapes and not any(self.moves.values()):
             yield "never called with these inputs"
             return
         if self.shapes:
             times = "once" if len(self.shapes) == 1 else f"{len(self.shapes)} times"
             shapes = list(dict.fromkeys(self.shapes))
             yield f"called {times}, {', '.join(map(str, shapes[:3]))}{', ...' if len(shapes) > 3 else ''}"
-        if self.moves is False:
-            yield "noise in it does not move the output"
+        unmoved = [weight for weight, moves in self.moves.items() if not moves]
+        if unmoved:
+            yield f"noise in {'it' if len(unmoved) == len(self.moves) else ', '.join(unmoved)} does not move the output"
 
 
 def examples_dim(given: ExampleInputs) -> int:
@@ -86,7 +87,7 @@ def reach(model: nn.Module, layers: Mapping[str, Settings], given: ExampleInputs
         shapes = tuple(tuple(seen.x.shape) for seen in calls.of.get(place, ()))
         found = _layout(followed, place) if shapes else None
         problem = f"{found}{_HINT if len(examples) == 1 else ''}" if isinstance(found, str) else None
-        reaches[name] = Reach(shapes, moves.get(name), found if isinstance(found, Layout) else None, problem)
+        reaches[name] = Reach(shapes, moves[name], found if isinstance(found, Layout) else None, problem)
     return reaches
 
 
@@ -98,13 +99,14 @@ def _called_as(name: str, modules: Mapping[str, nn.Module]) -> str:
 
 def _once(
     model: nn.Module, watched: Mapping[str, nn.Module], layers: Mapping[str, Settings], example: Example
-) -> tuple[Calls, dict[str, bool]]:
-    """The calls with the very inputs that were given, and which layers the output depends on."""
+) -> tuple[Calls, dict[str, dict[str, bool]]]:
+    """The calls with the very inputs that were given, and of each layer which weights the output depends on."""
     weights = {
-        name: [each for weight in weight_names(watched[name], settings) for each in sources(watched[name], weight)]
+        name: {weight: sources(watched[name], weight) for weight in weight_names(watched[name], settings)}
         for name, settings in layers.items()
     }
-    flat = [each for found in weights.values() for each in found if not is_lazy(each) and not each.is_inference()]
+    every = [each for found in weights.values() for held in found.values() for each in held]
+    flat = [each for each in every if not is_lazy(each) and not each.is_inference()]
     before = [each.requires_grad for each in flat]
     try:
         for each in flat:
@@ -115,7 +117,10 @@ def _once(
     finally:
         for each, value in zip(flat, before, strict=True):
             each.requires_grad_(value)
-    moves = {name: any(known[id(each)] for each in found) for name, found in weights.items() if known}
+    moves = {
+        name: {weight: any(known.get(id(each), True) for each in held) for weight, held in found.items() if known}
+        for name, found in weights.items()
+    }
     return calls, moves
 
 

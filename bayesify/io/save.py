@@ -12,8 +12,10 @@ from typing import BinaryIO
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from ..errors import UsageError
+from ..programs.program import Program
 
 
 def save(model: nn.Module, path: str | PathLike[str]) -> None:
@@ -22,8 +24,10 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
     The file appears when it is complete: where writing fails, an older file stays as it was.
 
     Raises:
-        UsageError: the place cannot be written, or the model holds what cannot be pickled (a lambda, a local class).
+        UsageError: the place cannot be written, or the model holds what cannot be pickled (a lambda, a local class) or
+            loaded as data (a torch.fx graph, which is pickled as code).
     """
+    _refuse_code(model, path)
     target = Path(os.path.realpath(path))
     if os.path.isdir(target):
         raise UsageError(f"{path}: is a folder; name the file to write")
@@ -39,6 +43,17 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
             f"{path}: the model cannot be pickled: {_culprit(model) or str(error).splitlines()[0]}; "
             "save model.state_dict() instead, or move what it holds to a module's top level"
         ) from error
+
+
+def _refuse_code(model: nn.Module, path: str | PathLike[str]) -> None:
+    modules = model.named_modules()
+    graphs = (name for name, each in modules if isinstance(each, GraphModule) and not isinstance(each, Program))
+    graph = next(graphs, None)
+    if graph is not None:
+        raise UsageError(
+            f"{path}: {graph or 'the model'} is a torch.fx graph, which is pickled as code that no one should load: "
+            "save model.state_dict(), or convert an exported program (torch.export), which is saved as data"
+        )
 
 
 @contextlib.contextmanager

@@ -344,3 +344,19 @@ def test_a_computed_weight_is_seen_through() -> None:
     notes = _notes(model.eval(), torch.randn(5, 3))
     assert "called once, (5, 3)" in notes["0"]
     assert "noise in it does not move the output" not in notes["0"]
+
+
+class _Half(nn.Module):
+    """Two matrices, one of which is switched off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.off = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.used + 0 * (x @ self.off)
+
+
+def test_a_matrix_whose_noise_does_not_matter_is_named() -> None:
+    notes = _notes(nn.Sequential(_Half()), torch.randn(5, 4))
+    assert notes["0"] == ("called 2 times, (5, 4)", "noise in off does not move the output")

@@ -41,7 +41,14 @@ def local_class():
     return nn.Sequential(Hidden())
 
 
-@pytest.mark.parametrize(("build", "words"), [(Local, "inner holds act"), (local_class, "0 is of class .*Hidden")])
+def graph():
+    return nn.Sequential(torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2))))
+
+
+UNSAVED = [(Local, "inner holds act"), (local_class, "0 is of class .*Hidden"), (graph, "is a torch.fx graph")]
+
+
+@pytest.mark.parametrize(("build", "words"), UNSAVED)
 def test_a_model_that_cannot_be_pickled_leaves_the_old_file(build, words, tmp_path):
     path = tmp_path / "m.pt"
     path.write_bytes(b"old")

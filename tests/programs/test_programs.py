@@ -82,7 +82,8 @@ def alone(request, folder):
     root = pathlib.Path(bayesify.__file__).parents[1]
     run = subprocess.run(
         [sys.executable, "-c", ALONE, str(out / "work.json"), request.param],
-        capture_output=True, text=True, check=False, cwd=out, env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True, text=True, check=False, cwd=out,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},  # as here, or rounding differs
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout), out
