@@ -14,7 +14,7 @@ from .nn.registry import forwards_to, plain_classes
 from .nn.state import SUFFIXES, bias_names, bias_slots, weight_names, weight_slots
 from .nn.variational import Flipout, Variational
 from .sites import Site
-from .uses import matrices
+from .uses import UNUSED, matrices
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _ALWAYS_USED = {"forward", "__call__", "__getattr__", "__getattribute__", "__setattr__", "weight", "bias"}
@@ -109,7 +109,8 @@ def read_by_parent(site: Site) -> str | None:
             continue
         problem = next((found for each in own if (found := site.forwards.uses(parent).problem(each))), None)
         if problem is not None:
-            return f"{_title(type(parent))} reads its weight without calling it: {problem}"
+            why = "what it does with it was not seen" if problem == UNUSED else problem
+            return f"{_title(type(parent))} reads its weight without calling it: {why}"
     return None
 
 

@@ -18,6 +18,9 @@ from .graph import reached_names
 from .nn.multiplications import LOOK_UPS, MULTIPLICATIONS, VIEWS, harmless, is_factor, scales
 
 
+UNUSED = "its forward never uses it"
+
+
 @dataclass(frozen=True)
 class Uses:
     """What a module's forward does with the matrices that it reads, by the Parameter's id.
@@ -44,7 +47,7 @@ class Uses:
         """Why this matrix cannot be rerouted, or None."""
         if id(matrix) in self.multiplied or id(matrix) in self.drawn:
             return None
-        unused = "its forward only looks rows up" if id(matrix) in self.looked_up else "its forward never uses it"
+        unused = "its forward only looks rows up" if id(matrix) in self.looked_up else UNUSED
         return self.problems.get(id(matrix)) or self.failure or unused
 
 
