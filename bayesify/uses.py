@@ -17,7 +17,6 @@ from .computing import drawable, from_weights, function_of
 from .graph import reached_names
 from .nn.multiplications import LOOK_UPS, MULTIPLICATIONS, VIEWS, harmless, is_factor, scales
 
-
 UNUSED = "its forward never uses it"
 
 
