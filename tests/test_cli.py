@@ -153,6 +153,7 @@ def test_options_reach_the_reader(here):
         ("sub/old.net.pth", [], "sub/old.net.flipout.pth"),
         ("sub/noending", [], "sub/noending.flipout.pt"),
         ("sub/v1.2", [], "sub/v1.2.flipout.pt"),
+        ("sub/program.pt2", [], "sub/program.flipout.pt"),
         ("clinets:Net", [], "Net.flipout.pt"),
         ("mlp.pt", ["-o", "sub/x"], "sub/x"),
     ],
@@ -163,6 +164,7 @@ def test_where_it_is_written(here, model, options, output):
     Path("kept.yaml").write_text("rules: [{targets: ['0'], method: keep}, {targets: ['2'], method: lrt}]")
     for name in ("old.net.pth", "noending", "v1.2"):
         Path("sub", name).write_bytes(Path("mlp.pt").read_bytes())
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(2, 2),)), "sub/program.pt2")
     before = set(files(here))
     assert run("convert", model, *options).stdout.endswith(f"Wrote {output}\n")
     assert set(files(here)) - before == {str(here / output)}

@@ -17,7 +17,7 @@ def default_output(model: str, label: str, *, factory: bool) -> Path:
     if factory:
         return Path(f"{model.rpartition(':')[2]}.{label}.pt")
     path = Path(model)
-    stem, ending = (path.stem, path.suffix) if path.suffix in ENDINGS else (path.name, ".pt")
+    stem, ending = (path.stem, path.suffix) if path.suffix in ENDINGS else (path.name.removesuffix(".pt2"), ".pt")
     return path.with_name(f"{stem}.{label}{ending}")
 
 
