@@ -159,7 +159,9 @@ def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth
     settings = replace(settings, batch_dim=batch_dim(site), drawn=drawn)
     if site.weights or (site.readers and not site.called):
         settings = replace(settings, bias="deterministic")
-    return replace(row, verb="converts", becomes=becomes.__name__, method=claimed.method, settings=settings)
+    unseen = bool(site.weights) and site.forwards.uses(module).unseen_by_dynamo
+    row = replace(row, verb="converts", becomes=becomes.__name__, method=claimed.method, settings=settings)
+    return replace(row, uncompiled=unseen)
 
 
 def _counted(rows: list[Row], sites: list[Site]) -> list[Row]:
@@ -241,7 +243,8 @@ def _rerouting(names: dict[int, list[str]], rows: list[Row], sites: list[Site]) 
         name, *aliases = names[id(module)]
         row = found.get(name, Row(name, tuple(aliases), "adjusted", kind_of(module).__name__))
         why = f"its own products with the weights of {', '.join(map(repr, reads))} are rerouted to the noise"
-        more, row = why, replace(row, reads=tuple(reads))
+        unseen = row.uncompiled or sites[0].forwards.uses(module).unseen_by_dynamo
+        more, row = why, replace(row, reads=tuple(reads), uncompiled=unseen)
         if row.verb != "converts":
             more, row = row.reason or "", replace(row, verb="adjusted", rule=None, reason=why)
         found[name] = replace(row, notes=(*row.notes, *filter(None, (more,))))

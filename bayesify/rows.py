@@ -25,6 +25,7 @@ class Row:
         method, settings: what convert carries out.
         notes: what a careful reader would want to know beside that.
         reads: the modules below, by name from here, whose weights its own forward multiplies by.
+        uncompiled: whether Dynamo must leave its forward alone.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Row:
     settings: Settings | None = None
     notes: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    uncompiled: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data under the keys that `bayesify convert --json` prints."""

@@ -193,6 +193,8 @@ def _rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:
         for row in made.rows:
             if row.reads:
                 _reroute(modules[row.name], row.reads)
+            if row.uncompiled:
+                modules[row.name]._uncompiled = True
             if row.verb == "adjusted":
                 _adjust(modules[row.name])
         if any(row.settings is not None and row.settings.rows > 1 for row in made.rows):
@@ -254,7 +256,8 @@ def _adjust(module: nn.Module) -> None:
 
 def _readjust(module: Any) -> None:
     unwatch_examples(module)
-    vars(module).pop("_reads", None)
+    for name in ("_reads", "_uncompiled"):
+        vars(module).pop(name, None)
     release_ties(module)
     for key in [key for key, hook in module._forward_pre_hooks.items() if hook is keep_unfused]:
         del module._forward_pre_hooks[key]

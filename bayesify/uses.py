@@ -31,6 +31,7 @@ class Uses:
         called: the ids of its children that it calls.
         looked_up: those whose rows it looks up.
         grouped: those of which each row of a batch takes a part of its own (experts).
+        as_attribute: whether it views any of them as an attribute (`.T`).
         failure: why nothing is known, if so.
     """
 
@@ -40,6 +41,7 @@ class Uses:
     called: set[int] = field(default_factory=set)
     looked_up: set[int] = field(default_factory=set)
     grouped: set[int] = field(default_factory=set)
+    as_attribute: bool = False
     failure: str = ""
 
     def problem(self, matrix: Parameter) -> str | None:
@@ -48,6 +50,11 @@ class Uses:
             return None
         unused = "its forward only looks rows up" if id(matrix) in self.looked_up else UNUSED
         return self.problems.get(id(matrix)) or self.failure or unused
+
+    @property
+    def unseen_by_dynamo(self) -> bool:
+        """Whether a view of a weight would, or may, be taken where Dynamo does not show it to a mode."""
+        return self.as_attribute or bool(self.failure)
 
 
 def matrices(module: nn.Module) -> dict[str, Parameter]:
@@ -60,13 +67,13 @@ def uses(module: nn.Module) -> Uses:
     """The uses of all matrices that the module's forward reads itself."""
     if type(module).forward is nn.Module.forward:
         return Uses(failure="nothing is known to multiply by it")
-    found = Uses()
     held = {name: value for name, value in module.named_parameters() if not is_lazy(value) and value.dim() > 1}
     if not held:
-        return found
+        return Uses()
     graphs, failure = traced_alone(module)
     if not graphs:
         return Uses(failure=f"its forward does not trace: {failure}")
+    found = Uses(as_attribute=any(_views_as_attribute(node) for graph in graphs for node in graph.nodes))
     keeps_no_draw = any("checkpoint" in name for name in reached_names(type(module)))  # it would compute with the mean
     for name, value in held.items():
         _enter(found, value, [each for graph in graphs for each in _uses(graph, name, module)])
@@ -141,6 +148,15 @@ def _is_view(node: fx.Node) -> bool:
     if node.target is operator.getitem:
         return not any(isinstance(each, fx.Node) for each in _flat(node.args[1]))
     return node.target is getattr and node.args[1] in ("T", "mT")
+
+
+def _views_as_attribute(node: fx.Node) -> bool:
+    """Whether it is `weight.T`, or that of a view of a weight."""
+    if node.target is not getattr or not _is_view(node):
+        return False
+    while node.op != "get_attr" and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return bool(node.meta.get("parameter"))
 
 
 def _flat(index: Any) -> Iterator[Any]:

@@ -172,7 +172,7 @@ def is_factor(function: Any, args: Any, kwargs: Any, weight: Any, placed: bool =
     if function in BODIES:
         given = inspect.signature(function).bind(*args, **kwargs).arguments
         return [name in _WEIGHTS for name, each in given.items() if each is weight] == [True]
-    if function not in MULTIPLICATIONS or [*args, *kwargs.values()].count(weight) != 1:
+    if function not in MULTIPLICATIONS or "out" in kwargs or [*args, *kwargs.values()].count(weight) != 1:
         return False
     if function in _PLACES:
         at, name, _ = _PLACES[function]

@@ -7,10 +7,13 @@ In place of a weight that the forward first computes another from, it finds one 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from .. import noise
@@ -20,16 +23,28 @@ from .variational import LRT, Flipout, Variational
 
 
 class Rerouting(nn.Module):
-    """Stands before the class of a module whose forward multiplies by its children's weights; `_reads` names them."""
+    """Stands before the class of a module whose forward multiplies by its children's weights; `_reads` names them.
+
+    `_uncompiled`: its forward takes a view of a weight as an attribute (`.T`), which Dynamo would hide from the mode.
+    """
 
     _reads: tuple[str, ...] = ()
+    _uncompiled = False
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The module's own forward, its products with weights that have a posterior answered by the estimator."""
         layers = [each for each in self._rerouted() if not each._quiet]
         if not layers:
             return super().forward(*inputs, **kwargs)
-        return _rerouted(layers, inputs, kwargs, super().forward)
+        return _rerouted(layers, inputs, kwargs, self._eager(super().forward))
+
+    def _eager(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The forward, which Dynamo leaves alone if it must."""
+        if not self._uncompiled or "torch._dynamo" not in sys.modules:
+            return forward
+        why = "Dynamo would lose the noise of a weight that is viewed as an attribute: .t() instead of .T compiles"
+        disabled: Callable[..., Any] = torch.compiler.disable(forward, reason=why)  # type: ignore[no-untyped-call]
+        return disabled
 
     def _rerouted(self) -> Iterator[Variational]:
         """The layers whose weights it multiplies by."""
@@ -44,7 +59,7 @@ class Rerouted(Rerouting, Variational):
         """The layer's own forward, its products answered by the estimator."""
         layers = [each for each in (self, *self._rerouted()) if not each._quiet]
         forward = super(Variational, self).forward
-        output = _rerouted(layers, inputs, kwargs, forward) if layers else forward(*inputs, **kwargs)
+        output = _rerouted(layers, inputs, kwargs, self._eager(forward)) if layers else forward(*inputs, **kwargs)
         return (output, self.kl_divergence()) if return_kl else output
 
 
@@ -104,7 +119,7 @@ class _Reroute(TorchFunctionMode):
         kwargs = kwargs or {}
         found = [self._find(each) for each in _flat([*args, *kwargs.values()])]
         known = [each for each in found if each is not None]
-        if not known or harmless(func):
+        if not known or harmless(func) or _by_compiled_code(func):
             return func(*args, **kwargs)
         scaled = len(known) == 1 and scales(func, args, known[0].mean)
         if func in VIEWS or scaled:
@@ -163,6 +178,16 @@ class _Reroute(TorchFunctionMode):
     def _folds(self, x: Tensor, dim: int) -> bool:
         examples = self._examples(dim)
         return (dim == 0 or x.dim() == 2) and 0 < examples < x.shape[0] and x.shape[0] % examples == 0
+
+
+def _by_compiled_code(func: Any) -> bool:
+    """Whether a graph calls it that was compiled under this mode, after a graph break, and so holds the noise."""
+    if torch.compiler.is_compiling():
+        return False
+    if isinstance(func, OpOverload):
+        return True
+    caller = sys._getframe(2)
+    return caller.f_code.co_filename.startswith("<eval_with_key>") or "extern_kernels" in caller.f_globals
 
 
 def _flat(values: list[Any]) -> list[Any]:

@@ -200,3 +200,49 @@ def test_what_the_trace_did_not_see_is_an_error_and_never_a_bypass() -> None:
     blocked.grows = True
     with pytest.raises(NothingToConvertError, match=rf"matrix: it is used in `exp` at {Path(__file__).name}:\d+"):
         bayesify.convert(blocked)
+
+
+class Branches(nn.Module):
+    """It branches on data, where Dynamo breaks its graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.up if x.sum() > 0 else F.linear(x, self.down.T)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("method", METHODS)
+def test_noise_is_drawn_once_after_a_graph_break(method: Method, backend: str) -> None:
+    """The compiled rest of the forward holds the noise, and still runs where products are rerouted."""
+    plain, x = Branches(), torch.ones(2, 4)
+    layer: Any = bayesify.convert(plain, method).requires_grad_(False)
+    bayesify.set_posterior_std(layer, 0.5)
+    torch._dynamo.reset()
+    run = torch.compile(layer, backend=backend)
+    for given in (x, -x):
+        spread = torch.stack([run(given) for _ in range(2000)]).double() - plain(given).detach()
+        judge_mean("variance", spread.square() / (0.25 * 4), 1.0)
+        judge_mean("other example", spread[:, 0] * spread[:, 1], 0.0)
+
+
+class Transposes(nn.Module):
+    """Of a weight as an attribute, which Dynamo hides from the mode that reroutes, before torch 2.14."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.matrix.weight.T)
+
+
+def test_a_weight_transposed_as_an_attribute_is_noisy_when_compiled() -> None:
+    model: Any = bayesify.convert(Transposes())
+    torch._dynamo.reset()
+    run, x = torch.compile(model, backend="eager"), torch.randn(2, 4)
+    assert not torch.equal(run(x), run(x))
+    model = bayesify.revert(model)
+    assert "_uncompiled" not in vars(model)
