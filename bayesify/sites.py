@@ -133,7 +133,7 @@ class Site:
         if self.known or isinstance(self.module, ParametrizationList):
             return ()
         told = registered_weights(type(self.module))
-        if told:
+        if told and self.forwards.uses(self.module).failure:
             own = matrices(self.module)
             return tuple((name, own[name][0].numel()) for name in told if name in own)
         places = [self.forwards.uses(self.module), *(self.forwards.uses(each) for _, each in self.rerouting)]
