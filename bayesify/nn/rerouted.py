@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from .. import noise
 from ..products import EinsumProduct, GroupedProduct, LinearProduct
 from .multiplications import BODIES, MULTIPLICATIONS, VIEWS, Use, harmless, only_likens, scales
+from .part import Part
 from .variational import LRT, Flipout, Variational
 
 
@@ -142,7 +143,8 @@ class _Reroute(TorchFunctionMode):
         return mean
 
     def _estimate(self, use: Use, known: _Known) -> Tensor:
-        layer, told = known.layer, known.layer._settings.rows > 0
+        layer = known.layer
+        told = layer._settings.rows > 0 or isinstance(layer, Part)  # which has put the examples first
         layer._reached = True
         x, dim = use.inputs[0], layer._settings.batch_dim if told or self.dim is None else self.dim
         # rows of a matrix of one example each, and windows, are examples folded with other dimensions
