@@ -144,7 +144,7 @@ class Site:
         if self.known or isinstance(self.module, ParametrizationList):
             return ()
         told = registered_weights(type(self.module))
-        if told and self.forwards.uses(self.module).failure:
+        if told:
             own = matrices(self.module)
             return tuple((name, own[name][0].numel()) for name in told if name in own)
         places = [self.forwards.uses(self.module), *(self.forwards.uses(each) for _, each in self.rerouting)]
