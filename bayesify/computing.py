@@ -111,6 +111,10 @@ def _writes(node: fx.Node) -> bool:
 
 
 def _descendants(node: fx.Node) -> Iterator[fx.Node]:
-    yield node
-    for user in node.users:
-        yield from _descendants(user)
+    waiting, seen = [node], {node}
+    while waiting:
+        each = waiting.pop()
+        yield each
+        fresh = each.users.keys() - seen
+        seen |= fresh
+        waiting += fresh

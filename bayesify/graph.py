@@ -25,6 +25,8 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from .nn.computed import sources
+
 _MAX_NODES = 50_000
 _MAX_COPIED = 1 << 20
 NOT_THE_USERS = (os.path.join(torch.__path__[0], ""), os.path.join(os.path.dirname(__file__), ""))
@@ -224,9 +226,9 @@ def _parameters_at(parent: nn.Module, chain: tuple[str, ...], own: bool = False)
             yield from child.parameters(recurse=False)
             return
         if child is None:
-            found = module._parameters.get(name) if at or own else None
-            if found is not None and not _INNOCENT & set(chain[at + 1 : at + 2]):
-                yield found
+            found = sources(module, name) if at or own else []
+            if found and not _INNOCENT & set(chain[at + 1 : at + 2]):
+                yield from found
             elif at and not hasattr(nn.Module, name) and not type(module).__module__.startswith("torch.nn."):
                 inside = (each for code in _code_from(type(module), name) for each in _self_chains(code))
                 yield from (each for chain in inside for each in _parameters_at(module, chain, own=True))

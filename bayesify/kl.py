@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +19,8 @@ class Term:
 
     Attributes:
         layer_name: the first layer, in the model's order, that holds the posterior.
-        mean_name: `weight` or `bias`.
-        layers: every layer that holds it; more than one where a Parameter is tied.
+        mean_name: the Parameter's own name in its layer: `weight`, `bias`, `in_proj_weight`, ...
+        layers: every layer that holds it; more than one where a Parameter is tied. The first one evaluates it.
     """
 
     layer_name: str
@@ -114,7 +114,12 @@ def terms(model: nn.Module) -> list[Term]:
     for layer_name, layer in variational_layers(model):
         for mean_name in layer.means():
             holders.setdefault(identity(layer, mean_name), []).append((layer_name, mean_name, layer))
-    return [Term(found[0][0], found[0][1], tuple(layer for *_, layer in found)) for found in holders.values()]
+    return [Term(found[0][0], found[0][1], _by_rows(layer for *_, layer in found)) for found in holders.values()]
+
+
+def _by_rows(layers: Iterable[Variational]) -> tuple[Variational, ...]:
+    """Tables last that leave out their padding row, which another layer may multiply by: the first one counts."""
+    return tuple(sorted(layers, key=lambda layer: getattr(layer, "padding_idx", None) is not None))
 
 
 def _not_variational(model: nn.Module) -> NotVariationalError:

@@ -12,6 +12,7 @@ from .nn.settings import Method, Settings
 from .parents import folds_windows, sequence_first
 from .sites import Site
 
+FROZEN = "frozen (requires_grad=False)"
 ON_SEQUENCES = (nn.Embedding, nn.MultiheadAttention, nn.RNNBase, nn.LayerNorm)
 
 
@@ -59,7 +60,7 @@ def _without_posterior(site: Site, settings: Settings) -> Iterator[str]:
     reasons = site.problems if site.weights else {}
     if isinstance(site.module, Part):
         reasons = site.module.exported_problems
-    frozen = {name: "frozen (requires_grad=False)" for name, _ in site.weights if name not in dict(settings.weights)}
+    frozen = {name: FROZEN for name, _ in site.weights if name not in dict(settings.weights)}
     yield from (f"{name} keeps no posterior: {why}" for name, why in (reasons | frozen).items())
 
 

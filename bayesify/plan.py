@@ -20,10 +20,10 @@ from .nn.part import kind_of
 from .nn.registry import converted_class
 from .nn.settings import Settings
 from .nn.state import bias_names, weight_names
-from .notes import ON_SEQUENCES, notes
+from .notes import FROZEN, ON_SEQUENCES, notes
 from .parents import batch_dim, fused_parents, unregistered
 from .policy import Policy, PolicyLike
-from .programs.program import prepared
+from .programs.program import is_exported, prepared
 from .rows import Plan, Row
 from .select import Candidate
 from .sites import Forwards, Site
@@ -45,8 +45,9 @@ def plan(model: nn.Module, policy: PolicyLike = "flipout", *, example_inputs: Ex
         NothingToConvertError: no layer is left to convert.
         WrappedModelError, AlreadyVariationalError, UsageError: the model as a whole cannot be converted.
     """
+    if not is_exported(model):
+        refuse_model(model)
     model = prepared(model)
-    refuse_model(model)
     policy = Policy.parse(policy)
     names = _names(model)
     traced = census(model)
@@ -106,8 +107,8 @@ def _claims(
     claims = [_unless_frozen(each, site, policy) for each, site in zip(claims, sites, strict=True)]
     claims = _with_attention(claims, sites)
     if not any(each.method for each in claims):
-        frozen = any(each.reason == _FROZEN for each in claims)
-        why = f"is {_FROZEN}: `frozen: convert` converts it all the same" if frozen else f"is an out_proj: {_READ}"
+        frozen = any(each.reason == FROZEN for each in claims)
+        why = f"is {FROZEN}: `frozen: convert` converts it all the same" if frozen else f"is an out_proj: {_READ}"
         raise NothingToConvertError(f"all that the policy selects in {type(model).__name__} {why}")
     return claims
 
@@ -124,7 +125,7 @@ def _unless_frozen(claimed: Claim, site: Site, policy: Policy) -> Claim:
     if policy.frozen != "convert":
         names = [name for name in names if any(each.requires_grad for each in sources(site.module, name))]
     if not names:
-        return replace(claimed, method=None, settings=None, reason=_FROZEN)
+        return replace(claimed, method=None, settings=None, reason=FROZEN)
     weights = tuple(each for each in site.weights if each[0] in names)
     return replace(claimed, settings=replace(settings, weights=weights))
 
@@ -251,7 +252,6 @@ def _rerouting(names: dict[int, list[str]], rows: list[Row], sites: list[Site]) 
     return list(found.values())
 
 
-_FROZEN = "frozen (requires_grad=False)"
 _READ = "nn.MultiheadAttention reads its weight without calling it, and is kept"
 _FUSED = "its fused inference path reads weights past the noise: switched off"
 _NESTED = "its nested-tensor path is switched off: outputs under the padding mask are computed, no longer zeros"

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import nn
+from torch.nn.parameter import Parameter
 from torch.nn.utils.parametrize import ParametrizationList
 
 from .graph import Census, called_by_code, read_by_code
-from .nn.computed import kind_before
+from .nn.computed import is_computed, kind_before, sources
 from .nn.part import Holder
 from .nn.registry import plain_classes, registered_weights
+from .nn.state import weight_slots
 from .uses import Uses, matrices, uses
 
 Named = tuple[str, nn.Module]
@@ -99,7 +101,7 @@ class Site:
     @cached_property
     def readers(self) -> tuple[Named, ...]:
         """The ancestors whose forward reads a matrix of this module itself."""
-        own = {id(each) for each in matrices(self.module).values()}
+        own = {id(each) for each in (*matrices(self.module).values(), *self.computed_from)}
         if self.attention is not None or not own or isinstance(self.module, Holder):
             return ()  # a graph calls its parts for each product
         parents = [(name, parent) for name, parent in self.parents if not _of_torch(parent)]
@@ -108,9 +110,18 @@ class Site:
             found = [(name, parent) for name, parent in parents if own & _mentioned(self.forwards.uses(parent))]
         return tuple(found)
 
+    @cached_property
+    def computed_from(self) -> tuple[Parameter, ...]:
+        """What its weights are computed from, by a parametrization or a norm, as far as they are."""
+        names = weight_slots(self.module) if kind_before(self.module) in plain_classes() else ()
+        computed = (name for name in names if is_computed(self.module, name))
+        return tuple(each for name in computed for each in sources(self.module, name))
+
     @property
     def rerouting(self) -> Iterator[Named]:
         """Those of the readers that multiply by a matrix of this module, or compute one from it, and do no more."""
+        if self.computed_from:
+            return  # what they read is no Parameter, which their products could be told by
         own = {id(each) for each in matrices(self.module).values()}
         for name, parent in self.readers:
             found = self.forwards.uses(parent)

@@ -15,7 +15,7 @@ from torch.nn.parameter import Parameter, is_lazy
 from .alone import traced_alone
 from .computing import drawable, from_weights, function_of
 from .graph import reached_names
-from .nn.multiplications import LOOK_UPS, MULTIPLICATIONS, VIEWS, harmless, is_factor, scales
+from .nn.multiplications import LOOK_UPS, MULTIPLICATIONS, VIEWS, harmless, is_factor, only_likens, scales
 
 UNUSED = "its forward never uses it"
 
@@ -111,7 +111,7 @@ def _uses(graph: fx.Graph, name: str, module: nn.Module) -> Iterator[tuple[Any, 
                 yield function, user, node
             elif function in LOOK_UPS:
                 yield None
-            elif not harmless(function) and not _asks_for_form(user):
+            elif not (harmless(function) or _asks_for_form(user) or only_likens(function, user.args, node)):
                 what = user.args[1] if function is getattr else getattr(function, "__name__", user.target)
                 yield f"it is used in `{what}` at {user.meta.get('code', '?')}"
 

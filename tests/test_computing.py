@@ -49,6 +49,14 @@ def masked_in_place(net: Net, x: Tensor) -> Tensor:
     return F.linear(x, net.matrix)
 
 
+def orthogonalized_in_place(net: Net, x: Tensor) -> Tensor:
+    weight = net.matrix.data / net.matrix.data.norm()
+    for _ in range(20):  # what is computed of a value on many ways is looked at once
+        weight = 1.5 * weight - 0.5 * weight @ weight.T @ weight
+    net.matrix.data.copy_(weight)
+    return F.linear(x, net.matrix)
+
+
 # (what is done with an x of (2, 6, 3), which Parameters are drawn)
 DRAWN: dict[str, tuple[Callable[[Net, Any], Any], set[str]]] = {
     "function": (lambda m, x: F.linear(x, m.matrix.exp()), {"matrix"}),
@@ -56,6 +64,7 @@ DRAWN: dict[str, tuple[Callable[[Net, Any], Any], set[str]]] = {
     "standardized": (standardized, {"kernel"}),
     "modulated": (modulated, {"kernel"}),
     "masked in place": (masked_in_place, {"matrix"}),
+    "orthogonalized in place": (orthogonalized_in_place, {"matrix"}),
     "straight through": (lambda m, x: F.linear(x, (m.matrix.sign() - m.matrix).detach() + m.matrix), {"matrix"}),
     "a product of two": (lambda m, x: F.linear(x, m.matrix @ m.other @ m.other.T), {"matrix", "other"}),
     "beside a product": (lambda m, x: F.linear(x, m.matrix) + m.matrix.logsumexp(0).sum(), {"matrix"}),
@@ -230,6 +239,13 @@ def test_an_error_in_the_forward_leaves_the_mean_in_its_place() -> None:
         model(torch.full((1, 3), torch.nan))
     assert type(model.matrix) is nn.Parameter
     assert not torch.equal(model(torch.ones(1, 3)), model(torch.ones(1, 3)))
+
+
+def test_reverting_leaves_nothing_of_a_draw() -> None:
+    plain = Net(DRAWN["function"][0])
+    model: Any = bayesify.convert(plain)
+    model(torch.randn(2, 6, 3))
+    assert vars(bayesify.revert(model)).keys() == vars(plain).keys()
 
 
 class Table(nn.Module):

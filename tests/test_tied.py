@@ -85,6 +85,26 @@ def pointers(model: nn.Module, but: set[str]) -> set[int]:
     return {each.data_ptr() for name, each in model.state_dict().items() if name not in but}
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_decoder_multiplies_by_the_padding_row_too(method: Any) -> None:
+    """The table has no posterior there; the one that both share has."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(5, 3, padding_idx=0), nn.Linear(3, 5, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, ids: Tensor) -> Any:
+            return self.head(self.table(ids))
+
+    model: Any = bayesify.convert(Padded(), {"method": method, **TABLES})
+    assert model.head.weight_rho is model.table.weight_rho
+    assert model.kl.by_layer().keys() == {"table"}
+    torch.testing.assert_close(model.kl(), model.head.kl_divergence())
+    assert model.kl() > model.table.kl_divergence()
+
+
 def test_revert_takes_the_expressions_back(case: Any) -> None:
     plain, _ = case
     back = bayesify.revert(bayesify.convert(plain))

@@ -72,6 +72,7 @@ MULTIPLIED: dict[str, tuple[Callable[[Net, Any], Any], str, int]] = {
     "behind an activation made there": (lambda m, x: F.linear(nn.SiLU()(x), m.matrix), "matrix", 3),
     "cast by its type": (lambda m, x: F.linear(x, m.matrix.type(torch.float64)), "matrix", 3),
     "projecting for an attention": (lambda m, x: _attended(x, q_proj_weight=m.child.weight), "child.weight", 3),
+    "beside data made alike": (lambda m, x: x.to(m.matrix).type_as(m.matrix) @ m.matrix, "matrix", 4),
     "beside an item that is set": (lambda m, x: (x.__setitem__(0, 1.0), x @ m.matrix), "matrix", 4),
 }
 

@@ -67,9 +67,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize(("make", "error", "words"), REFUSED.values(), ids=REFUSED)
 def test_refused(make: Callable[[], Any], error: type[Exception], words: str) -> None:
-    with pytest.raises(error) as caught:
-        refuse_model(make())
-    assert words in str(caught.value)
+    for refuse in (refuse_model, bayesify.plan, bayesify.convert):
+        with pytest.raises(error) as caught:
+            refuse(make())
+        assert words in str(caught.value)
 
 
 def test_refused_distributed(tmp_path: Any) -> None:

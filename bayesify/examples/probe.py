@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
@@ -60,7 +61,7 @@ def run(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> 
                 stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 stack.callback(layer.register_forward_hook(leave, always_call=True).remove)
         stack.enter_context(_Uses(calls, layers))
-        torch.manual_seed(0)
+        _seed()
         try:
             return calls, example.call(model)
         except Exception as error:
@@ -68,6 +69,13 @@ def run(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> 
             raise UsageError(
                 f"{type(model).__name__} fails with these example_inputs: {type(error).__name__}: {first}"
             ) from error
+
+
+def _seed() -> None:
+    """Not torch.manual_seed, which also seeds devices that no one has used yet, for good."""
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(0)
 
 
 @contextmanager
@@ -142,7 +150,10 @@ class _Uses(TorchFunctionMode):
         super().__init__()
         self.calls = calls
         self.weights: list[tuple[Tensor, str]] = [
-            (each, name) for name, layer in layers.items() for each in layer.parameters(recurse=False)
+            (each, name)
+            for name, layer in layers.items()
+            for each in layer.parameters(recurse=False)
+            if is_lazy(each) or each.dim() > 1
         ]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

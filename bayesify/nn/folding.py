@@ -25,6 +25,12 @@ def watch_examples(model: nn.Module, dim: int) -> None:
     model.register_forward_hook(forget_examples, always_call=True)
 
 
+def watched_dim(model: nn.Module) -> int | None:
+    """Along which dimension the model watches its examples; None where it does not."""
+    dim: int | None = vars(model).get(_DIM)
+    return dim
+
+
 def unwatch_examples(model: nn.Module) -> None:
     """Take `watch_examples` back; nothing to do where it was not called."""
     for hooks, flags, own in (

@@ -195,6 +195,14 @@ VIEWS: frozenset[Any] = frozenset(
     if callable(found := getattr(where, name, None))
 ) | {Tensor.T.__get__, Tensor.mT.__get__}  # type: ignore[attr-defined]
 
+_AS = (Tensor.to, Tensor.type_as, Tensor.view_as, Tensor.reshape_as)
+
+
+def only_likens(function: Any, args: Any, weight: Any) -> bool:
+    """Whether the function gives another tensor the weight's dtype, device or shape, and takes nothing else of it."""
+    return function in _AS and bool(args) and args[0] is not weight
+
+
 _BY: dict[str, frozenset[Any]] = {
     kind: frozenset(
         found for name in names for where in (torch, Tensor, operator) if callable(found := getattr(where, name, None))

@@ -129,7 +129,7 @@ def register(
         UsageError: `like` has no variants, `cls` is no subclass of it, or its forward reads the weight itself.
     """
     if weights:
-        _MULTIPLYING[cls] = tuple(weights)
+        _MULTIPLYING[cls] = (weights,) if isinstance(weights, str) else tuple(weights)
         return cls
     if like not in _VARIANTS:
         raise UsageError(f"like={like.__name__} has no variational variants: choose one such as nn.Linear, nn.Conv2d")

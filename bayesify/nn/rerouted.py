@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from .. import noise
 from ..products import EinsumProduct, GroupedProduct, LinearProduct
-from .multiplications import BODIES, MULTIPLICATIONS, VIEWS, Use, harmless, scales
+from .multiplications import BODIES, MULTIPLICATIONS, VIEWS, Use, harmless, only_likens, scales
+from .part import Part
 from .variational import LRT, Flipout, Variational
 
 
@@ -119,7 +120,7 @@ class _Reroute(TorchFunctionMode):
         kwargs = kwargs or {}
         found = [self._find(each) for each in _flat([*args, *kwargs.values()])]
         known = [each for each in found if each is not None]
-        if not known or harmless(func) or _by_compiled_code(func):
+        if not known or harmless(func) or only_likens(func, args, known[0].mean) or _by_compiled_code(func):
             return func(*args, **kwargs)
         scaled = len(known) == 1 and scales(func, args, known[0].mean)
         if func in VIEWS or scaled:
@@ -150,13 +151,15 @@ class _Reroute(TorchFunctionMode):
 
     def _follow(self, func: Callable[..., Any], known: _Known, args: Any, kwargs: Any) -> Any:
         mean = func(*args, **kwargs)
-        std = func(*(known.std if each is known.mean else each for each in args), **kwargs)
+        named = {name: known.std if each is known.mean else each for name, each in kwargs.items()}
+        std = func(*(known.std if each is known.mean else each for each in args), **named)
         pairs = [(mean, std)] if isinstance(mean, Tensor) else list(zip(mean, std, strict=True))
         self.known += [_Known(each, its, known.layer) for each, its in pairs if each is not known.mean]
         return mean
 
     def _estimate(self, use: Use, known: _Known) -> Tensor:
-        layer, told = known.layer, known.layer._settings.rows > 0
+        layer = known.layer
+        told = layer._settings.rows > 0 or isinstance(layer, Part)  # which has put the examples first
         layer._reached = True
         x, dim = use.inputs[0], layer._settings.batch_dim if told or self.dim is None else self.dim
         # rows of a matrix of one example each, and windows, are examples folded with other dimensions

@@ -25,8 +25,8 @@ class Settings:
         rows: how many rows of that dimension belong to one example: more than 1 where others are folded into it
             (windows, tokens); 0 where no example inputs told.
         run: how many of those follow each other before the next example's: 0 for all, 1 where examples take turns.
-        weights: (name, fan-in) of the Parameters that get one, for a layer that multiplies by them itself.
-        drawn: the names of those that it computes with before it multiplies: one draw for each call.
+        weights: (name, fan-in) of the Parameters that get a posterior, where its class has no variational form.
+        drawn: the names of those that a forward computes with before it multiplies: one draw for each call of it.
     """
 
     posterior: Posterior = Posterior()

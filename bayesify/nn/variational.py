@@ -86,7 +86,7 @@ class Variational(nn.Module):
         return None if self.scale_of("bias") is None else self.std_of("bias")
 
     def means(self) -> list[str]:
-        """The names of the Parameters that have a posterior: `weight`, and `bias` where it is variational."""
+        """The names of what has a posterior: the layer's weight matrices, and its biases where they are variational."""
         names = (*weight_names(self), *bias_names(self))
         return [name for name in names if self.scale_of(name) is not None]
 
@@ -181,7 +181,7 @@ class Variational(nn.Module):
             self._buffers.pop(name, None)
         for key in [key for key, hook in self._forward_hooks.items() if hook is mark_reached]:
             del self._forward_hooks[key]
-        for name in ("_settings", "_quiet", "_reached", "_examples", "_examples_before"):
+        for name in ("_settings", "_quiet", "_reached", "_drawing", "_examples", "_examples_before"):
             vars(self).pop(name, None)
 
     def reset_parameters(self) -> None:

@@ -22,20 +22,22 @@ class Batch:
 
 
 def batch_of(graph: fx.Graph) -> Batch | None:
-    """The batch: of the inputs' dynamic sizes, in their order, the first that most tells for; None where none is.
+    """The batch: of the inputs' dynamic sizes, in their order, the first that most tells for; None where none does.
 
-    An output of a network has a row for each example, and attention and convolutions tell of other dimensions.
+    An output of a network has a row for each example, and attention and convolutions tell of other dimensions: the
+    length of a sequence is no batch, though it be the only size that is dynamic.
     """
     inputs = [(node, value) for node in graph.nodes if node.op == "placeholder" and (value := _value(node)) is not None]
     sizes = ((node, dim, symbol_of(size)) for node, value in inputs for dim, size in enumerate(value.shape))
     dynamic = [Batch(symbol, node, dim) for node, dim, symbol in sizes if symbol is not None]
-    if len({each.symbol for each in dynamic}) < 2:
-        return dynamic[0] if dynamic else None
+    if not dynamic:
+        return None
     others = set(_of_no_batch(graph))
     (output,) = graph.find_nodes(op="output")
     outputs = [_value(node) for node in output.all_input_nodes]
     results = [_free(value.shape) for value in outputs if value is not None and value.dim()]
-    return min(dynamic, key=lambda each: (each.symbol in others, sum(each.symbol not in found for found in results)))
+    found = min(dynamic, key=lambda each: (each.symbol in others, sum(each.symbol not in its for its in results)))
+    return found if found.dim == 0 or found.symbol not in others else None
 
 
 def _of_no_batch(graph: fx.Graph) -> Iterator[Any]:

@@ -40,6 +40,11 @@ class Call:
     inputs: tuple[fx.Node, ...]
     fan_in: int
 
+    @property
+    def path(self) -> str:
+        """The Parameter's dotted name."""
+        return f"{self.owner}.{self.weight}".lstrip(".")
+
     def reads(self) -> Iterator[str]:
         """The names of the owner's Parameters that it takes."""
         return (str(each.key) for step in self.steps for each in _refs(step.args) if each.kind == "weight")
@@ -110,7 +115,8 @@ def _enter(found: Found, root: fx.GraphModule, node: fx.Node, name: str, weight:
         found.problems[id(value)] = (
             f"the program multiplies by it in a {name} of a form that is not known ({node.name})"
         )
-        found.calls = [call for call in found.calls if (call.owner, call.weight) != (owner, leaf)]
+        # under its other names too: one weight would be noisy in some products and bare in others
+        found.calls = [each for each in found.calls if attribute(root, each.path) is not value]
         return
     found.calls.append(Call(node, owner, leaf, tuple(reader.steps), tuple(reader.inputs), size))
 

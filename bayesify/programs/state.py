@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from ..kl import Ledger
+from ..nn.folding import watch_examples, watched_dim
 from ..nn.registry import variant
 from ..nn.settings import Settings
 from ..nn.state import posterior_tensors
@@ -27,6 +28,7 @@ def state_of(program: Program) -> dict[str, Any]:
         "parameters": {_join(name, leaf): each for name, module in places for leaf, each in module._parameters.items()},
         "buffers": {_join(name, leaf): each for name, module in places for leaf, each in module._buffers.items()},
         "layers": {name: (layer.method, layer._settings, layer._quiet) for name, layer in layers.items()},
+        "examples along": watched_dim(program),
         "kl": [name for name, value in vars(program).items() if isinstance(value, Ledger)],
         "training": program.training,
     }
@@ -49,6 +51,8 @@ def rebuilt(text: str, state: dict[str, Any]) -> Program:
         for leaf in module._buffers:
             module._buffers[leaf] = state["buffers"][_join(name, leaf)]
         refresh(module)
+    if state.get("examples along") is not None:
+        watch_examples(program, int(state["examples along"]))
     for name in state["kl"]:
         setattr(program, name, Ledger(program))
     return program.train(bool(state["training"]))

@@ -288,7 +288,9 @@ def test_the_run_leaves_no_trace() -> None:
     state = copy.deepcopy(model.state_dict())
     keys, flags = vars(model).keys() | set(), [each.training for each in model.modules()]
     buffers, rng, python = dict(model.named_buffers()), torch.get_rng_state(), random.getstate()
+    seeds = torch.cuda._lazy_seed_tracker.get_calls()  # for a device that is not used yet
     bayesify.plan(model, {"frozen": "convert"}, example_inputs=torch.zeros(4, 3))
+    assert torch.cuda._lazy_seed_tracker.get_calls() == seeds
     assert all(torch.equal(state[name], each) for name, each in model.state_dict().items())
     assert (vars(model).keys(), model.steps, [each.training for each in model.modules()]) == (keys, 0, flags)
     assert all(each is buffers[name] for name, each in model.named_buffers())
@@ -310,6 +312,18 @@ def test_lazy_models_stay_lazy() -> None:
     model = nn.Sequential(nn.LazyLinear(3))
     assert _notes(model, torch.randn(2, 5))["0"][0] == "called once, (2, 5)"
     assert model[0].has_uninitialized_params()
+
+
+def test_a_product_is_seen_whatever_else_of_its_layer_the_function_takes() -> None:
+    class BiasFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias, self.weight = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.randn(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.bias, x, self.weight)
+
+    assert _notes(BiasFirst(), torch.randn(2, 4))[""] == ("called once, (2, 4)",)
 
 
 def test_a_usual_network_has_nothing_to_tell() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
@@ -247,3 +248,22 @@ def test_convolutions_too() -> None:
         assert torch.equal(model(x), layer(x))
     assert is_computed(model, "weight")
     assert not torch.equal(model(x), layer(x))
+
+
+class Reads(nn.Module):
+    """Multiplies by what a child computes, without calling it."""
+
+    def __init__(self, child: nn.Module) -> None:
+        super().__init__()
+        self.child, self.head = child, nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.linear(x, self.child.weight))
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if "bias" not in name])
+def test_a_weight_that_a_parent_has_computed_is_never_bypassed(kind: str) -> None:
+    rows = {row.name: row for row in bayesify.plan(Reads(KINDS[kind]())).rows}
+    assert rows["child"].verb == "blocked"
+    assert rows["child"].reason == "Reads reads its weight without calling it: it is computed anew for each reading"
+    assert rows["head"].verb == "converts"

@@ -242,6 +242,28 @@ def test_a_class_that_does_not_trace_is_registered_by_what_it_multiplies_by(meth
     judge_mean("other example", spread[:, 0] * spread[:, 1], 0.0)
 
 
+class ByKeyword(nn.Module):
+    """Its look-up by a size does not trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[: _NUMBERS[x.shape[0]]].to(self.matrix)
+        return x @ torch.transpose(input=self.matrix, dim0=0, dim1=1)
+
+
+def test_views_by_keyword_and_data_made_alike(monkeypatch: Any) -> None:
+    monkeypatch.setattr(registry, "_MULTIPLYING", {})
+    register(ByKeyword, weights="matrix")
+    plain, x = ByKeyword().double(), torch.randn(2, 4).double()
+    layer: Any = bayesify.convert(plain)
+    bayesify.set_posterior_std(layer, 0.5)
+    spread = draws(layer, 4000, x) - plain(x).detach()
+    judge_mean("variance", spread.square() / (0.25 * x.square().sum(1, keepdim=True)), 1.0)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_layers_of_other_libraries(method: Method, vision: Any) -> None:
     """Two of timm's subclasses of torch's layers read the weight, and one of transformers' calls super."""

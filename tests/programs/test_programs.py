@@ -15,11 +15,12 @@ from torch.export import Dim, export
 import bayesify
 from bayesify.errors import FileRefusedError, UsageError
 from bayesify.io import load, open_program, save
+from bayesify.nn.folding import watched_dim
 from bayesify.nn.part import Part
 from bayesify.programs.program import Program
 from bayesify.programs.state import rebuilt, state_of
 
-from .exported import Encoder, cases
+from .exported import GPT, Encoder, Windows, cases
 
 NAMES = tuple(cases())
 
@@ -195,6 +196,52 @@ def test_each_example_sees_one_weight_draw_of_its_own(case, site, folder):
     assert (ours.var(0).log() - theirs.var(0).log()).abs().max() < 5.5 * 2 / draws**0.5
     correlation = torch.corrcoef(ours.T) - torch.eye(4)
     assert correlation.abs().max() < 5.5 / draws**0.5
+
+
+def test_more_examples_than_positions():
+    """Rows of (sequence, batch): four examples of two positions each, and no two examples of four."""
+    batch = Dim("batch", min=1)
+    program = export(Encoder(sequence_first=True).eval(), (torch.randn(2, 3, 8),), dynamic_shapes=({1: batch},))
+    model = bayesify.convert(program, {"rules": [{"targets": ["re:.*self_attn"]}]})
+    bayesify.set_posterior_std(model, 0.05)
+    model.requires_grad_(False)
+    x = torch.randn(2, 1, 8).expand(2, 4, 8)  # equal examples, whose outputs one draw would make equal
+    found = deltas(lambda: (model(x) * torch.arange(3)).sum((0, 2)), 1000)
+    assert (torch.corrcoef(found.T) - torch.eye(4)).abs().max() < 5.5 / 1000**0.5
+
+
+def test_a_length_is_no_batch():
+    """All positions of the one example see one draw."""
+    program = export(GPT().eval(), (torch.zeros(1, 6).long(),), dynamic_shapes=({1: Dim("length", min=2, max=32)},))
+    model, ids = bayesify.convert(program, {"rules": [{"targets": ["head"]}]}), torch.zeros(1, 5).long()
+    model.requires_grad_(False)
+    model.wpe.weight.zero_()  # equal positions, so that equal draws give equal outputs
+    logits = model(ids)["logits"][0]
+    torch.testing.assert_close(logits, logits[:1].expand_as(logits))
+
+
+def test_one_weight_is_noisy_in_all_its_products_or_in_none():
+    class Odd(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.known, self.other = torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4)
+            self.odd = torch.nn.Module()
+            self.odd.weight = self.known.weight
+
+        def forward(self, x):
+            y = torch.tanh(self.known(x))
+            return self.other(torch.einsum("bi,oi,bo->bo", y, self.odd.weight, y))
+
+    rows = bayesify.plan(export(Odd().eval(), (torch.randn(3, 4),))).rows
+    verbs = {row.name: row.verb for row in rows}
+    assert (verbs["known"], verbs["other"]) == ("blocked", "converts")
+
+
+def test_a_pickled_program_still_looks_for_its_examples():
+    x = torch.randn(3, 4, 4, 4)
+    model = bayesify.convert(export(Windows().eval(), (x,)), example_inputs=x)
+    assert model.qkv._settings.rows == 4
+    assert watched_dim(pickle.loads(pickle.dumps(model))) == watched_dim(model) == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
