@@ -76,6 +76,7 @@ def flipout(
     delta = std * noise.normal_like(std)
     bias_delta = None if bias_std is None else bias_std * noise.normal_like(bias_std)
     *inputs, mean, delta, bias, bias_delta = autocasted(*inputs, mean, delta, bias, bias_delta)
+    inputs = _rows_together(product, inputs)
     output = product(inputs, mean, bias)
     patterns = [_pattern(product, at, each, signs, batch_dim, fold) for at, each in enumerate((output, *inputs), -1)]
     bits = [noise.sign_bits(pattern.shape, delta) for pattern in patterns]
@@ -96,12 +97,18 @@ def lrt(
     The variance is computed in float32 or better. Where it is exactly zero the output is the mean and the gradient of
     the noise is zero; there is no floor under it.
     """
+    inputs = _rows_together(product, inputs)
     output = product(autocasted(*inputs), *autocasted(mean, bias))
     with _no_autocast(mean):
         eps = noise.normal_like(widened(output))
         found = _in_mode(_lrt_noise, _LRTNoise)(product, eps, std, bias_std, *inputs)
     spread: Tensor = found[0] if isinstance(found, tuple) else found
     return output + spread.to(output.dtype)
+
+
+def _rows_together(product: Product, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """What torch copies to multiply it, copied once for all products, and so that no one else can write to it."""
+    return [each.contiguous() if product.flattens and each.dim() > 2 else each for each in inputs]
 
 
 def _in_mode(formula: Callable[..., Any], function: type[torch.autograd.Function]) -> Callable[..., Any]:

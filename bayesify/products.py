@@ -22,6 +22,11 @@ class Product(Protocol):
     Its inputs count from 0, and -1 is its output.
     """
 
+    @property
+    def flattens(self) -> bool:
+        """Whether torch makes a matrix of rows of an input of more dimensions: a copy, unless it is contiguous."""
+        ...
+
     def sign_dims(self, at: int, dims: int, batch_dim: int) -> set[int]:
         """Along which of a tensor's `dims` dimensions Flipout's signs vary: its examples and its channels.
 
@@ -42,6 +47,10 @@ class _ExamplesLead:
     """The last `core_dims` dimensions belong to one example, and the first of them are its channels."""
 
     core_dims: int
+
+    @property
+    def flattens(self) -> bool:
+        return True
 
     def sign_dims(self, at: int, dims: int, batch_dim: int) -> set[int]:
         leading = dims - self.core_dims
@@ -149,6 +158,10 @@ class ConvProduct(_ExamplesLead):
     groups: int = 1
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
+
+    @property
+    def flattens(self) -> bool:
+        return False
 
     @property
     def core_dims(self) -> int:  # type: ignore[override]

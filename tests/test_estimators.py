@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import bayesify
 from bayesify.kl import total_kl
 from bayesify.nn.settings import Method
 
@@ -221,3 +222,41 @@ def test_drawing_leaves_seeds_and_state_to_the_user(method: Method) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert layer(x).shape == first.shape
     assert not torch.equal(torch.get_rng_state(), state)
+
+
+class Overwriting(nn.Module):
+    """Writes what a layer makes of a window of its input over that window."""
+
+    def __init__(self, call: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.weight = nn.Parameter(torch.randn(4, 4))
+        self.call = call
+
+    def forward(self, x: Tensor, window: slice) -> Tensor:
+        x = x * 1.0
+        x[:, window] += self.call(self, x[:, window])
+        return x
+
+
+OVERWRITTEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], slice]] = {
+    "linear": (lambda net, x: nn.functional.linear(x, net.weight), slice(1, 3)),
+    "matmul": (lambda net, x: x @ net.weight, slice(1, 3)),
+    "attention": (lambda net, x: net.attention(x, x, x, need_weights=False)[0], slice(1, 3)),
+    "attention, all of it": (lambda net, x: net.attention(x, x, x, need_weights=False)[0], slice(None)),
+}
+
+
+@each_method
+@pytest.mark.parametrize("kind", OVERWRITTEN)
+def test_an_input_may_be_overwritten_where_torch_had_copied_it(method: Method, kind: str) -> None:
+    torch.manual_seed(0)
+    call, window = OVERWRITTEN[kind]
+    plain, x = Overwriting(call), torch.randn(3, 5, 4)
+    model = bayesify.convert(plain, method)
+    bayesify.set_posterior_std(model, 1e-7)
+    for net in (plain, model):
+        net(x, window).square().sum().backward()
+    for name, mean in plain.named_parameters():
+        found = model.get_parameter(name).grad
+        assert mean.grad is None or torch.allclose(found, mean.grad, atol=1e-4), name

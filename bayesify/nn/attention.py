@@ -118,10 +118,17 @@ class AttentionFamily(Variational):
             weights = weights.masked_fill(padding.view(-1, *[1] * (weights.dim() - 3), padding.shape[1], 1), 0.0)
         return torch._nested_tensor_from_mask(output, ~padding, mask_check=False), weights
 
-    def _batch_first(self, batched: bool, *inputs: Tensor) -> list[Tensor]:
-        if not batched:
-            return [each.unsqueeze(0) for each in inputs]
-        return [each if self.batch_first else each.transpose(0, 1) for each in inputs]
+    def _batch_first(self, batched: bool, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Copies, once for each tensor: torch makes them too, and so may `x += attention(x, x, x)[0]` follow."""
+
+        def copied(each: Tensor) -> Tensor:
+            if not batched:
+                return each.unsqueeze(0)
+            return (each if self.batch_first else each.transpose(0, 1)).clone(memory_format=torch.contiguous_format)
+
+        queries = copied(query)
+        keys = queries if key is query else copied(key)
+        return queries, keys, keys if value is key else queries if value is query else copied(value)
 
     def _refuse_misfit(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         if query.shape[-1] != self.embed_dim:
