@@ -33,14 +33,14 @@ def fit(model: nn.Module, weights: Weights, *, ignore_keys: Sequence[str] = (), 
     expected = model.state_dict(keep_vars=True)
     given = _renamed(weights, expected)
     given = {name: value for name, value in given.items() if name in expected or not _matches(name, ignore_keys)}
-    misshapen = {name for name, value in given.items() if _differs(expected.get(name), value)}
+    misshapen = [name for name, value in given.items() if _differs(expected.get(name), value)]
     problems = list(_shape_problems(expected, given, [name for name in misshapen if not _matches(name, ignore_keys)]))
     given = {name: value for name, value in given.items() if name not in misshapen}
     ties = _ties(model)
     missing, unexpected = _load(model, given, source)
     _tie(model, ties, given)
     aliases = {name for group in ties if set(group) & set(given) for name in group}
-    missing = [name for name in missing if name not in aliases | misshapen and not _matches(name, ignore_keys)]
+    missing = [name for name in missing if name not in aliases.union(misshapen) and not _matches(name, ignore_keys)]
     problems += _name_problems("misses", missing, unexpected) + _name_problems("has unexpected", unexpected, ())
     if problems:
         raise FileRefusedError(

@@ -13,6 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import nn
 from torch.fx import GraphModule
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..errors import UsageError
 from ..programs.program import Program
@@ -70,9 +71,11 @@ def _replacing(target: Path) -> Iterator[BinaryIO]:
 
 
 def _culprit(model: nn.Module) -> str | None:
-    """The first class or attribute in the model that cannot be pickled."""
-    for path, module in model.named_modules():
+    """The innermost class or attribute that cannot be pickled: what holds the model, as its KL does, cannot either."""
+    for path, module in reversed(list(model.named_modules())):
         where = path or "the model"
+        if is_parametrized(module):
+            return f"{where} is parametrized, and torch saves a parametrized module's state_dict only"
         if not _pickles(type(module)):
             return f"{where} is of class {type(module).__qualname__}, which is not at its module's top level"
         for name, value in vars(module).items():

@@ -146,7 +146,9 @@ def _of_user(name: Name, exact: bool) -> Trusted | Refused:
 
 def _is_no_class(name: Name) -> bool:
     """Whether a module that is imported already has something else than a class under this name."""
-    found = getattr(sys.modules.get(name.module), name.qualname, None)
+    found: Any = sys.modules.get(name.module)
+    for part in name.qualname.split("."):
+        found = getattr(found, part, None)
     return found is not None and not isinstance(found, type)
 
 

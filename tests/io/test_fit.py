@@ -1,5 +1,7 @@
 """Weights fit strictly: each difference is named, and what may differ is named by the user."""
 
+import re
+
 import pytest
 import torch
 from files import net
@@ -82,6 +84,10 @@ def test_missing_unexpected_and_misshapen_names_are_listed(fresh):
     assert "misses 1 (0.weight; did you mean '0.weigth'?)" in text
     assert "has unexpected 1 (0.weigth)" in text
     assert "3.bias is 7, the model's 2)" in text
+    text = refusal(fresh(net), {name: torch.ones(9, 9) for name in net().state_dict()})
+    listed = re.findall(r"([\w.]+) is 9x9", text)
+    assert listed == list(net().state_dict())[: len(listed)]
+    assert len(listed) > 3
     many = {f"extra.{index}": torch.ones(1) for index in range(30)}
     assert "has unexpected 30 (extra.0, " in refusal(fresh(net), {**net().state_dict(), **many})
     assert "and 20 more" in refusal(fresh(net), {**net().state_dict(), **many})

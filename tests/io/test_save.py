@@ -6,7 +6,9 @@ import pytest
 import torch
 from files import net
 from torch import nn
+from torch.nn.utils import parametrizations
 
+import bayesify
 from bayesify.errors import UsageError
 from bayesify.io import load, save
 
@@ -57,6 +59,13 @@ def test_a_model_that_cannot_be_pickled_leaves_the_old_file(build, words, tmp_pa
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["m.pt"]
+
+
+def test_the_culprit_is_named_in_a_converted_model_too(tmp_path):
+    parametrized = nn.Sequential(nn.Linear(2, 2), parametrizations.weight_norm(nn.Linear(2, 2)))
+    for model, words in ((Local(), "inner holds act"), (parametrized, "1 is parametrized.*state_dict")):
+        with pytest.raises(UsageError, match=words):
+            save(bayesify.convert(model), tmp_path / "m.pt")
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):

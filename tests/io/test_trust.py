@@ -14,6 +14,7 @@ from bayesify.io.trust import Refused, judge
 
 def test_a_function_of_an_imported_module_is_never_offered_by_allow():
     assert judge(Name("numpy", "apply_along_axis"), ()) == Refused(never=True)
+    assert judge(Name("numpy", "ndarray.sort"), ()) == Refused(never=True)
     assert judge(Name("afar.models", "Net"), ()) == Refused(never=False)
 
 
