@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import Parameter
 
+from .layers import put
 from .sites import Found, attribute, place_of
 
 Path = tuple[int, ...]
@@ -59,13 +60,10 @@ def input_of(node: fx.Node) -> Any:
 
 def restore(root: fx.GraphModule, owner: str, calls: list[fx.Node]) -> nn.Module:
     """Put the layer in the place of its module, and calls of it in the place of the operator's."""
-    module, layer = root.get_submodule(owner), _read(calls[0]).layer()
-    absent = {name: None for name, each in layer._parameters.items() if each is None}
-    layer._parameters = {**module._parameters, **absent}
+    layer = _read(calls[0]).layer()
+    put(root, owner, layer)
     refresh(layer)
     layer.training = root.training
-    parent, _, leaf = owner.rpartition(".")
-    root.get_submodule(parent)._modules[leaf] = layer
     for node in calls:
         _reroute(root.graph, node, owner)
     return layer

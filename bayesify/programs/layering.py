@@ -16,7 +16,7 @@ from ..nn.part import ROOT, Holder, Part, Ref, noisy
 from .batch import Batch, batch_of, layout
 from .graphs import find_root_products, hide_root_products, whole
 from .kernels import input_of, kernels, restore
-from .layers import torch_layer
+from .layers import put, torch_layer
 from .sites import Call, Found, find, module_stack
 
 
@@ -26,11 +26,12 @@ def layered(root: fx.GraphModule, *, always: bool = False) -> None:
     A graph without products stays as it is, unless `always`: a program's modules are to tell why they stay.
     """
     whole(root)
-    found, batch = find(root), batch_of(root.graph)
-    if not always and not has_products(root, found):
+    found = find(root)
+    single = kernels(root, found)
+    if not (always or found.calls or single):
         return
-    kinds = _kinds(root)
-    found = _restored(root, found, kinds, batch)
+    kinds, batch = _kinds(root), batch_of(root.graph)
+    found = _restored(root, single, kinds, batch)
     targets: dict[fx.Node, tuple[str, int]] = {}
     for owner in dict.fromkeys(_owners(root, found)):
         calls = [call for call in found.calls if call.owner == owner]
@@ -48,18 +49,18 @@ def layered(root: fx.GraphModule, *, always: bool = False) -> None:
     root.recompile()
 
 
-def has_products(root: nn.Module, found: Found | None = None) -> bool:
-    """Whether the model is a graph that multiplies by Parameters itself, so that `layered` has something to do."""
-    if not isinstance(root, fx.GraphModule):
-        return False
-    found = find(root) if found is None else found
+def has_products(root: fx.GraphModule) -> bool:
+    """Whether the graph multiplies by Parameters itself, so that `layered` has something to do."""
+    found = find(root)
     return bool(found.calls or kernels(root, found))
 
 
-def _restored(root: fx.GraphModule, found: Found, kinds: dict[str, str], batch: Batch | None) -> Found:
-    """With the layers that are one operator in place, what else the graph multiplies."""
+def _restored(
+    root: fx.GraphModule, single: dict[str, list[fx.Node]], kinds: dict[str, str], batch: Batch | None
+) -> Found:
+    """Put the layers that are one operator in place; what the graph multiplies beside."""
     folded: dict[int, str] = {}
-    for owner, calls in kernels(root, found).items():
+    for owner, calls in single.items():
         layouts = {layout(input_of(node), batch) for node in calls}
         if min(layouts) < 0 or len(layouts) > 1:
             why = "its examples are folded with others, or in different dimensions"
@@ -119,18 +120,8 @@ def _replace(
         root.register_state_dict_post_hook(hide_root_products)  # type: ignore[no-untyped-call]
         root.register_load_state_dict_pre_hook(find_root_products)  # type: ignore[no-untyped-call]
     elif owner:
-        _adopt(layer, module)
-        parent, _, leaf = owner.rpartition(".")
-        root.get_submodule(parent)._modules[leaf] = layer
+        put(root, owner, layer)
     return {call.node: (owner or ROOT, which) for which, call in enumerate(calls)}
-
-
-def _adopt(layer: nn.Module, module: nn.Module) -> None:
-    """Take over the very Parameters, buffers and children."""
-    absent = {name: None for name, each in layer._parameters.items() if each is None}
-    layer._parameters = {**module._parameters, **absent}
-    layer._buffers, layer._non_persistent_buffers_set = module._buffers, module._non_persistent_buffers_set
-    layer._modules = module._modules
 
 
 def _part(module: nn.Module, calls: list[Call], kind: str, found: Found, batch: Batch | None) -> Holder:

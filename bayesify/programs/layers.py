@@ -17,6 +17,17 @@ _TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
 _WEIGHT, _BIAS = Ref("weight", "weight"), Ref("weight", "bias")
 
 
+def put(root: nn.Module, owner: str, layer: nn.Module) -> None:
+    """Put a layer in the place of the module `owner`, around its very Parameters, buffers and children."""
+    module = root.get_submodule(owner)
+    absent = {name: None for name, each in layer._parameters.items() if each is None}
+    layer._parameters = {**module._parameters, **absent}
+    layer._buffers, layer._non_persistent_buffers_set = module._buffers, module._non_persistent_buffers_set
+    layer._modules = module._modules
+    parent, _, leaf = owner.rpartition(".")
+    root.get_submodule(parent)._modules[leaf] = layer
+
+
 def torch_layer(steps: tuple[Step, ...], module: nn.Module, bias: bool) -> nn.Module | None:
     """The layer whose forward is this one step on `module`'s Parameters, on meta; None where there is no such layer."""
     (step, *more) = steps
