@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from .. import noise
 from ..products import EinsumProduct, GroupedProduct, LinearProduct
 from .multiplications import BODIES, MULTIPLICATIONS, VIEWS, Use, harmless, only_likens, scales
 from .part import Part
@@ -79,7 +78,7 @@ def _rerouted(layers: list[Variational], inputs: Any, kwargs: Any, forward: Call
     try:
         for layer, own in zip(free, means, strict=True):
             layer._drawing = layer._reached = True
-            draws: Any = {name: _draw(layer, name, mean) for name, mean in own.items()}
+            draws: Any = {name: layer._sampled(name) for name in own}
             layer._parameters.update(draws)
         with _Reroute(layers, inputs, kwargs):
             return forward(*inputs, **kwargs)
@@ -87,12 +86,6 @@ def _rerouted(layers: list[Variational], inputs: Any, kwargs: Any, forward: Call
         for layer, own in zip(free, means, strict=True):
             layer._parameters.update(own)
             layer._drawing = False
-
-
-def _draw(layer: Variational, name: str, mean: Any) -> Tensor:
-    std = layer.std_of(name, mean)
-    draw: Tensor = mean + std * noise.normal_like(std)
-    return draw
 
 
 class _Known(NamedTuple):

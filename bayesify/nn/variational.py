@@ -211,6 +211,10 @@ class Variational(nn.Module):
     @torch.no_grad()
     def draw(self, name: str) -> Tensor:
         """One draw of `weight` or `bias` from its posterior."""
+        return self._sampled(name)
+
+    def _sampled(self, name: str) -> Tensor:
+        """One draw of `weight` or `bias`, with gradients to its posterior."""
         mean = self.mean_of(name)
         return mean + self.std_of(name, mean) * noise.normal_like(mean)
 
