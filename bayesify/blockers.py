@@ -107,8 +107,10 @@ def read_by_parent(site: Site) -> str | None:
     for _, parent in site.readers:
         if site.called and site.called_beside(parent):
             continue
-        problem = next((found for each in own if (found := site.forwards.uses(parent).problem(each))), None)
-        problem = "it is computed anew for each reading" if site.computed_from else problem
+        if site.computed_from:
+            problem: str | None = "it is computed anew for each reading"
+        else:
+            problem = next((found for each in own if (found := site.forwards.uses(parent).problem(each))), None)
         if problem is not None:
             why = "what it does with it was not seen" if problem == UNUSED else problem
             return f"{_title(type(parent))} reads its weight without calling it: {why}"

@@ -30,9 +30,14 @@ def function_of(node: fx.Node) -> Any:
     return node.target if node.op == "call_function" else None
 
 
-def drawable(graphs: Iterable[fx.Graph], name: str) -> bool:
-    """Whether what is computed from this weight is multiplied by, and no data are written to the weight itself."""
-    found = [_multiplied(graph, name) for graph in graphs]
+def drawable(traces: Iterable[tuple[fx.Graph, set[fx.Node]]], name: str) -> bool:
+    """Whether what is computed from this weight is multiplied by, and no data are written to the weight itself.
+
+    Args:
+        traces: graphs of the forward, and what `from_weights` finds in each.
+        name: the weight's.
+    """
+    found = [_multiplied(graph, weights, name) for graph, weights in traces]
     return None not in found and any(found)
 
 
@@ -49,12 +54,12 @@ def from_weights(graph: fx.Graph) -> set[fx.Node]:
     return weights
 
 
-def _multiplied(graph: fx.Graph, name: str) -> bool | None:
+def _multiplied(graph: fx.Graph, weights: set[fx.Node], name: str) -> bool | None:
     """Whether some value that is computed from the weight is a factor; None where data are written to the weight.
 
     A mask or a norm that is written to its `data` at each call is written to the draw's, which is what the call uses.
     """
-    weights, found = from_weights(graph), False
+    found = False
     waiting = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
     itself, seen = set(waiting), set(waiting)
     while waiting:

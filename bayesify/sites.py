@@ -148,9 +148,9 @@ class Site:
             own = matrices(self.module)
             return tuple((name, own[name][0].numel()) for name in told if name in own)
         places = [self.forwards.uses(self.module), *(self.forwards.uses(each) for _, each in self.rerouting)]
+        known = [place.multiplied | place.drawn for place in places]
         found = []
         for name, each in matrices(self.module).items():
-            known = [place.multiplied | place.drawn for place in places]
             sizes = [sizes[id(each)] for sizes in known if id(each) in sizes]
             if sizes and not any(id(each) in place.problems for place in places):
                 found.append((name, sizes[0]))

@@ -75,9 +75,10 @@ def uses(module: nn.Module) -> Uses:
         return Uses(failure=f"its forward does not trace: {failure}")
     found = Uses(as_attribute=any(_views_as_attribute(node) for graph in graphs for node in graph.nodes))
     keeps_no_draw = any("checkpoint" in name for name in reached_names(type(module)))  # it would compute with the mean
+    traces = [(graph, from_weights(graph)) for graph in graphs]
     for name, value in held.items():
-        _enter(found, value, [each for graph in graphs for each in _uses(graph, name, module)])
-        if id(value) in found.problems and not keeps_no_draw and drawable(graphs, name):
+        _enter(found, value, [each for trace in traces for each in _uses(*trace, name, module)])
+        if id(value) in found.problems and not keeps_no_draw and drawable(traces, name):
             del found.problems[id(value)]
             found.drawn[id(value)] = value[0].numel()
     calls = (node.target for graph in graphs for node in graph.nodes if node.op == "call_module")
@@ -97,10 +98,11 @@ def _enter(found: Uses, value: Parameter, each: list[Any]) -> None:
             found.grouped.add(id(value))
 
 
-def _uses(graph: fx.Graph, name: str, module: nn.Module) -> Iterator[tuple[Any, fx.Node, fx.Node] | str | None]:
+def _uses(
+    graph: fx.Graph, weights: set[fx.Node], name: str, module: nn.Module
+) -> Iterator[tuple[Any, fx.Node, fx.Node] | str | None]:
     """Each multiplication as (function, node, the weight's node there); None for a look-up; a sentence for the rest."""
     waiting = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
-    weights = from_weights(graph) if waiting else set()
     while waiting:
         node = waiting.pop()
         for user in node.users:

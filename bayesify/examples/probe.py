@@ -161,13 +161,14 @@ class _Uses(TorchFunctionMode):
             with self:
                 return BODIES[func](*args, **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
-        self._note(func, args, kwargs or {}, output)
+        if not self.calls.inside:
+            self._note(func, args, kwargs or {}, output)
         return output
 
     def _note(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         given = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
         known = next((pair for pair in self.weights if any(pair[0] is each for each in given)), None)
-        if known is None or self.calls.inside:
+        if known is None:
             return
         weight, name = known
         if func in VIEWS or scales(func, args, weight):
