@@ -206,14 +206,14 @@ def called_by_code(parent: nn.Module, path: str) -> bool:
     `self.<path>` (a loop over `children()`, an index) is not understood, and answers False.
     """
     parts = tuple(path.split("."))
-    chains = (each for code in _forward_code(type(parent)) for each in _self_chains(code))
+    chains = (each for code in _code_from(type(parent), "forward") for each in _self_chains(code))
     mentions = (each[len(parts) :] for each in chains if each[: len(parts)] == parts)
     return any(rest[:1] in ((), ("forward",), ("__call__",)) for rest in mentions)
 
 
 def read_by_code(parent: nn.Module) -> frozenset[int]:
     """The ids of Parameters, of modules below the parent, that its forward's code reads as `self.<path>.<name>`."""
-    chains = (each for code in _forward_code(type(parent)) for each in _self_chains(code))
+    chains = (each for code in _code_from(type(parent), "forward") for each in _self_chains(code))
     return frozenset(id(each) for chain in chains for each in _parameters_at(parent, chain))
 
 
@@ -238,11 +238,7 @@ def _parameters_at(parent: nn.Module, chain: tuple[str, ...], own: bool = False)
 
 def reached_names(cls: type) -> frozenset[str]:
     """Names that the class's forward mentions, and those that the methods so named mention in turn."""
-    return frozenset(name for code in _forward_code(cls) for name in code.co_names)
-
-
-def _forward_code(cls: type) -> list[CodeType]:
-    return _code_from(cls, "forward")
+    return frozenset(name for code in _code_from(cls, "forward") for name in code.co_names)
 
 
 def _code_from(cls: type, method: str) -> list[CodeType]:

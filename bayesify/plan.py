@@ -161,8 +161,10 @@ def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth
     if site.weights or (site.readers and not site.called):
         settings = replace(settings, bias="deterministic")
     unseen = bool(site.weights) and site.forwards.uses(module).unseen_by_dynamo
-    row = replace(row, verb="converts", becomes=becomes.__name__, method=claimed.method, settings=settings)
-    return replace(row, uncompiled=unseen)
+    method = claimed.method
+    return replace(
+        row, verb="converts", becomes=becomes.__name__, method=method, settings=settings, uncompiled=unseen
+    )
 
 
 def _counted(rows: list[Row], sites: list[Site]) -> list[Row]:

@@ -47,10 +47,7 @@ class _ExamplesLead:
     """The last `core_dims` dimensions belong to one example, and the first of them are its channels."""
 
     core_dims: int
-
-    @property
-    def flattens(self) -> bool:
-        return True
+    flattens = True
 
     def sign_dims(self, at: int, dims: int, batch_dim: int) -> set[int]:
         leading = dims - self.core_dims
@@ -158,10 +155,7 @@ class ConvProduct(_ExamplesLead):
     groups: int = 1
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
-
-    @property
-    def flattens(self) -> bool:
-        return False
+    flattens = False
 
     @property
     def core_dims(self) -> int:  # type: ignore[override]

@@ -12,11 +12,10 @@ from typing import BinaryIO
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..errors import UsageError
-from ..programs.program import Program
+from ..programs.program import graphs
 
 
 def save(model: nn.Module, path: str | PathLike[str]) -> None:
@@ -47,12 +46,11 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
 
 
 def _refuse_code(model: nn.Module, path: str | PathLike[str]) -> None:
-    modules = model.named_modules()
-    graphs = (name for name, each in modules if isinstance(each, GraphModule) and not isinstance(each, Program))
-    graph = next(graphs, None)
-    if graph is not None:
+    found = graphs(model)
+    if found:
+        name = next(name for name, each in model.named_modules() if each is found[0])
         raise UsageError(
-            f"{path}: {graph or 'the model'} is a torch.fx graph, which is pickled as code that no one should load: "
+            f"{path}: {name or 'the model'} is a torch.fx graph, which is pickled as code that no one should load: "
             "save model.state_dict(), or convert an exported program (torch.export), which is saved as data"
         )
 
