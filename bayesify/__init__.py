@@ -9,24 +9,25 @@ from typing import Any
 import torch
 
 from . import functional, nn
+from .analysis.registration import register
+from .distributions.posterior import Posterior, Scale
+from .distributions.prior import LogUniform, Normal, ScaleMixture
 from .errors import BayesifyError
-from .io import load, save
-from .kl import Ledger, variational_layers
-from .kl import total_kl as kl
-from .nn.folding import forget_examples, tell_examples
-from .nn.registry import plain_classes, register, variant
+from .files.load_model import load_model as load
+from .files.save import save
+from .nn.hooks import forget_examples, keep_unfused, mark_reached, tell_examples
+from .nn.kl import Ledger, variational_layers
+from .nn.kl import total_kl as kl
+from .nn.posterior_tensors import LazyBuffer
+from .nn.registry import plain_classes, variant
 from .nn.settings import Settings
-from .nn.state import LazyBuffer
-from .nn.variational import mark_reached
-from .optim import extend_optimizer, param_groups
-from .plan import plan
-from .policy import Policy
-from .posterior import Posterior, Scale
-from .prior import LogUniform, Normal, ScaleMixture
-from .programs.state import rebuilt
-from .rows import Plan
-from .start import load_weights, reset_posterior, set_posterior_std
-from .surgery import convert, flipout, keep_unfused, lrt, posterior_mean, revert
+from .planning.plan import Plan
+from .planning.planner import plan
+from .policy.policy import Policy
+from .programs.program import rebuilt
+from .surgery.convert import convert, flipout, lrt, posterior_mean, revert
+from .surgery.optimizer import extend_optimizer, param_groups
+from .surgery.reset import load_weights, reset_posterior, set_posterior_std
 
 __version__ = "0.1.0"
 

@@ -1,5 +1,5 @@
 """`python -m bayesify` is `bayesify`."""
 
-from .cli import main
+from .cli.commands import main
 
 main(prog_name="bayesify")

@@ -19,12 +19,20 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 import bayesify  # noqa: F401  (tells torch.load which classes it may build)
+from bayesify.distributions.posterior import Parameterization
+from bayesify.distributions.prior import Normal
 from bayesify.nn import Settings
 from bayesify.nn.settings import Method
-from bayesify.posterior import Parameterization
-from bayesify.prior import Normal
-
-from .support import METHODS, PARAMETERIZATIONS, as_if_compiling, assert_moments, fixed_noise, noisy, quiet, variational
+from tests.support import (
+    METHODS,
+    PARAMETERIZATIONS,
+    as_if_compiling,
+    assert_moments,
+    fixed_noise,
+    noisy,
+    quiet,
+    variational,
+)
 
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from bayesify.distributions.posterior import Parameterization, Posterior, Scale
 from bayesify.nn import Settings
+from bayesify.nn.base import Variational
+from bayesify.nn.posterior_tensors import posterior_tensors
 from bayesify.nn.registry import variant
 from bayesify.nn.settings import Method
-from bayesify.nn.state import posterior_tensors
-from bayesify.nn.variational import Variational
-from bayesify.posterior import Parameterization, Posterior, Scale
 
 METHODS: tuple[Method, ...] = ("flipout", "lrt")
 PARAMETERIZATIONS: tuple[Parameterization, ...] = ("additive", "multiplicative")
@@ -76,7 +76,7 @@ def fixed_noise() -> Iterator[None]:
         words = (math.prod(shape) + 63) // 64
         return (torch.arange(words * 8) * 73 % 256).to(torch.uint8).view(words, 8)
 
-    with mock.patch.multiple("bayesify.noise", normal_like=normal_like, sign_bits=sign_bits):
+    with mock.patch.multiple("bayesify.estimators.noise", normal_like=normal_like, sign_bits=sign_bits):
         yield
 
 

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from bayesify.cli import main
+from bayesify.cli.commands import main
 
 
 class Evil:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from bayesify.distributions.posterior import Parameterization, Scale
+from bayesify.distributions.prior import Normal
 from bayesify.nn.settings import Method
-from bayesify.posterior import Parameterization, Scale
-from bayesify.prior import Normal
-
-from .support import METHODS, PARAMETERIZATIONS, noisy, variational
+from tests.support import METHODS, PARAMETERIZATIONS, noisy, variational
 
 POINTS, FEATURES, NOISE, PRIOR = 40, 4, 0.5, 0.8
 STEPS, DRAWS = 1000, 60

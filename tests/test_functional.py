@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bayesify import functional
-
-from .support import METHODS, bound, judge_mean
+from tests.support import METHODS, bound, judge_mean
 
 DOUBLE = torch.float64
 

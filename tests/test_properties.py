@@ -14,8 +14,8 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn.parameter import is_lazy
 
 import bayesify
+from bayesify.distributions.prior import LogUniform, ScaleMixture
 from bayesify.nn.registry import plain_classes
-from bayesify.prior import LogUniform, ScaleMixture
 from tests.nets import snapshot
 from tests.random_nets import CLASSES, WIDTH, nets, policies
 

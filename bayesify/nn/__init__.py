@@ -4,6 +4,7 @@
 """
 
 from .attention import FlipoutMultiheadAttention, LRTMultiheadAttention
+from .base import LRT, Flipout, Variational
 from .conv import (
     FlipoutConv1d,
     FlipoutConv2d,
@@ -31,14 +32,7 @@ from .conv import (
     LRTConvTranspose3d,
 )
 from .embedding import FlipoutEmbedding, FlipoutEmbeddingBag, LRTEmbedding, LRTEmbeddingBag
-from .linear import (
-    FlipoutBilinear,
-    FlipoutLinear,
-    LazyFlipoutLinear,
-    LazyLRTLinear,
-    LRTBilinear,
-    LRTLinear,
-)
+from .linear import FlipoutBilinear, FlipoutLinear, LazyFlipoutLinear, LazyLRTLinear, LRTBilinear, LRTLinear
 from .recurrent import (
     LRTGRU,
     LRTLSTM,
@@ -54,7 +48,6 @@ from .recurrent import (
     LRTRNNCell,
 )
 from .settings import Settings
-from .variational import LRT, Flipout, Variational
 
 __all__ = [
     "LRT",

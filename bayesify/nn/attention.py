@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..products import LinearProduct
+from ..estimators.products import LinearProduct
+from .base import LRT, Flipout, Variational
+from .layer_kinds import LayerKind, batch_first_dims, describe, weight_names
 from .linear import LinearFamily
+from .posterior_tensors import posterior_tensors
 from .settings import Settings
-from .state import posterior_tensors, weight_names
-from .variational import LRT, Flipout, Variational
 
 
 class FlipoutOutProjection(Flipout, LinearFamily, NonDynamicallyQuantizableLinear):
@@ -213,3 +214,16 @@ class LRTMultiheadAttention(AttentionFamily, LRT, nn.MultiheadAttention):
 
 def _thirds(packed: Tensor | None) -> list[Any]:
     return [None] * 3 if packed is None else list(packed.chunk(3))
+
+
+_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+describe(
+    nn.MultiheadAttention,
+    LayerKind(
+        weights=lambda layer: _PROJECTIONS,
+        biases=lambda layer: ("in_proj_bias",),
+        example_dims=batch_first_dims,
+        layout="batch_first",
+        on_sequences=True,
+    ),
+)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import conv
-from ..products import ConvProduct
+from ..estimators.products import ConvProduct, conv
+from .base import LRT, Flipout
+from .layer_kinds import LayerKind, describe
 from .lazy import LazyVariational
-from .variational import LRT, Flipout
 
 if TYPE_CHECKING:
     _Conv = nn.modules.conv._ConvNd
@@ -158,3 +161,18 @@ class LazyLRTConvTranspose3d(LazyVariational, LRT, ConvTransposeFamily, nn.LazyC
     """nn.LazyConvTranspose3d under local reparameterization, which ignores that outputs share a kernel."""
 
     cls_to_become = LRTConvTranspose3d
+
+
+def _spatial_example_dims(layer: Any, x: Tensor) -> tuple[int, ...]:
+    return tuple(range(x.dim() - len(layer.kernel_size) - 1))
+
+
+def _transposed_fan_in(layer: Any, name: str, shape: torch.Size) -> int:
+    return int(shape[0] // layer.groups * math.prod(shape[2:]))
+
+
+_CONV = LayerKind(
+    example_dims=_spatial_example_dims, computes=True, lrt="LRT ignores that all positions share one kernel"
+)
+describe(nn.modules.conv._ConvNd, _CONV)
+describe(nn.modules.conv._ConvTransposeNd, replace(_CONV, fan_in=_transposed_fan_in))

@@ -6,16 +6,18 @@ row up at two positions sees one value of it, and two examples see uncorrelated 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import noise
-from ..estimators import Fold
-from .folding import fold_of
-from .variational import LRT, Flipout, Variational
+from ..estimators import noise
+from ..estimators.flipout import Fold
+from .base import LRT, Flipout, Variational
+from .folded_batches import fold_of
+from .layer_kinds import LayerKind, describe
 
 
 class RowsFamily(Variational):
@@ -177,3 +179,16 @@ def _folded(shape: list[int], dim: int, fold: Fold | None, like: Tensor) -> Tens
 
 def _drawn(shape: list[int], like: Tensor) -> Tensor:
     return noise.signs(noise.sign_bits(shape, like), shape, like.dtype)
+
+
+def _one_element(layer: Any, name: str, shape: torch.Size) -> int:
+    return 1  # an output is one element of the table
+
+
+_TABLE = LayerKind(
+    biases=lambda layer: (),
+    fan_in=_one_element,
+    lrt="LRT draws for each looked-up element, though equal ids share a row",
+)
+describe(nn.Embedding, replace(_TABLE, example_dims=lambda layer, ids: tuple(range(ids.dim())), on_sequences=True))
+describe(nn.EmbeddingBag, replace(_TABLE, example_dims=lambda layer, ids: (0,) if ids.dim() == 2 else None))

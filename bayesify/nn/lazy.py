@@ -6,8 +6,9 @@ from typing import Any
 
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from .state import bias_names, posterior_tensors, weight_names
-from .variational import Variational
+from .base import Variational
+from .layer_kinds import bias_names, weight_names
+from .posterior_tensors import posterior_tensors
 
 
 class LazyVariational(Variational):

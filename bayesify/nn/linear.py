@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..products import BilinearProduct, LinearProduct
+from ..estimators.products import BilinearProduct, LinearProduct
+from .base import LRT, Flipout
+from .layer_kinds import LayerKind, describe
 from .lazy import LazyVariational
-from .variational import LRT, Flipout
 
 
 class LinearFamily:
@@ -49,3 +50,7 @@ class LazyLRTLinear(LazyVariational, LRT, LinearFamily, nn.LazyLinear):
     """nn.LazyLinear under local reparameterization."""
 
     cls_to_become = LRTLinear
+
+
+for _cls in (nn.Linear, nn.Bilinear):
+    describe(_cls, LayerKind(computes=True))

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..estimators import autocasted
-from ..products import LinearProduct
-from .recurrence import STEPS, Layout, State, over_time, run, stepwise, with_bias
-from .variational import LRT, Flipout, Variational
+from ..estimators.precision import autocasted
+from ..estimators.products import LinearProduct
+from .base import LRT, Flipout, Variational
+from .layer_kinds import LayerKind, batch_first_dims, describe
+from .recurrent_steps import STEPS, Layout, State, over_time, run, stepwise, with_bias
 
 
 class RecurrentFamily(Variational):
@@ -203,3 +204,29 @@ def _each(hx: Any, change: Any) -> Any:
     if hx is None:
         return None
     return change(hx) if isinstance(hx, Tensor) else tuple(change(each) for each in hx)
+
+
+def _flat_names(start: str) -> Callable[[Any], list[str]]:
+    return lambda layer: [name for name in layer._flat_weights_names if name.startswith(start)]
+
+
+describe(
+    nn.RNNBase,
+    LayerKind(
+        weights=_flat_names("weight"),
+        biases=_flat_names("bias"),
+        example_dims=batch_first_dims,
+        layout="batch_first",
+        on_sequences=True,
+        lrt="LRT draws per time step, though the steps of a sequence share the weights",
+    ),
+)
+describe(
+    nn.RNNCellBase,
+    LayerKind(
+        weights=lambda layer: ("weight_ih", "weight_hh"),
+        biases=lambda layer: ("bias_ih", "bias_hh"),
+        example_dims=lambda layer, x: (0,) if x.dim() == 2 else (),
+        layout="step",
+    ),
+)

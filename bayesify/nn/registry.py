@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dis
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +11,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import UsageError
 from . import attention, conv, embedding, linear, recurrent, registered
-from .computed import kind_before
-from .part import Part
-from .rerouted import FlipoutRerouted, LRTRerouted, Rerouting
+from .base import Variational
+from .parametrized_weights import kind_before
+from .rerouting import FlipoutRerouted, LRTRerouted, Rerouting
 from .settings import Method
-from .variational import Variational
-from .variational_part import FlipoutPart, LRTPart
 
 Variants = dict[Method, type[Variational]]
 
@@ -56,12 +52,17 @@ _VARIANTS: dict[type[nn.Module], Variants] = {
     nn.LazyConvTranspose2d: {"flipout": conv.LazyFlipoutConvTranspose2d, "lrt": conv.LazyLRTConvTranspose2d},
     nn.ConvTranspose3d: {"flipout": conv.FlipoutConvTranspose3d, "lrt": conv.LRTConvTranspose3d},
     nn.LazyConvTranspose3d: {"flipout": conv.LazyFlipoutConvTranspose3d, "lrt": conv.LazyLRTConvTranspose3d},
-    Part: {"flipout": FlipoutPart, "lrt": LRTPart},
 }
 
 _PLAIN = {made: plain for plain, variants in _VARIANTS.items() for made in variants.values()}
 
 _MULTIPLYING: dict[type[nn.Module], tuple[str, ...]] = {}
+
+
+def enter(cls: type[nn.Module], variants: Variants) -> None:
+    """Give `cls` its variational classes."""
+    _VARIANTS[cls] = variants
+    _PLAIN.update((variant, cls) for variant in variants.values())
 
 
 def variant(cls: type[nn.Module], method: Method) -> type[Variational] | None:
@@ -114,35 +115,16 @@ def lazy_twin(cls: type[nn.Module]) -> type[nn.Module] | None:
     return twin if twin in _VARIANTS and getattr(twin, "cls_to_become", None) is cls else None
 
 
-def register(
-    cls: type[nn.Module], like: type[nn.Module] = nn.Linear, *, weights: Sequence[str] = ()
-) -> type[nn.Module]:
-    """Support a layer class of one's own, under both methods; most classes that multiply by Parameters need no call.
 
-    A subclass of `like` whose forward is `like`'s, or calls it by `super()`, becomes what `like` becomes. With
-    `weights`, the names of Parameters, any class whose forward torch.fx cannot trace: it must do nothing with them but
-    multiply by them in torch's functions (F.linear, matmul, einsum, F.conv2d, ...), or it raises where it does.
 
-    Returns `cls`, so that it also decorates. Call it before converting, and before loading what was converted.
+def variants_like(cls: type[nn.Module], like: type[nn.Module]) -> Variants:
+    """The variational classes of `cls`, derived from those of its base `like`."""
+    return {method: _derived(cls, base) for method, base in _VARIANTS[like].items()}
 
-    Raises:
-        UsageError: `like` has no variants, `cls` is no subclass of it, or its forward reads the weight itself.
-    """
-    if weights:
-        _MULTIPLYING[cls] = (weights,) if isinstance(weights, str) else tuple(weights)
-        return cls
-    if like not in _VARIANTS:
-        raise UsageError(f"like={like.__name__} has no variational variants: choose one such as nn.Linear, nn.Conv2d")
-    if not issubclass(cls, like):
-        raise UsageError(f"{cls.__name__} is no subclass of {like.__name__}, so that it cannot be registered like it")
-    if cls is not like and not forwards_to(cls, like):
-        raise UsageError(
-            f"{cls.__name__}.forward does not call super().forward, or reads the weight too: noise would bypass it. "
-            "If it only multiplies by its weight, it converts without being registered"
-        )
-    if cls not in _VARIANTS:
-        _VARIANTS[cls] = {method: _derived(cls, base) for method, base in _VARIANTS[like].items()}
-    return cls
+
+def enter_weights(cls: type[nn.Module], weights: str | Sequence[str]) -> None:
+    """Note which Parameters a class multiplies by."""
+    _MULTIPLYING[cls] = (weights,) if isinstance(weights, str) else tuple(weights)
 
 
 def registered_weights(cls: type[nn.Module]) -> tuple[str, ...]:
@@ -150,24 +132,10 @@ def registered_weights(cls: type[nn.Module]) -> tuple[str, ...]:
     return _MULTIPLYING.get(cls, ())
 
 
-def forwards_to(cls: type[nn.Module], like: type[nn.Module]) -> bool:
-    """Whether every forward between `cls` and `like` reaches the weight through `super().forward` only."""
-    between = cls.__mro__[: cls.__mro__.index(like)]
-    forwards = [base.__dict__["forward"] for base in between if "forward" in base.__dict__]
-    helpers = any("_conv_forward" in base.__dict__ for base in between)
-    return not helpers and all(_calls_super(forward) for forward in forwards)
 
 
-def _calls_super(forward: object) -> bool:
-    code = getattr(inspect.unwrap(forward), "__code__", None) if callable(forward) else None
-    if code is None or not {"super", "forward"} <= {*code.co_names}:
-        return False
-    steps = [*dis.get_instructions(code)]
-    reads = [at for at, step in enumerate(steps) if str(step.argval).startswith(_HOLDING) and "ATTR" in step.opname]
-    return all(steps[at + 1].argval in ("dtype", "device", "shape") for at in reads)
 
 
-_HOLDING = ("weight", "bias", "_flat_weights", "all_weights")  # names of what holds weights
 
 
 def _derived(cls: type[nn.Module], base: type[Variational]) -> type[Variational]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..posterior import Posterior, Scale
-from ..prior import Normal, Prior
+from ..distributions.posterior import Posterior, Scale
+from ..distributions.prior import Normal, Prior
 
 Method = Literal["flipout", "lrt"]
 

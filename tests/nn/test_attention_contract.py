@@ -16,11 +16,11 @@ from torch.func import grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 import bayesify
-from bayesify.kl import total_kl
+from bayesify.distributions.posterior import Posterior, Scale
 from bayesify.nn import FlipoutMultiheadAttention, LRTMultiheadAttention, Settings
 from bayesify.nn.attention import FlipoutOutProjection, LRTOutProjection
+from bayesify.nn.kl import total_kl
 from bayesify.nn.settings import Method
-from bayesify.posterior import Posterior, Scale
 
 from ..support import PARAMETERIZATIONS, fixed_noise
 from .attentions import (

@@ -14,9 +14,8 @@ from torch.func import functional_call, vmap
 import bayesify
 from bayesify.errors import NothingToConvertError
 from bayesify.nn import FlipoutMultiheadAttention, Variational
+from bayesify.nn.hooks import keep_unfused, mark_reached
 from bayesify.nn.settings import Method
-from bayesify.nn.variational import mark_reached
-from bayesify.surgery import keep_unfused
 
 from ..support import judge_moments, same_example
 from .attentions import every_layout, every_method

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import bayesify
+from bayesify.distributions.posterior import Parameterization, Scale
+from bayesify.distributions.prior import Normal
 from bayesify.errors import NothingToConvertError
 from bayesify.nn.settings import Method
-from bayesify.posterior import Parameterization, Scale
-from bayesify.prior import Normal
 
 from ..support import METHODS, PARAMETERIZATIONS, judge_moments, noisy, quiet, variational
 

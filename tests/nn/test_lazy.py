@@ -13,13 +13,13 @@ from torch.nn.parameter import is_lazy
 
 import bayesify
 import bayesify.nn as variational_nn
+from bayesify.distributions.posterior import Scale
+from bayesify.distributions.prior import Normal
 from bayesify.errors import UninitializedLayerError
-from bayesify.kl import total_kl
 from bayesify.nn import Settings
+from bayesify.nn.kl import total_kl
 from bayesify.nn.registry import lazy_twin, variant
 from bayesify.nn.settings import Method
-from bayesify.posterior import Scale
-from bayesify.prior import Normal
 
 from ..support import METHODS, PARAMETERIZATIONS, assert_moments, noisy, quiet, variational
 

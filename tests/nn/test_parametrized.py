@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import bayesify
 from bayesify.errors import UsageError
-from bayesify.nn.computed import is_computed, sources, value
+from bayesify.nn.parametrized_weights import is_computed, sources, value
 from bayesify.nn.settings import Method
 
 from ..support import METHODS, PARAMETERIZATIONS, draws, fixed_noise, judge_mean

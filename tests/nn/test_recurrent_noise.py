@@ -12,8 +12,8 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import checkpoint
 
+from bayesify.distributions.posterior import Parameterization
 from bayesify.nn.settings import Method
-from bayesify.posterior import Parameterization
 
 from ..support import (
     METHODS,
@@ -133,7 +133,7 @@ def test_what_the_steps_share(kind: str, method: Method, signs: Any, shared: boo
 
 def _two_steps_from(layer: Any, x: Tensor, state: Any) -> tuple[Tensor, Tensor]:
     """The output of each of two steps that see the same input and the same state before them."""
-    from bayesify.nn import recurrence
+    from bayesify.nn import recurrent_steps as recurrence
 
     step = recurrence.STEPS[layer.mode]
 

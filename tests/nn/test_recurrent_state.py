@@ -11,8 +11,8 @@ from torch import nn
 
 import bayesify
 from bayesify.nn import FlipoutLSTM
+from bayesify.nn.layer_kinds import fan_in, weight_names
 from bayesify.nn.settings import Method
-from bayesify.nn.state import fan_in, weight_names
 
 from ..support import (
     METHODS,

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bayesify
+from bayesify.analysis.registration import register
 from bayesify.errors import NothingToConvertError, PolicyError, UsageError
 from bayesify.nn import Variational, registry
-from bayesify.nn.registry import plain_class, plain_classes, register, variant
+from bayesify.nn.registry import plain_class, plain_classes, variant
 from bayesify.nn.settings import Method
 
 from ..support import (

@@ -14,11 +14,12 @@ from torch.export import Dim, export
 
 import bayesify
 from bayesify.errors import FileRefusedError, UsageError
-from bayesify.io import load, open_program, save
-from bayesify.nn.folding import watched_dim
-from bayesify.nn.part import Part
-from bayesify.programs.program import Program
-from bayesify.programs.state import rebuilt, state_of
+from bayesify.files.load_model import load_model as load
+from bayesify.files.save import save
+from bayesify.files.untrusted.exported_archive import open_program
+from bayesify.nn.folded_batches import watched_dim
+from bayesify.programs.part import Part
+from bayesify.programs.program import Program, rebuilt, state_of
 
 from .exported import GPT, Encoder, Windows, cases
 

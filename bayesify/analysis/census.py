@@ -1,0 +1,116 @@
+"""What a model's forward really does with its layers: a census by torch.fx, and a reading of a forward's own code.
+
+Both are hints and never the source of truth: a model that does not trace has no census, and is converted all the same.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .side_effects import same_randomness
+from .tracer import Tracer, argument_choices, without_weights
+
+
+@dataclass(frozen=True)
+class Census:
+    """Which modules one symbolic forward called, how often, in which order, and whose weights it read beside that.
+
+    Attributes:
+        calls: canonical name -> number of calls, containers too.
+        order: the names by their first call.
+        reads: canonical name -> `file:line` of the code that read the module's Parameter itself.
+        unseen: names inside a module that was called but not traced (nn.MultiheadAttention): nothing is known of them.
+    """
+
+    calls: dict[str, int]
+    order: tuple[str, ...]
+    reads: dict[str, str]
+    unseen: frozenset[str]
+
+    def never_called(self, name: str) -> bool:
+        """True where the forward traced and did not come by this module (in the mode, train or eval, that it is in)."""
+        return name not in self.calls and name not in self.unseen
+
+
+def census(model: nn.Module) -> Census | None:
+    """Trace the model's forward symbolically and count; None where that fails for any reason.
+
+    A copy without weights is traced, so that a forward that counts, logs or clamps leaves the model as it is. Forward
+    hooks do not run. The user's forward itself runs, with proxies: what it prints is printed. Meanwhile no other thread
+    should call a module, since torch.fx patches nn.Module for that time.
+    """
+    with same_randomness(), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        for concrete in argument_choices(model):
+            try:
+                return _trace(without_weights(model), concrete)
+            except Exception:
+                # The forward is the user's: whatever it raises when it meets a proxy means only "does not trace".
+                continue
+    return None
+
+
+
+
+def _trace(root: nn.Module, concrete: dict[str, Any]) -> Census:
+    tracer = Tracer(root)
+    if tracer.is_leaf_module(root, ""):
+        return Census({"": 1}, ("",), {}, frozenset(name for name, _ in root.named_modules() if name))
+    if "forward" in vars(root):
+        raise RuntimeError("torch.fx would trace the class's forward, and the instance has its own")
+    graph = tracer.trace(root, concrete)
+    calls = {"": 1, **tracer.calls}
+    closed = [node.target for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    unseen = frozenset(_names_inside(root, closed)) - calls.keys()
+    return Census(calls, tuple(calls), _reads(root, tracer.read_at), unseen)
+
+
+def _names_inside(root: nn.Module, targets: list[str]) -> Iterator[str]:
+    """Canonical names of the modules at and below the targets that are modules (a get_attr may name a Parameter)."""
+    modules = dict(root.named_modules(remove_duplicate=False))
+    names = {id(module): name for name, module in root.named_modules()}
+    for target in set(targets) & modules.keys():
+        yield from (names[id(module)] for module in modules[target].modules())
+
+
+def _reads(root: nn.Module, read_at: dict[str, str]) -> dict[str, str]:
+    """Owners of the Parameters that were read. A tied Parameter has many: each of them is read."""
+    places = {id(value): read_at[name] for name, value in root.named_parameters() if name in read_at}
+    found: dict[str, str] = {}
+    for name, module in root.named_modules():
+        for value in module.parameters(recurse=False):
+            if id(value) in places and not any(True for _ in module.children()):
+                found.setdefault(name, places[id(value)])
+    return found
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+

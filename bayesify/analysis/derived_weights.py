@@ -1,0 +1,125 @@
+"""Weights that a forward computes with before it multiplies: standardized, normalized, scaled, masked, gathered.
+
+A draw of such a weight, taken once for each call of its module, goes through the forward's own code in its place: that
+is exact for whatever the code does. Here it is read off the traces where that is a product, and not a sum with data, as
+for positions, tokens and biases, which keep no posterior.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..nn.torch_functions import MULTIPLICATIONS, VIEWS, harmless, is_added, is_factor, scales
+
+_GATHERS: frozenset[Any] = frozenset(
+    {torch.index_select, torch.gather, Tensor.index_select, Tensor.gather, operator.getitem, Tensor.__getitem__}
+)
+_WITHOUT_GRADIENT = (torch.detach, Tensor.detach)
+_PLACES = (operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv)
+
+
+def function_of(node: fx.Node) -> Any:
+    """The function or method that a node calls, None where it calls a module or nothing."""
+    if node.op == "call_method":
+        return getattr(Tensor, str(node.target), None)
+    return node.target if node.op == "call_function" else None
+
+
+def drawable(traces: Iterable[tuple[fx.Graph, set[fx.Node]]], name: str) -> bool:
+    """Whether what is computed from this weight is multiplied by, and no data are written to the weight itself.
+
+    Args:
+        traces: graphs of the forward, and what `from_weights` finds in each.
+        name: the weight's.
+    """
+    found = [_multiplied(graph, weights, name) for graph, weights in traces]
+    return None not in found and any(found)
+
+
+def from_weights(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that come from the module's Parameters and not from its inputs; `graph` as `uses` traces it."""
+    weights = {node for node in graph.nodes if node.op == "get_attr" and node.meta.get("parameter")}
+    moving: set[fx.Node] = set()
+    for node in graph.nodes:
+        before = node.all_input_nodes
+        if node.op in ("placeholder", "call_module") or (moving.intersection(before) and not _gathers(node, weights)):
+            moving.add(node)
+        elif weights.intersection(before):
+            weights.add(node)
+    return weights
+
+
+def _multiplied(graph: fx.Graph, weights: set[fx.Node], name: str) -> bool | None:
+    """Whether some value that is computed from the weight is a factor; None where data are written to the weight.
+
+    A mask or a norm that is written to its `data` at each call is written to the draw's, which is what the call uses.
+    """
+    found = False
+    waiting = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
+    itself, seen = set(waiting), set(waiting)
+    while waiting:
+        node = waiting.pop()
+        for user in node.users:
+            if node in itself and _writes(user):
+                if user.target is not getattr or not weights.issuperset(_descendants(user)):
+                    return None
+            elif function_of(user) in _WITHOUT_GRADIENT:
+                continue
+            elif user in weights or _scaled_by_data(user, node, weights):
+                if node in itself and _is_view(user):
+                    itself.add(user)
+                waiting += [user] if user not in seen else []
+                seen.add(user)
+                alone = weights.intersection(user.all_input_nodes) == {node}  # times a constant
+                found = found or (alone and is_factor(function_of(user), user.args, user.kwargs, node))
+            else:
+                found = found or _is_product(user, node, weights)
+    return found
+
+
+def _gathers(node: fx.Node, weights: set[fx.Node]) -> bool:
+    """Rows of a weight that data select, or a view whose sizes they tell."""
+    function = function_of(node)
+    return (function in _GATHERS or function in VIEWS) and bool(node.args) and node.args[0] in weights
+
+
+def _scaled_by_data(user: fx.Node, node: fx.Node, weights: set[fx.Node]) -> bool:
+    """A weight times a factor of each example's own, as in a modulated convolution, and what is computed from that."""
+    function = function_of(user)
+    if function is None or function in MULTIPLICATIONS or harmless(function):
+        return False
+    return node not in weights or scales(function, user.args, node)
+
+
+def _is_product(user: fx.Node, node: fx.Node, weights: set[fx.Node]) -> bool:
+    function = function_of(user)
+    if node not in weights:  # what it is multiplied by may be taken for data: only a place for weights tells
+        return is_factor(function, user.args, user.kwargs, node, placed=True)
+    multiplies = function in MULTIPLICATIONS and not is_added(function, user.args, user.kwargs, node)
+    return multiplies or isinstance(function, torch._ops.OpOverloadPacket | torch._ops.OpOverload)
+
+
+def _is_view(node: fx.Node) -> bool:
+    return function_of(node) in VIEWS or function_of(node) in _GATHERS or node.target is getattr
+
+
+def _writes(node: fx.Node) -> bool:
+    """In place, or past autograd."""
+    name = node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
+    in_place = isinstance(name, str) and not name.startswith("__") and (name == "data" or name.endswith("_"))
+    return in_place or node.target in _PLACES or node.kwargs.get("out") is not None
+
+
+def _descendants(node: fx.Node) -> Iterator[fx.Node]:
+    waiting, seen = [node], {node}
+    while waiting:
+        each = waiting.pop()
+        yield each
+        fresh = each.users.keys() - seen
+        seen |= fresh
+        waiting += fresh

@@ -1,0 +1,194 @@
+"""One module's forward, traced by torch.fx with its children opaque: to see what it does with weights.
+
+A branch on data is taken one way in one trace and the other way in a second: what is wanted is each use of a weight,
+not a graph to run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from typing import Any, Literal
+from unittest.mock import patch
+
+import torch
+from torch import fx, nn
+
+from .proxies import Size, Unknown, Weight, is_size
+from .side_effects import same_randomness
+from .tracer import NOT_THE_USERS, Tracer, argument_choices, user_code, without_weights
+
+_ATTEMPTS = 12
+_MOST_BRANCHES = 500
+Way = Literal["place", "name", "more"]  # how a forward gets its arguments; "more": others too than it names
+_MORE = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+# torch.fx does not see these where they are given what is not known, a size or a type
+_CONSTRUCTORS = (
+    torch.tensor, torch.as_tensor, torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.finfo,
+)  # fmt: skip
+
+
+def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
+    """Graphs of this one module's forward, on both sides of its branches; or none, and what stopped the trace."""
+    failure = ""
+    with same_randomness(), warnings.catch_warnings(), torch.no_grad(), _nothing_wrapped(), _UNCHECKED:
+        warnings.simplefilter("ignore")
+        choices = [*reversed(argument_choices(module))]
+        for way, concrete, told in product(_ways(type(module).forward), choices, (False, True)):
+            found, branched = _explored(module, concrete, False, way, told)
+            outcomes = [found, _explored(module, concrete, True, way, told)[0]] if branched else [found]
+            graphs = [each for each in outcomes if isinstance(each, fx.Graph)]
+            if graphs:
+                return graphs, ""
+            failure = failure or str(outcomes[0])
+    return [], failure
+
+
+def _ways(forward: Any) -> tuple[Way, ...]:
+    """How to call it: a decorator may pass all on by place, or expect names."""
+    if inspect.unwrap(forward) is not forward:
+        return "place", "name"
+    kinds = {each.kind for each in inspect.signature(forward).parameters.values()}
+    return ("place", "more") if kinds & _MORE else ("place",)
+
+
+def _explored(
+    module: nn.Module, concrete: dict[str, Any], default: bool, way: Way, told: bool
+) -> tuple[fx.Graph | str, bool]:
+    """The first graph that traces: branches take the default, and the last one the other way after a failure.
+
+    Beside it, whether there were branches.
+    """
+    choices: list[bool] = []
+    failure = ""
+    for _ in range(_ATTEMPTS):
+        try:
+            copied = without_weights(module)
+        except Exception as error:
+            return f"it cannot be copied: {_said(error)}", False
+        tracer = _Alone(copied, choices, default, way, told)
+        try:
+            return tracer.trace(copied, concrete), bool(tracer.taken)
+        except Exception as error:
+            failure = failure or f"{_raised_at(error)} {_said(error)}"
+        choices = tracer.taken
+        while choices and choices[-1] is not default:
+            choices.pop()
+        if not choices:
+            break
+        choices[-1] = not default
+    return failure, bool(tracer.taken)
+
+
+class _Alone(Tracer):
+    """Stops at every module but the root, and notes where in the user's code each node was made.
+
+    `told`: sizes, dtypes and devices are some instead of unknown, for code that makes tensors of them.
+    """
+
+    def __init__(self, root: nn.Module, choices: list[bool], default: bool, way: Way, told: bool) -> None:
+        super().__init__(root)
+        self.told = self.proxy_buffer_attributes = told  # a buffer may be viewed by sizes that are not its own
+        self.top, self.choices, self.default, self.way = root, choices, default, way
+        self.taken: list[bool] = []
+        self.parameters = dict(root.named_parameters())
+        self._autowrap_function_ids |= {id(each) for each in _CONSTRUCTORS}
+        self._autowrap_search.append(torch)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m is not self.top
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if id(m) not in self.names and not any(True for _ in m.parameters()):
+            return m.forward(*args, **kwargs)  # an activation that is made where it is used
+        return super().call_module(m, forward, args, kwargs)
+
+    def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> Any:
+        """By place, or all but the first by name; torch.fx itself would rewrite a decorator's code."""
+        if self.way == "more":
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        values, fixed = list[Any](), concrete_args or {}
+        named = [each for each in list(inspect.signature(root_fn).parameters.values())[1:] if each.kind not in _MORE]
+        for each in named:
+            free = each.name not in fixed
+            values.append(self.create_proxy("placeholder", each.name, (), {}) if free else fixed[each.name])
+        first = sum(
+            each.kind is not each.KEYWORD_ONLY and (self.way == "place" or each.kind is each.POSITIONAL_ONLY or at == 0)
+            for at, each in enumerate(named)
+        )
+        names = [each.name for each in named[first:]]
+
+        def called(root: nn.Module, *given: Any) -> Any:
+            return root_fn(root, *given[:first], **dict(zip(names, given[first:], strict=True)))
+
+        return called, [self.root, *values]
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, target, *args, **kwargs)
+        node.meta["code"] = user_code(sys._getframe())
+        node.meta["parameter"] = kind == "get_attr" and target in self.parameters
+        return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Size(node, self) if self.told and is_size(node) else Unknown(node, self)
+
+    def create_proxy(self, kind: str, target: Any, *args: Any, proxy_factory_fn: Any = None, **kwargs: Any) -> fx.Proxy:
+        if proxy_factory_fn is not None:  # a Parameter or a buffer
+            value = self.parameters.get(target)
+            weight = None if value is None else lambda node: Weight(self, node, target, value)
+            kwargs["proxy_factory_fn"] = weight or self.proxy
+        return super().create_proxy(kind, target, *args, **kwargs)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        if len(self.taken) > _MOST_BRANCHES:
+            raise RuntimeError("it branches too often to trace")
+        at = len(self.taken)
+        self.taken.append(self.choices[at] if at < len(self.choices) else self.default)
+        return self.taken[-1]
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        given: Any = obj
+        index: Any = obj.node.args[1] if obj.node.target is operator.getitem else None
+        known = isinstance(index, slice) and isinstance(index.stop, int) and not index.start and index.stop > 0
+        return iter([given[at] for at in range(index.stop if known else 1)])
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        return ()
+
+
+# what is not known would not pass an assertion
+_UNCHECKED = patch.object(torch, "_check_with", lambda *args, **kwargs: None)
+
+
+@contextmanager
+def _nothing_wrapped() -> Iterator[None]:
+    """Functions that their authors hid from torch.fx (torchvision's windowed attention) are looked into."""
+    registry = fx._symbolic_trace._wrapped_fns_to_patch
+    kept = dict(registry)
+    registry.clear()
+    try:
+        yield
+    finally:
+        registry.update(kept)
+
+
+def _said(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _raised_at(error: BaseException) -> str:
+    """`file:line:` of the user's code that raised, as far as there is some."""
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        place = place if name.startswith(NOT_THE_USERS) else f"{os.path.basename(name)}:{trace.tb_lineno}:"
+        trace = trace.tb_next
+    return place

@@ -1,0 +1,121 @@
+"""Where a batch's examples are in what a layer is called with: each is changed in turn, to see which rows change.
+
+That, in two sizes of the batch, tells apart all ways to fold the batch into a dimension, by their effect alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UsageError
+from .example_inputs import Example
+from .run import Seen, run
+
+MIXED = "its rows hold no single example each"
+DATA = "its number of rows depends on the data"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`Settings.batch_dim`, `rows` and `run`: see there."""
+
+    dim: int
+    rows: int = 1
+    run: int = 0
+
+
+@dataclass
+class Marked:
+    """One call of a layer in a batch of `size` examples.
+
+    Attributes:
+        shape: of what it multiplies.
+        dims: those that may hold examples; None where the layer knows itself.
+        touched: for each example, along each dimension, which rows change with it; None where the shape does.
+    """
+
+    size: int
+    shape: tuple[int, ...]
+    dims: tuple[int, ...] | None
+    touched: list[list[Tensor] | None] = field(default_factory=list)
+
+    def mark(self, base: Tensor, other: Tensor | None) -> None:
+        """Note what has changed with one more example."""
+        if other is None or base.shape != other.shape:
+            self.touched.append(None)
+            return
+        changed = _changed(base, other)
+        others = [[at for at in range(base.dim()) if at != dim] for dim in range(base.dim())]
+        self.touched.append([changed.sum(dims).gt(0).cpu() if dims else changed.cpu() for dims in others])
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it is the same for all examples."""
+        return not any(rows.any() for each in self.touched for rows in each or ())
+
+    def fits(self, dim: int, run: int) -> bool:
+        """Whether the rows that change with an example are those that it has if `run` of them stand together."""
+        run = run or self.shape[dim] // self.size
+        owner = torch.arange(self.shape[dim]) // run % self.size
+        return all(each is not None and not (each[dim] & (owner != at)).any() for at, each in enumerate(self.touched))
+
+
+def marked(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> dict[str, list[Marked]] | None:
+    """The calls of the layers, with what each example changes in them; None where the examples cannot be changed."""
+    with torch.no_grad():
+        base, _ = run(model, layers, example)
+        found = {name: [_marked(example, seen) for seen in calls] for name, calls in base.of.items()}
+        for index in range(example.size):
+            try:
+                other, _ = run(model, layers, example.marked(index))
+            except UsageError:
+                return None
+            for name, calls in base.of.items():
+                for each, before, after in zip_longest(found[name], calls, other.of.get(name, [])):
+                    if each is not None:
+                        each.mark(before.x, None if after is None else after.x)
+    return None if all(each.untouched for calls in found.values() for each in calls) else found
+
+
+def layout_of(call: Sequence[Marked]) -> Layout | str | None:
+    """Where the examples are in one call, seen in batches of one or two sizes; or why that cannot be said."""
+    first = call[0]
+    if first.dims is None:
+        return None
+    if any(each is None for one in call for each in one.touched) or len({len(one.shape) for one in call}) != 1:
+        return DATA
+    scaling = [dim for dim in first.dims if _scales(call, dim)]
+    untouched = all(each.untouched for each in call)
+    for dim in sorted(scaling, key=lambda dim: first.shape[dim] // first.size) if untouched else scaling:
+        rows = first.shape[dim] // first.size
+        if rows == 1 and all(each.fits(dim, 0) for each in call):
+            return Layout(first.dims.index(dim))
+        for run_ in (0, *(each for each in range(1, rows) if rows % each == 0)):
+            if all(each.fits(dim, run_) for each in call):
+                return Layout(first.dims.index(dim), rows, run_)
+    return Layout(-1) if untouched and not scaling else MIXED
+
+
+def _scales(call: Sequence[Marked], dim: int) -> bool:
+    """Whether the dimension has a fixed number of rows for each example."""
+    rows = {divmod(each.shape[dim], each.size) for each in call}
+    return len(rows) == 1 and all(count > 0 and rest == 0 for count, rest in rows)
+
+
+def _marked(example: Example, seen: Seen) -> Marked:
+    return Marked(example.size, tuple(seen.x.shape), seen.dims)
+
+
+def _changed(base: Tensor, other: Tensor) -> Tensor:
+    """Where the two differ by more than rounding, which may depend on what else is in a batch."""
+    if not base.is_floating_point():
+        return base != other
+    base, other = base.double(), other.double()
+    size = base.abs().nan_to_num(0.0, 0.0, 0.0).amax() if base.numel() else 1.0
+    both = base.isnan() & other.isnan()
+    return ~both & ~((base - other).abs() <= 1e-6 * size) & (base != other)

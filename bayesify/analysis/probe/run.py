@@ -1,0 +1,172 @@
+"""Runs of a model with example inputs that leave no trace, and what its layers are called with meanwhile."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import TorchFunctionMode
+
+from ...errors import UsageError
+from ...estimators.products import EinsumProduct, Product
+from ...nn.layer_kinds import layer_kind
+from ...nn.parametrized_weights import kind_before
+from ...nn.registry import plain_classes
+from ...nn.torch_functions import BODIES, MULTIPLICATIONS, VIEWS, scales
+from .example_inputs import Example
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The tensor that one call of a layer multiplies, and its dimensions that may hold examples.
+
+    None where the layer itself knows where they are.
+    """
+
+    x: Tensor
+    dims: tuple[int, ...] | None
+
+
+@dataclass
+class Calls:
+    """What the layers were called with in one run, by their names."""
+
+    of: dict[str, list[Seen]] = field(default_factory=dict)
+    inside: list[str] = field(default_factory=list)
+
+    def add(self, name: str, x: Tensor, dims: tuple[int, ...] | None) -> None:
+        """Enter one call."""
+        self.of.setdefault(name, []).append(Seen(x.detach(), dims))
+
+
+def run(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> tuple[Calls, Any]:
+    """One forward with the example: the calls of the layers, and the output.
+
+    Raises:
+        UsageError: the model fails with these inputs.
+    """
+    calls = Calls()
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            if kind_before(layer) in plain_classes():
+                enter, leave = _enter(calls, name), _leave(calls)
+                stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
+                stack.callback(layer.register_forward_hook(leave, always_call=True).remove)
+        stack.enter_context(_Uses(calls, layers))
+        _seed()
+        try:
+            return calls, example.call(model)
+        except Exception as error:
+            first = (str(error).strip().splitlines() or ["no message"])[0]
+            raise UsageError(
+                f"{type(model).__name__} fails with these example_inputs: {type(error).__name__}: {first}"
+            ) from error
+
+
+def _seed() -> None:
+    """Not torch.manual_seed, which also seeds devices that no one has used yet, for good."""
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(0)
+
+
+@contextmanager
+def without_traces(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; afterwards it and all random states are as they were."""
+    modules = list(model.modules())
+    before = [(vars(each), dict(vars(each))) for each in modules]
+    registered = [(each._buffers, dict(each._buffers)) for each in modules]
+    values = [(each, each.detach().clone()) for each in model.buffers()]
+    python, numpy, fused = random.getstate(), np.random.get_state(), torch.backends.mha.get_fastpath_enabled()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)  # it would run past the layers
+        recurrent = any(isinstance(each, nn.RNNBase) for each in modules)  # cuDNN has no backward for it in eval mode
+        cudnn = torch.backends.cudnn.flags(enabled=not recurrent)
+        with torch.random.fork_rng(devices=devices), cudnn if recurrent else nullcontext():
+            for module in modules:
+                module.training = False
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for present, past in (*before, *registered):
+            present.clear()
+            present.update(past)
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
+
+
+def _enter(calls: Calls, name: str) -> Any:
+    def enter(layer: nn.Module, args: Any, kwargs: Any) -> None:
+        given = (*args, *kwargs.values())
+        x = next((each for each in given if isinstance(each, Tensor)), None)
+        packed = next((each.data for each in given if isinstance(each, PackedSequence)), None)
+        if packed is not None:
+            calls.add(name, packed, None)
+        elif x is not None:
+            calls.add(name, x, layer_kind(layer).example_dims(layer, x))
+        calls.inside.append(name)
+
+    return enter
+
+
+def _leave(calls: Calls) -> Any:
+    def leave(layer: nn.Module, args: Any, output: Any) -> None:
+        calls.inside.pop()
+
+    return leave
+
+
+class _Uses(TorchFunctionMode):
+    """Watches for multiplications by weights, and by views of these, outside of the layers that hold them."""
+
+    def __init__(self, calls: Calls, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.calls = calls
+        self.weights: list[tuple[Tensor, str]] = [
+            (each, name)
+            for name, layer in layers.items()
+            for each in layer.parameters(recurse=False)
+            if is_lazy(each) or each.dim() > 1
+        ]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in BODIES and not self.calls.inside:
+            with self:
+                return BODIES[func](*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
+        if not self.calls.inside:
+            self._note(func, args, kwargs or {}, output)
+        return output
+
+    def _note(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        given = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
+        known = next((pair for pair in self.weights if any(pair[0] is each for each in given)), None)
+        if known is None:
+            return
+        weight, name = known
+        if func in VIEWS or scales(func, args, weight):
+            views = [output] if isinstance(output, Tensor) else list(output)
+            self.weights += [(each, name) for each in views if isinstance(each, Tensor)]
+            return
+        use = MULTIPLICATIONS[func](weight, *args, **kwargs) if func in MULTIPLICATIONS else None
+        if use is not None:
+            self.calls.add(name, use.inputs[0], _free_dims(use.product, use.inputs[0]))
+
+
+def _free_dims(product: Product, x: Tensor) -> tuple[int, ...]:
+    if isinstance(product, EinsumProduct):
+        return tuple(at for at, label in enumerate(product.of_x) if label not in product.of_weight)
+    core: int = product.core_dims  # type: ignore[attr-defined]
+    return tuple(range(x.dim() - core))

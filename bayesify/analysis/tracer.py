@@ -1,0 +1,106 @@
+"""The torch.fx tracer that all traces of a model share, and the weightless copy that is traced."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from itertools import chain
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+NOT_THE_USERS = (os.path.join(torch.__path__[0], ""), os.path.join(os.path.dirname(os.path.dirname(__file__)), ""))
+
+
+class Tracer(fx.Tracer):
+    """torch.fx's tracer, that stops at every layer, runs no hooks, and notes who reads a Parameter."""
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__(param_shapes_constant=True)
+        self.names: dict[int, str] = {id(module): name for name, module in root.named_modules()}
+        self.calls: dict[str, int] = {}
+        self.read_at: dict[str, str] = {}
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        if id(mod) not in self.names:
+            raise NameError("a module that is no part of the model was called")
+        return self.names[id(mod)]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        owns_weights = any(True for _ in m.parameters(recurse=False))
+        layer = owns_weights and not any(True for _ in m.children())
+        return layer or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        name = self.path_of_module(m)
+        self.calls[name] = self.calls.get(name, 0) + 1
+        if self.is_leaf_module(m, name):
+            return self.create_proxy("call_module", name, args, kwargs)
+        # Not the `forward` that was handed in: that one would run the user's hooks, with proxies.
+        return m.forward(*args, **kwargs)
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        if len(self.graph.nodes) >= _MAX_NODES:
+            raise RuntimeError("the forward is too long to trace")
+        if kind == "get_attr" and target not in self.read_at:
+            self.read_at[target] = user_code(sys._getframe())
+        return super().create_node(kind, target, *args, **kwargs)
+
+
+def user_code(frame: FrameType | None) -> str:
+    """`file:line` of the nearest caller that is neither torch nor this file (torch's own, where there is none)."""
+    while frame is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
+        frame = frame.f_back
+    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame is not None else "torch"
+
+
+def without_weights(model: nn.Module) -> nn.Module:
+    """A deep copy of the model whose Parameters, and big tensors, are empty ones on meta."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        stored = chain(module._parameters.values(), module._buffers.values(), _plain_tensors(vars(module)))
+        memo.update((id(value), _stand_in(value)) for value in stored if isinstance(value, torch.Tensor))
+    return copy.deepcopy(model, memo)
+
+
+def _plain_tensors(attributes: dict[str, Any]) -> Iterator[torch.Tensor]:
+    """Tensors among a module's attributes, and in lists and dicts there: a cache's may be no leaves, or very big."""
+    for value in attributes.values():
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+        yield from (each for each in held if isinstance(each, torch.Tensor))
+
+
+def _stand_in(value: torch.Tensor) -> torch.Tensor:
+    if isinstance(value, UninitializedParameter):
+        return UninitializedParameter(requires_grad=value.requires_grad)
+    if isinstance(value, UninitializedBuffer):
+        return UninitializedBuffer()
+    if not isinstance(value, nn.Parameter) and value.numel() <= _MAX_COPIED:
+        # Real values, since forwards branch on them: `if self.step > 0`.
+        return value.detach().clone()
+    empty = torch.empty(value.shape, dtype=value.dtype, device="meta")
+    return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
+
+
+def argument_choices(model: nn.Module) -> list[dict[str, Any]]:
+    """Arguments to hold fixed, attempt by attempt: none; all that have defaults (but for the first argument)."""
+    try:
+        parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return [{}]
+    fixed = {each.name: each.default for each in parameters[1:] if each.default is not each.empty}
+    return [{}, fixed] if fixed else [{}]
+
+
+_MAX_NODES = 50_000
+
+
+_MAX_COPIED = 1 << 20

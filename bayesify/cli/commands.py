@@ -1,0 +1,252 @@
+"""The command line: parse, call, print. torch is imported by the commands that need it, not for a help text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+
+from .. import __version__
+from ..errors import UsageError
+from .terminal import Commands, busy
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from ..analysis.probe.example_inputs import ExampleInputs
+    from ..planning.plan import Plan
+    from ..policy.policy import Policy
+    from .source import Source
+
+Weights = Literal["mean", "sample"]
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _model_options(command: Command) -> Command:
+    """What names a model and a policy, alike for all commands that plan."""
+    options = [
+        click.argument("model"),
+        click.option("--method", type=click.Choice(["flipout", "lrt"]), help="The estimator.  [default: flipout]"),
+        click.option("--policy", metavar="FILE|NAME", help="A YAML policy, or a preset: `bayesify policy show`."),
+        click.option("--allow", metavar="DOTTED", multiple=True, help="A class that the file may hold: pkg.mod.Net."),
+        click.option("--arg", "args", metavar="K=V", multiple=True, help="An argument of the factory."),
+        click.option("--weights", metavar="FILE", help="Weights for the factory's model."),
+        click.option("--key", help="Where in that file the weights are."),
+        click.option("--ignore-keys", metavar="PATTERN", multiple=True, help="Weights that may differ: a glob."),
+        click.option("--input", "inputs", metavar="SHAPE", multiple=True, help="Run MODEL on random numbers, to see "
+                     "how each layer is called: 1x3x224x224; ids=int:2x16 by keyword; 16xNx80, with N for the "
+                     "batch where it is not first. Once per argument."),
+        click.option("--input-file", metavar="FILE", help="Run it on these: a file of torch.save(inputs, FILE)."),
+        click.option("--full", is_flag=True, help="A line for every layer: no folding."),
+        click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, and nothing else."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group("bayesify", cls=Commands, context_settings=_SETTINGS)
+@click.version_option(__version__)
+def main() -> None:
+    """Turn a trained PyTorch model into a variational Bayesian one.
+
+    \b
+    Examples:
+      bayesify convert resnet.pt                         writes resnet.flipout.pt
+      bayesify report resnet.pt --method lrt             shows what would happen
+      bayesify convert torchvision.models:resnet18 --weights resnet18.pth
+      bayesify revert resnet.flipout.pt -o plain.pt
+
+    Exit codes: 0 done, 2 wrong policy or usage, 3 nothing to convert or converted already, 4 the file or the factory is
+    refused, 1 anything else.
+    """
+
+
+@main.command()
+@_model_options
+@click.option("-o", "--output", metavar="FILE", help="Where to write.  [default: MODEL.METHOD.pt]")
+@click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
+@click.option("--force", is_flag=True, help="Replace the output if it exists. MODEL itself is never replaced.")
+@click.option("--kl-name", default="kl", metavar="NAME", help="What model.kl is called, if the model has a `kl`.")
+def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **options: Any) -> None:
+    """Make MODEL variational and write it to a file.
+
+    MODEL is a file of torch.save(model, FILE), or a factory: package.module:callable, in the current directory too.
+
+    \b
+    Examples:
+      bayesify convert resnet.pt --method lrt -o bayesian.pt
+      bayesify convert resnet.pt --policy moped --dry-run
+      bayesify convert mynet.pt --allow mypkg.models.Net
+      bayesify convert torchvision.models:resnet18 --arg num_classes=10 --weights sd.safetensors
+    """
+    source, policy, inputs = _source(**options), _policy(**options), _inputs(**options)
+    if dry_run:
+        _show(_plan(source, policy, inputs), **options)
+        click.echo("\nDry run: nothing was written.", err=options["as_json"])
+        return
+    from ..files.save import save
+    from ..planning.planner import plan
+    from ..surgery.convert import carry_out
+    from .output_path import check_output, default_output, label
+
+    source.check()
+    target = output or default_output(source.model, label(policy), factory=source.is_factory)
+    beside = [options[name] for name in ("policy", "input_file") if options[name]]
+    check_output(target, [*source.files, *beside], force=force)
+    with busy(f"Converting {source.model}"):
+        model = _opened(source)
+        made = plan(model, policy, example_inputs=inputs)
+        save(carry_out(made, model, inplace=True, kl_name=kl_name), target)
+    _show(made, **options)
+    click.echo(f"\nWrote {target}", err=options["as_json"])
+
+
+@main.command()
+@_model_options
+def report(**options: Any) -> None:
+    """Show what `convert` would do with MODEL, and why. Reads no weights, but for --input, and writes nothing.
+
+    \b
+    Examples:
+      bayesify report resnet.pt
+      bayesify report torchvision.models:resnet18 --policy last-layer --full
+      bayesify report resnet.pt --json | jq .totals
+      bayesify report resnet.pt --input 1x3x224x224
+    """
+    _show(_plan(_source(**options), _policy(**options), _inputs(**options)), **options)
+
+
+def _source(
+    model: str, allow: tuple[str, ...], args: tuple[str, ...], weights: str | None, key: str | None,
+    ignore_keys: tuple[str, ...], **_: Any,
+) -> Source:  # fmt: skip
+    from .source import Source
+
+    return Source(model, allow, args, weights, key, ignore_keys)
+
+
+def _policy(method: str | None, policy: str | None, **_: Any) -> Policy:
+    from ..policy.policy import Policy
+
+    parsed = Policy.parse(policy or method or "flipout")
+    return parsed.with_method(method) if policy and method else parsed
+
+
+def _inputs(inputs: tuple[str, ...], input_file: str | None, **_: Any) -> ExampleInputs | None:
+    from .input_options import parse_inputs, read_inputs
+
+    if inputs and input_file:
+        raise UsageError("--input and --input-file both say what the model is called with: give one of them")
+    return parse_inputs(inputs) if inputs else read_inputs(input_file) if input_file else None
+
+
+def _plan(source: Source, policy: Policy, inputs: ExampleInputs | None) -> Plan:
+    from ..planning.planner import plan
+
+    with busy(f"Planning for {source.model}"):
+        return plan(_opened(source, meta=inputs is None), policy, example_inputs=inputs)
+
+
+def _opened(source: Source, meta: bool = False) -> Module:
+    model = source.open(meta=meta)
+    for note in source.notes():
+        click.echo(note, err=True)
+    return model
+
+
+def _show(plan: Plan, as_json: bool, full: bool, **_: Any) -> None:
+    import json
+
+    from rich.console import Console
+
+    from ..report.tables import show
+
+    if as_json:
+        click.echo(json.dumps(plan.to_dict(), indent=2))
+    else:
+        show(plan.title, plan.rows, plan.totals, Console(), full=full)
+
+
+@main.command()
+@click.argument("converted")
+@click.option("-o", "--output", metavar="FILE", required=True, help="Where to write.")
+@click.option("--weights", type=click.Choice(["mean", "sample"]), default="mean", show_default=True,
+              help="Its posterior's means, or one draw of it.")  # fmt: skip
+@click.option("--allow", metavar="DOTTED", multiple=True, help="A class that the file may hold: pkg.mod.Net.")
+@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+def revert(converted: str, output: str, weights: Weights, allow: tuple[str, ...], force: bool) -> None:
+    """Turn a file that `convert` wrote back into a plain model.
+
+    \b
+    Examples:
+      bayesify revert resnet.flipout.pt -o resnet.mean.pt
+      bayesify revert resnet.flipout.pt -o draw.pt --weights sample
+    """
+    from ..files.load_model import load_model
+    from ..files.save import save
+    from ..surgery import convert as surgery
+    from .output_path import check_output
+
+    check_output(output, [converted], force=force)
+    with busy(f"Reverting {converted}"):
+        save(surgery.revert(load_model(converted, allow=allow), weights, inplace=True), output)
+    click.echo(f"Wrote {output}")
+
+
+@main.group()
+def policy() -> None:
+    """Check, print and learn about policies."""
+
+
+@policy.command()
+@click.argument("file")
+def check(file: str) -> None:
+    """Check a policy FILE by itself; `bayesify report MODEL --policy FILE` checks it before a model."""
+    from ..policy.policy import Policy
+
+    rules = len(Policy.parse(file).rules)
+    click.echo(f"{file}: a valid policy, {rules or 'no'} {'rule' if rules == 1 else 'rules'}")
+
+
+@policy.command()
+def schema() -> None:
+    """Print the JSON Schema of policies, with which an editor completes and checks them.
+
+    \b
+    Example:
+      bayesify policy schema > policy.schema.json
+    """
+    import json
+
+    from ..policy.policy import Policy
+
+    click.echo(json.dumps(Policy.json_schema(), indent=2))
+
+
+@policy.command("show")
+@click.argument("name", metavar="[NAME|FILE]", required=False)
+@click.option("--full", is_flag=True, help="With every default filled in, as JSON.")
+def show_policy(name: str | None, full: bool) -> None:
+    """Print a preset or a policy file; without a NAME, list the presets.
+
+    \b
+    Examples:
+      bayesify policy show
+      bayesify policy show moped > mine.yaml
+    """
+    import json
+
+    from ..policy.policy import Policy
+    from ..policy.yaml_file import presets, read_text
+
+    if name is None:
+        click.echo("\n".join(presets()))
+        return
+    parsed = Policy.parse(name)
+    text = json.dumps(parsed.to_dict(), indent=2) if full else read_text(presets().get(name, name))
+    click.echo(text.rstrip())

@@ -1,0 +1,80 @@
+"""Where a result is written: a name for it, and whether it may be written there, found out before any long work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UsageError
+from ..policy.policy import Policy
+
+ENDINGS = (".pt", ".pth", ".pkl", ".bin", ".ckpt")  # what files of torch.save are called
+
+
+def default_output(model: str, label: str, *, factory: bool) -> Path:
+    """`resnet.pt` → `resnet.flipout.pt` beside it; `torchvision.models:resnet18` → `resnet18.flipout.pt` here."""
+    if factory:
+        return Path(f"{model.rpartition(':')[2]}.{label}.pt")
+    path = Path(model)
+    stem, ending = (path.stem, path.suffix) if path.suffix in ENDINGS else (path.name.removesuffix(".pt2"), ".pt")
+    return path.with_name(f"{stem}.{label}{ending}")
+
+
+def label(policy: Policy) -> str:
+    """What a converted file is called after: the policy's method, or its own name where it mixes methods."""
+    methods = {rule.method or policy.method for rule in policy.rules} or {policy.method}
+    used = methods - {"keep"}
+    return str(used.pop()) if len(used) == 1 else Path(policy.source or "bayesian").stem
+
+
+def check_output(path: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]], *, force: bool) -> None:
+    """Refuse an output that is a source under whatever name, that exists, or that cannot be written.
+
+    Args:
+        path: where the result shall go.
+        sources: files that are read, which are never overwritten; one that isn't there is passed over.
+        force: whether another file may be replaced.
+
+    Raises:
+        UsageError: with what is in the way.
+    """
+    target = Path(path)
+    exists = _exists(target)
+    for source in sources:
+        if _same(target, Path(source)):
+            raise UsageError(f"{path}: is {source} itself, which is never overwritten; name another file by -o")
+    _check_place(target)
+    if exists and not force:
+        raise UsageError(f"{path}: exists already; --force replaces it, -o names another file")
+
+
+def _exists(target: Path) -> bool:
+    """Whether there is anything of this name, a link that leads nowhere included."""
+    try:
+        target.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UsageError(f"{target}: cannot be written ({error.strerror})") from None
+    return True
+
+
+def _check_place(target: Path) -> None:
+    folder = Path(os.path.realpath(target)).parent
+    if target.is_dir():
+        raise UsageError(f"{target}: is a folder; name the file to write")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{target}: is no regular file; name the file to write")
+    if not folder.is_dir():
+        raise UsageError(f"{target}: there is no folder {folder}; make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{target}: the folder {folder} may not be written to")
+
+
+def _same(target: Path, source: Path) -> bool:
+    """Whether both are one file: by another path, a symbolic link or a hard link."""
+    try:
+        return os.path.samefile(target, source)
+    except OSError:
+        return os.path.realpath(target) == os.path.realpath(source)

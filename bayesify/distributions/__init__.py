@@ -1,0 +1,1 @@
+"""Posteriors q(w), priors p(w) and the KL divergence between them."""

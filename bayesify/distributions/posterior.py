@@ -1,0 +1,127 @@
+"""The posterior q(w) = Normal(mean, std²) of one weight tensor: how its std is parameterized and where it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..estimators.precision import widened
+
+Parameterization = Literal["additive", "multiplicative"]
+
+SMALLEST_STD = 1e-8  # below it a std is no longer told from zero next to a float32 weight
+DEPTH_BUDGET = 0.05  # the relative std of a network of one layer under `auto`; docs/defaults.md has the measurements
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A rule that gives a std to every element of a weight tensor.
+
+    Attributes:
+        kind: `constant` (the value itself), `relative` (value·|w|), `fan_in` (value/sqrt(fan_in)) or, for priors,
+            `init_std` (value times the posterior's initial std).
+        value: the rule's number, above zero.
+        floor: for `relative`, the smallest |w| that counts, as a fraction of the tensor's root mean square.
+            It keeps a weight that happens to be zero from being pinned there.
+    """
+
+    kind: Literal["constant", "relative", "fan_in", "init_std"]
+    value: float
+    floor: float = 1e-3
+
+    def __str__(self) -> str:
+        forms = {"constant": "{:.4g}", "relative": "{:.4g}·|w|", "fan_in": "{:.4g}/√fan_in", "init_std": "{:.4g}×init"}
+        return forms[self.kind].format(self.value)
+
+    def to_dict(self) -> float | dict[str, float]:
+        """As a policy writes it."""
+        return self.value if self.kind == "constant" else {self.kind: self.value}
+
+    def times(self, factor: float) -> Scale:
+        """The same rule, its std `factor` times as large."""
+        return Scale(self.kind, self.value * factor, self.floor)
+
+    def std(self, weight: Tensor, fan_in: int) -> Tensor | float:
+        """The std for each element of `weight`: a float where it is the same for all."""
+        if self.kind == "constant":
+            return self.value
+        if self.kind == "fan_in":
+            return float(self.value / max(fan_in, 1) ** 0.5)
+        if self.kind == "relative":
+            return self.value * magnitude(weight, fan_in, self.floor)
+        raise ValueError("init_std is a rule for priors, relative to the posterior's own initial std")
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """How q(w) is parameterized and where its std starts.
+
+    Attributes:
+        parameterization: `additive`, std = softplus(rho); or `multiplicative`, std = |mean|·sqrt(alpha), with
+            log(alpha) the parameter (Kingma et al. 2015, section 3; Molchanov et al. 2017, section 3.2).
+        init_std: where std starts; None is `auto`, which a plan settles by the network's depth.
+    """
+
+    parameterization: Parameterization = "additive"
+    init_std: Scale | None = None
+
+    def __str__(self) -> str:
+        return f"{self.parameterization}, std {self.init_std or 'auto'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a policy writes it."""
+        return {
+            "parameterization": self.parameterization,
+            "init_std": self.init_std.to_dict() if self.init_std else "auto",
+        }
+
+    @property
+    def scale_name(self) -> str:
+        """What the scale parameter's name ends in: `weight_rho` or `weight_log_alpha`."""
+        return "rho" if self.parameterization == "additive" else "log_alpha"
+
+    def for_depth(self, layers: int) -> Posterior:
+        """The same posterior with `auto` settled for a network that has `layers` converted layers.
+
+        Relative noise adds up over depth, so the layers share one budget: r = 0.05/sqrt(layers) of |w|.
+        """
+        if self.init_std is not None:
+            return self
+        return Posterior(self.parameterization, Scale("relative", DEPTH_BUDGET / max(layers, 1) ** 0.5, floor=0.1))
+
+    def start(self, mean: Tensor, fan_in: int) -> Tensor:
+        """The scale parameter's initial value, of `mean`'s shape, dtype and device."""
+        posterior = self.for_depth(1)
+        assert posterior.init_std is not None
+        wide = widened(mean.detach())
+        std = posterior.init_std.std(wide, fan_in)
+        std = torch.full_like(wide, std) if isinstance(std, float) else std
+        return posterior.scale_of(std.clamp_min(SMALLEST_STD), magnitude(wide, fan_in, floor=1e-3)).to(mean.dtype)
+
+    def std(self, mean: Tensor, scale: Tensor) -> Tensor:
+        """The std from the scale parameter (`rho` or `log_alpha`), elementwise and differentiable."""
+        if self.parameterization == "additive":
+            return F.softplus(scale)
+        return (mean.abs() * torch.exp(scale / 2)).clamp_min(SMALLEST_STD)
+
+    def scale_of(self, std: Tensor, mean: Tensor) -> Tensor:
+        """The scale parameter that gives `std`: the inverse of `std()`.
+
+        softplus⁻¹(std) = std + log(1 - exp(-std)); log(alpha) = 2·log(std/|mean|).
+        """
+        if self.parameterization == "additive":
+            return std + torch.log(-torch.expm1(-std))
+        return 2 * torch.log(std / mean.abs().clamp_min(SMALLEST_STD))
+
+
+def magnitude(weight: Tensor, fan_in: int, floor: float) -> Tensor:
+    """|w|, but at least `floor` times the tensor's root mean square; 1/sqrt(fan_in) stands in where all are zero."""
+    rms = torch.linalg.vector_norm(weight) / max(weight.numel(), 1) ** 0.5
+    rms = torch.where(rms > 0, rms, torch.full_like(rms, max(fan_in, 1) ** -0.5))
+    return weight.abs().maximum(floor * rms)
+
+

@@ -1,0 +1,168 @@
+"""Priors p(w) over one weight tensor and KL(q‖p) in nats, summed over its elements.
+
+Every `kl` takes the posterior's mean and std in float32 or float64 and returns a 0-dim tensor, differentiable in both.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..estimators import noise
+from ..estimators.precision import widened
+from .posterior import Scale
+
+
+@dataclass(frozen=True)
+class Normal:
+    """p(w) = Normal(mean, std²), elementwise.
+
+    Attributes:
+        mean: a number, or `pretrained`: the weights as they were at conversion, kept in a buffer.
+        std: a rule; `relative` and `init_std` refer to the weights as they were at conversion.
+    """
+
+    mean: float | Literal["pretrained"] = "pretrained"
+    std: Scale = Scale("init_std", 3.0)
+
+    def __str__(self) -> str:
+        centre = "w₀" if self.mean == "pretrained" else f"{self.mean:.4g}"
+        return f"N({centre}, {self.std})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a policy writes it."""
+        return {"family": "normal", "mean": self.mean, "std": self.std.to_dict()}
+
+    def settled(self, init_std: Scale) -> Normal:
+        """The same prior with `init_std` replaced by the rule that the posterior's initial std follows."""
+        return Normal(self.mean, init_std.times(self.std.value)) if self.std.kind == "init_std" else self
+
+    @property
+    def keeps_std(self) -> bool:
+        """Whether the std must be stored: it depends on the initial weights and they are not kept as the mean."""
+        return self.std.kind == "relative" and self.mean != "pretrained"
+
+
+@dataclass(frozen=True)
+class ScaleMixture:
+    """p(w) = pi·Normal(0, std1²) + (1 - pi)·Normal(0, std2²), elementwise (Blundell et al. 2015, eq. 7).
+
+    KL(q‖p) has no closed form: each evaluation is a fresh, unbiased Monte Carlo estimate from one weight draw made on
+    the spot, with the entropy of q exact: -H(q) - log p(mean + std·eps), eps ~ Normal(0, 1).
+    """
+
+    pi: float = 0.5
+    std1: float = 1.0
+    std2: float = math.exp(-6)
+
+    def __str__(self) -> str:
+        return f"{self.pi:.3g}·N(0, {self.std1:.3g}) + {1 - self.pi:.3g}·N(0, {self.std2:.3g})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a policy writes it."""
+        return {"family": "scale_mixture", "pi": self.pi, "std1": self.std1, "std2": self.std2}
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """p(log|w|) = const, for the multiplicative posterior; KL depends on alpha = std²/mean² only.
+
+    KL is the approximation of Molchanov et al. 2017, eq. 14, with its constant chosen so that KL → 0 as alpha → ∞.
+    """
+
+    def __str__(self) -> str:
+        return "log-uniform"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a policy writes it."""
+        return {"family": "log_uniform"}
+
+
+Prior = Normal | ScaleMixture | LogUniform
+
+
+def normal_kl(mean: Tensor, std: Tensor, prior_mean: Tensor | float, prior_std: Tensor | float) -> Tensor:
+    """Σ KL(N(mean, std²) ‖ N(prior_mean, prior_std²)) in nats.
+
+    Per element: log(prior_std/std) + (std² + (mean - prior_mean)²) / (2·prior_std²) - 1/2.
+    """
+    ratio = std / prior_std
+    shift = (mean - prior_mean) / prior_std
+    return (0.5 * (ratio.square() + shift.square() - 1) - torch.log(ratio)).sum()
+
+
+def softplus_normal_kl(
+    mean: Tensor, rho: Tensor, prior_mean: Tensor | float, prior_std: Tensor | float
+) -> Tensor:
+    """`normal_kl` for std = softplus(rho), in one pass: gradients are made along with the value."""
+    if torch.compiler.is_compiling() or not (mean.requires_grad or rho.requires_grad):
+        return normal_kl(mean, F.softplus(rho), prior_mean, prior_std)
+    return cast("Tensor", _SoftplusNormalKL.apply(mean, rho, prior_mean, prior_std)[0])  # type: ignore[no-untyped-call]
+
+
+class _SoftplusNormalKL(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(mean: Tensor, rho: Tensor, prior_mean: Any, prior_std: Any) -> tuple[Tensor, Tensor, Tensor]:
+        std = F.softplus(rho)
+        ratio, shift = std / prior_std, (mean - prior_mean).div_(prior_std)
+        excess = (ratio * ratio).sub_(1).sum()  # less 1 one by one: near the prior, the sums would round to nonsense
+        total = 0.5 * (excess + _square_sum(shift)) - _log_sum(ratio)
+        of_rho = ratio.div_(prior_std).sub_(std.reciprocal_()).mul_(torch.sigmoid(rho))
+        return total, shift.div_(prior_std), of_rho
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.prior = inputs[2:]
+        ctx.save_for_backward(*inputs[:2], *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
+        mean, rho, of_mean, of_rho = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            total = normal_kl(mean, F.softplus(rho), *ctx.prior)
+            return *torch.autograd.grad(total, (mean, rho), grad, create_graph=True), None, None
+        return grad * of_mean, grad * of_rho, None, None
+
+
+def _square_sum(tensor: Tensor) -> Tensor:
+    flat = tensor.reshape(-1)
+    return torch.dot(flat, flat)
+
+
+def _log_sum(ratio: Tensor) -> Tensor:
+    """Σ log(ratio) by half as many logarithms, of products of two: these stay within float32's range."""
+    flat = ratio.reshape(-1)
+    half = flat.numel() // 2
+    pairs = (flat[:half] * flat[half : 2 * half]).clamp_(1e-37, 1e37)
+    return torch.log(pairs).sum() + torch.log(flat[2 * half :]).sum()
+
+
+def scale_mixture_kl(mean: Tensor, std: Tensor, prior: ScaleMixture) -> Tensor:
+    """One unbiased Monte Carlo estimate of Σ KL(q‖p) in nats for the scale mixture, from a fresh weight draw."""
+    weight = mean + std * noise.normal_like(mean)
+    wide = _normal_log_density(weight, prior.std1) + math.log(prior.pi)
+    narrow = _normal_log_density(weight, prior.std2) + math.log1p(-prior.pi)
+    negative_entropy = -torch.log(std) - 0.5 * math.log(2 * math.pi * math.e)
+    return (negative_entropy - torch.logaddexp(wide, narrow)).sum()
+
+
+def log_uniform_kl(log_alpha: Tensor) -> Tensor:
+    """Σ KL(q‖log-uniform) in nats (Molchanov et al. 2017, eq. 14).
+
+    Per element: k1 - k1·sigmoid(k2 + k3·log alpha) + log(1 + 1/alpha)/2, with k1 = 0.63576, k2 = 1.87320, k3 = 1.48695.
+    """
+    log_alpha = widened(log_alpha)
+    k1, k2, k3 = 0.63576, 1.87320, 1.48695
+    return (k1 * torch.sigmoid(-(k2 + k3 * log_alpha)) + 0.5 * F.softplus(-log_alpha)).sum()
+
+
+def _normal_log_density(value: Tensor, std: float) -> Tensor:
+    return -0.5 * (value / std).square() - math.log(std) - 0.5 * math.log(2 * math.pi)

@@ -1,0 +1,42 @@
+"""Dtypes: what is computed in float32 or better, and what autocast does to the arguments of a product."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def autocasted(*tensors: Tensor | None) -> list[Any]:
+    """What autocast does to the arguments of a product: the backward pass runs outside of it and must see one dtype."""
+    device = next(each.device.type for each in tensors if each is not None)
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [each if each is None or each.dtype is torch.float64 else each.to(dtype) for each in tensors]
+
+
+def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Autocast switched off on the tensor's device."""
+    # torch knows no autocast on meta
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
+
+
+def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward called inside autocast must not round what forward kept wide: squares overflow in half precision."""
+
+    @functools.wraps(backward)
+    def wide(ctx: Any, grad: Tensor, *others: Any) -> Any:
+        with no_autocast(grad):
+            return backward(ctx, grad, *others)
+
+    return wide
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or as it is where that is already as precise."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

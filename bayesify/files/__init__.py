@@ -1,0 +1,1 @@
+"""Models and weights, in from files and out to files."""

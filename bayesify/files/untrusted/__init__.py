@@ -1,0 +1,1 @@
+"""Bytes that nobody vouches for: read as data, and never run."""

@@ -1,0 +1,166 @@
+"""What a file is, from its bytes and never from its name."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import pickle
+import pickletools
+import zipfile
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+from ...errors import UsageError
+
+Kind = Literal[
+    "torch zip", "torch old", "safetensors", "TorchScript", "torch.export", "numpy", "zip", "empty", "folder", "text",
+    "git-lfs pointer", "web page", "HDF5", "ONNX", "GGUF", "torch tar", "pickle", "truncated", "unknown",
+]  # fmt: skip
+
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # opens every file that torch.save writes in the old format
+
+
+@dataclass(frozen=True)
+class Sniffed:
+    """What a file is.
+
+    Attributes:
+        kind: one of `Kind`; `torch zip` and `torch old` (torch.save's two formats) and `safetensors` can be read.
+        refusal: for every other kind, what it is and what to do instead, as the end of a sentence that names the file.
+    """
+
+    kind: Kind
+    refusal: str | None = None
+
+
+def sniff(path: str | PathLike[str]) -> Sniffed:
+    """Tell what a file is from its bytes.
+
+    Raises:
+        UsageError: there is no such file, or it may not be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _refused("folder")
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    kind = _from_head(head, path)
+    return Sniffed(kind) if kind in ("torch zip", "torch old", "safetensors") else _refused(kind)
+
+
+def _refused(kind: Kind) -> Sniffed:
+    return Sniffed(kind, _REFUSALS[kind])
+
+
+def _from_head(head: bytes, path: Path) -> Kind:
+    if not head:
+        return "empty"
+    if head.startswith(b"PK\x03\x04"):
+        return _zipped(path)
+    if head.startswith(b"\x80"):
+        return _pickled(path)
+    for magic, kind in _MAGICS.items():
+        if head.startswith(magic):
+            return kind
+    if head[257:262] == b"ustar":
+        return "torch tar"
+    return _safetensors(head, path) or _onnx(head) or _text(head) or "unknown"
+
+
+def _zipped(path: Path) -> Kind:
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = file.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return "truncated"
+    inside = {name.split("/", 1)[-1] for name in names} | set(names)
+    if "constants.pkl" in inside or any(name.startswith("code/") for name in inside):
+        return "TorchScript"
+    if "archive_format" in inside or "serialized_exported_program.json" in inside:
+        return "torch.export"
+    if "data.pkl" in inside:
+        return "torch zip"
+    return "numpy" if names and all(name.endswith(".npy") for name in names) else "zip"
+
+
+def _pickled(path: Path) -> Kind:
+    with path.open("rb") as file:
+        try:
+            operations = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(file.read(64))]
+        except (ValueError, IndexError):
+            return "pickle" if _ends(path) else "truncated"
+        return "torch old" if ("LONG1", MAGIC_NUMBER) in operations else "pickle"
+
+
+def _ends(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read() == pickle.STOP
+
+
+def _safetensors(head: bytes, path: Path) -> Kind | None:
+    """8 bytes of length, a JSON header of that length that says where each tensor ends, the tensors."""
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] != b"{" or length < 2:
+        return None
+    size = path.stat().st_size
+    if 8 + length > size:
+        return "truncated" if length < 1 << 32 else None
+    with path.open("rb") as file:
+        file.seek(8)
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return "safetensors" if 8 + length + max(ends, default=0) <= size else "truncated"
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+            return None
+
+
+def _text(head: bytes) -> Kind | None:
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head).lstrip("\ufeff \t\r\n").lower()
+    except UnicodeDecodeError:
+        return None
+    if "\0" in text:
+        return None
+    if text.startswith("version https://git-lfs"):
+        return "git-lfs pointer"
+    return "web page" if text.startswith(("<!doctype", "<html", "<?xml", "<head")) else "text"
+
+
+def _onnx(head: bytes) -> Kind | None:
+    """A protocol buffer whose first field is a small IR version, followed by a string field."""
+    return "ONNX" if head[:1] == b"\x08" and head[1:2] < b"\x20" and head[2:3] in (b"\x12", b"\x1a", b"\x3a") else None
+
+
+_MAGICS: dict[bytes, Kind] = {b"\x89HDF\r\n\x1a\n": "HDF5", b"\x93NUMPY": "numpy", b"GGUF": "GGUF"}
+
+_NO_LAYERS = "has no torch layers to convert; name the model's code: bayesify convert package.module:Net --weights FILE"
+
+_REFUSALS: dict[Kind, str] = {
+    "TorchScript": f"is a TorchScript archive, which {_NO_LAYERS}, FILE being its state_dict",
+    "torch.export": "is a program of torch.export, a model and no file of weights: convert it itself",
+    "numpy": f"holds numpy arrays and {_NO_LAYERS}, FILE being a torch state_dict",
+    "HDF5": f"is an HDF5 file (Keras?), which {_NO_LAYERS}, FILE being a torch state_dict",
+    "ONNX": f"is an ONNX file, which {_NO_LAYERS}, FILE being a torch state_dict",
+    "GGUF": f"is a GGUF file, which {_NO_LAYERS}, FILE being a torch state_dict",
+    "zip": "is a zip file but not one of torch.save's; unpack it and give the model file that is inside",
+    "torch tar": "is a tar archive (as torch.save before 0.1.10 wrote); unpack it, or load it with the program that "
+    "wrote it and torch.save it again",
+    "pickle": "is a plain pickle, not a file of torch.save; load it with the program that wrote it and "
+    "torch.save(model.state_dict(), FILE)",
+    "empty": "is empty; save or download it again",
+    "folder": "is a folder; give the file in it, such as model.safetensors, by --weights beside the model's factory",
+    "text": "is a text file, not a model; is the path right?",
+    "web page": "is a web page, not a model: the download went wrong; fetch the file itself",
+    "git-lfs pointer": "is a git-lfs pointer, not the model itself; run `git lfs pull`",
+    "truncated": "is cut off or damaged; copy, download or save it again",
+    "unknown": "is no file that torch.save or safetensors writes; is the path right?",
+}

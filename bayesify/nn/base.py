@@ -1,0 +1,274 @@
+"""What all variational layers are: a plain layer, its weight now the posterior mean, and noise around it.
+
+    class FlipoutLinear(Flipout, LinearFamily, nn.Linear): ...
+
+`Flipout` and `LRT` are the estimators, a family says what product the layer computes, the plain class does the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import Parameter, UninitializedParameter
+
+from ..distributions.prior import (
+    LogUniform,
+    ScaleMixture,
+    log_uniform_kl,
+    normal_kl,
+    scale_mixture_kl,
+    softplus_normal_kl,
+)
+from ..errors import UninitializedLayerError
+from ..estimators import noise
+from ..estimators.flipout import flipout
+from ..estimators.lrt import lrt
+from ..estimators.precision import widened
+from ..estimators.products import Product
+from .folded_batches import fold_of
+from .hooks import mark_reached
+from .layer_kinds import bias_names, fan_in, weight_names
+from .parametrized_weights import mask, value
+from .posterior_tensors import added_names, posterior_tensors
+from .settings import Method, Settings
+
+
+class Variational(nn.Module):
+    """A layer with a posterior q(w) = Normal(weight, weight_std²) over its weight, and its bias if settings say so.
+
+    Args:
+        settings: keyword only; all other arguments are the plain layer's.
+
+    Attributes:
+        weight, bias: the posterior means (or the bias itself), under the plain layer's names.
+        weight_rho or weight_log_alpha: the scale parameter, by parameterization; likewise for a variational bias.
+        weight_prior_mean, weight_prior_std: buffers, where the prior cannot be computed from less.
+    """
+
+    method: Method
+    examples_lead = False  # whether the forward hands its products inputs with the examples first
+    _settings: Settings
+    _quiet: bool
+    _reached: bool
+    _drawing = False  # whether a draw stands in a weight's place now
+    _examples: int
+    _examples_before: tuple[int, int]
+
+    def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        settings = (settings or Settings()).for_depth(1)
+        self.add_posterior(settings, posterior_tensors(self, settings))
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        plain = next((base for base in cls.__mro__ if base.__module__.startswith("torch.nn.modules.")), nn.Module)
+        if plain is not nn.Module:
+            cls.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
+
+    weight: Any
+    bias: Any
+    product: Any  # a family's: the inputs as (product, the inputs that it takes)
+    estimate: Any  # an estimator's: the product with noise, for (mean, std, bias, bias_std)
+
+    def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
+        """The plain layer's forward, with noise. With `return_kl`, (output, KL of this layer in nats)."""
+        if self._quiet:
+            output = super().forward(*inputs, **kwargs)
+        else:
+            product, taken = self.product(*inputs, **kwargs)
+            mean, bias = self.weight, self.bias  # each read once, since reading may compute it
+            bias_std = None if self.scale_of("bias") is None else self.std_of("bias", bias)
+            posterior = mean, self.std_of("weight", mean), bias, bias_std
+            output = self.estimate(product, taken, *posterior, batch_dim=self._settings.batch_dim)
+        return (output, self.kl_divergence()) if return_kl else output
+
+    @property
+    def weight_std(self) -> Tensor:
+        """The posterior's std, of `weight`'s shape; differentiable in the scale parameter."""
+        return self.std_of("weight")
+
+    @property
+    def bias_std(self) -> Tensor | None:
+        """The bias's posterior std, or None where the bias is deterministic or absent."""
+        return None if self.scale_of("bias") is None else self.std_of("bias")
+
+    def means(self) -> list[str]:
+        """The names of what has a posterior: the layer's weight matrices, and its biases where they are variational."""
+        names = (*weight_names(self), *bias_names(self))
+        return [name for name in names if self.scale_of(name) is not None]
+
+    def mean_of(self, name: str) -> Tensor:
+        """The posterior's mean of `weight` or `bias`: the Parameter, or what the layer computes, as by weight norm."""
+        mean = value(self, name)
+        assert mean is not None
+        return mean
+
+    def scale_of(self, name: str) -> Parameter | None:
+        """The scale parameter of `weight` or `bias`, or None where that has no posterior."""
+        return self._parameters.get(f"{name}_{self._settings.posterior.scale_name}")
+
+    def std_of(self, name: str, mean: Tensor | None = None) -> Tensor:
+        """The posterior's std of `weight` or `bias`, as `means` names them; `mean` is its value, where that is at hand.
+
+        Raises:
+            AttributeError: the layer has no posterior of that name.
+            RuntimeError: the mean was resized after conversion, so that its scale no longer fits.
+        """
+        mean, scale = value(self, name) if mean is None else mean, self.scale_of(name)
+        if mean is None or scale is None:
+            raise AttributeError(f"{type(self).__name__} has no posterior over {name!r}, but over {self.means()}")
+        if scale.shape != mean.shape:
+            raise RuntimeError(
+                f"{name} has shape {tuple(mean.shape)} but its posterior was made for {tuple(scale.shape)}: "
+                "resize first, then convert"
+            )
+        with unrouted():
+            std, left = self._settings.posterior.std(mean, scale), mask(self, name)
+            return std if left is None else std * left
+
+    def kl_divergence(self) -> Tensor:
+        """KL(q‖p) of this layer alone in nats: a 0-dim tensor in float32 or better, summed over weight and bias."""
+        with unrouted():
+            return torch.stack([self.kl_term(name) for name in self.means()]).sum()
+
+    def kl_term(self, name: str) -> Tensor:
+        """KL(q‖p) of `weight` or `bias` in nats, a 0-dim tensor in float32 or better.
+
+        Raises:
+            UninitializedLayerError: the layer is lazy and has not seen data, or is on the meta device.
+        """
+        mean: Any = self.mean_of(name)
+        scale: Any = self.scale_of(name)
+        if isinstance(self, LazyModuleMixin):
+            raise UninitializedLayerError("has not seen data yet, so that it has no KL: run one batch first")
+        if scale.is_meta or mean.is_meta:
+            raise UninitializedLayerError(
+                "is on the meta device: load its weights, then call bayesify.reset_posterior(model)"
+            )
+        mean, scale = (self.counted(name, _whole(each)) for each in (mean, scale))
+        prior = self._settings.prior
+        if isinstance(prior, LogUniform):
+            return log_uniform_kl(scale)
+        posterior, mean, scale = self._settings.posterior, widened(mean), widened(scale)
+        if isinstance(prior, ScaleMixture):
+            return scale_mixture_kl(mean, posterior.std(mean, scale), prior)
+        if posterior.parameterization == "additive":
+            return softplus_normal_kl(mean, scale, *self.normal_prior(name))
+        return normal_kl(mean, posterior.std(mean, scale), *self.normal_prior(name))
+
+    def counted(self, name: str, tensor: Tensor) -> Tensor:
+        """Those elements of the mean, or of what goes with it, that have a posterior: all that are not pruned."""
+        left = mask(self, name)
+        return tensor if left is None else tensor[left.bool()]
+
+    def normal_prior(self, name: str) -> tuple[Tensor | float, Tensor | float]:
+        """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
+        prior: Any = self._settings.prior
+        kept = (self._buffers.get(f"{name}_prior_{part}") for part in ("mean", "std"))
+        kept_mean, kept_std = (each if each is None else self.counted(name, each) for each in kept)
+        mean = prior.mean if kept_mean is None else widened(kept_mean)
+        if kept_std is not None:
+            return mean, widened(kept_std)
+        return mean, prior.std.std(mean, fan_in(self, name))
+
+    def add_posterior(self, settings: Settings, tensors: dict[str, Tensor]) -> None:
+        """Give the plain layer its settings, scale parameters, prior buffers and the ledger's hook."""
+        self._settings, self._quiet, self._reached = settings, False, False
+        for name, tensor in tensors.items():
+            if isinstance(tensor, Parameter):
+                self.register_parameter(name, tensor)
+            else:
+                self.register_buffer(name, tensor)
+        self.register_forward_hook(mark_reached)
+
+    def remove_posterior(self) -> None:
+        """Take back all that `add_posterior` gave."""
+        for name in added_names(self):
+            self._parameters.pop(name, None)
+            self._buffers.pop(name, None)
+        for key in [key for key, hook in self._forward_hooks.items() if hook is mark_reached]:
+            del self._forward_hooks[key]
+        for name in ("_settings", "_quiet", "_reached", "_drawing", "_examples", "_examples_before"):
+            vars(self).pop(name, None)
+
+    def reset_parameters(self) -> None:
+        """Initialize the means as the plain layer does, and the posterior around them."""
+        super().reset_parameters()  # type: ignore[misc]
+        lazy = any(isinstance(each, UninitializedParameter) for each in self._parameters.values())
+        if "_settings" in self.__dict__ and not lazy:
+            self.reset_posterior()
+
+    def reset_posterior(self) -> None:
+        """Put the scales and the prior's buffers where they start, given the means as they are now."""
+        for name, start in posterior_tensors(self, self._settings).items():
+            present = getattr(self, name)
+            if present.is_meta == start.is_meta:
+                present.data.copy_(start.data)
+            else:
+                setattr(self, name, start)
+
+    @torch.no_grad()
+    def set_std(self, name: str, std: float) -> None:
+        """Give every element of `weight` or `bias` this posterior std."""
+        mean, scale = self.mean_of(name), self.scale_of(name)
+        assert scale is not None
+        wide = widened(mean)
+        scale.copy_(self._settings.posterior.scale_of(torch.full_like(wide, std), wide))
+
+    @torch.no_grad()
+    def draw(self, name: str) -> Tensor:
+        """One draw of `weight` or `bias` from its posterior."""
+        return self._sampled(name)
+
+    def _sampled(self, name: str) -> Tensor:
+        """One draw of `weight` or `bias`, with gradients to its posterior."""
+        mean = self.mean_of(name)
+        return mean + self.std_of(name, mean) * noise.normal_like(mean)
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        own = f"q=({self._settings.posterior}), p={self._settings.prior}" if "_settings" in self.__dict__ else ""
+        return ", ".join(filter(None, (text, own)))
+
+
+class Flipout(Variational):
+    """The Flipout estimator (Wen et al. 2018): each example sees the marginal of one weight draw of its own."""
+
+    method: Method = "flipout"
+
+    def estimate(self, product: Product, inputs: list[Tensor], *posterior: Any, batch_dim: int) -> Tensor:
+        """The product with noise, for the posterior's (mean, std, bias, bias_std)."""
+        signs, x = self._settings.signs, inputs[0]
+        dims = product.sign_dims(0, x.dim(), batch_dim) - product.sign_dims(0, x.dim(), -1)
+        fold = fold_of(self, x.shape[dims.pop()]) if dims and signs == "example" else None
+        with unrouted():
+            return flipout(product, inputs, *posterior, signs=signs, batch_dim=batch_dim, fold=fold)
+
+
+class LRT(Variational):
+    """The local reparameterization estimator (Kingma et al. 2015): noise per pre-activation."""
+
+    method: Method = "lrt"
+
+    def estimate(self, product: Product, inputs: list[Tensor], *posterior: Any, batch_dim: int) -> Tensor:
+        """The product with noise, for the posterior's (mean, std, bias, bias_std)."""
+        with unrouted():
+            return lrt(product, inputs, *posterior)
+
+
+def unrouted() -> AbstractContextManager[Any]:
+    """What a layer computes of its own weight is no product that a module around it should answer (see `rerouted`)."""
+    enabled = torch._C._is_torch_function_mode_enabled()
+    return torch._C.DisableTorchFunction() if enabled else nullcontext()
+
+
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A Parameter that FSDP2 sharded, gathered; its gradient goes back to the shards."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

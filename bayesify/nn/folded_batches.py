@@ -1,0 +1,82 @@
+"""Layers whose dimension 0 (say) holds the model's examples with something else folded in: windows, tokens, frames.
+
+How many rows an example has there depends on the input's size; how many examples there are, only the model's own input
+tells. So the model notes it at its door, by a hook, for the layers inside that fold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..estimators.flipout import Fold
+from .hooks import EXAMPLES_ALONG, forget_examples, tell_examples
+from .settings import Settings
+
+
+def watch_examples(model: nn.Module, dim: int) -> None:
+    """Have the model tell its folding layers, at every forward, how many examples its input has along `dim`."""
+    setattr(model, EXAMPLES_ALONG, dim)
+    model.register_forward_pre_hook(tell_examples, with_kwargs=True)
+    model.register_forward_hook(forget_examples, always_call=True)
+
+
+def watched_dim(model: nn.Module) -> int | None:
+    """Along which dimension the model watches its examples; None where it does not."""
+    dim: int | None = vars(model).get(EXAMPLES_ALONG)
+    return dim
+
+
+def unwatch_examples(model: nn.Module) -> None:
+    """Take `watch_examples` back; nothing to do where it was not called."""
+    for hooks, flags, own in (
+        (model._forward_pre_hooks, model._forward_pre_hooks_with_kwargs, tell_examples),
+        (model._forward_hooks, model._forward_hooks_always_called, forget_examples),
+    ):
+        for key in [key for key, hook in hooks.items() if hook is own]:
+            del hooks[key]
+            flags.pop(key, None)
+    vars(model).pop(EXAMPLES_ALONG, None)
+
+
+
+
+
+
+def fold_of(layer: Any, rows: int) -> Fold | None:
+    """How the examples lie in a dimension of so many rows, or None where it holds nothing but examples.
+
+    Outside of the model's forward (a part called by itself, a checkpoint's second pass), as at the last forward with so
+    many rows, or as the plan saw it.
+
+    Raises:
+        RuntimeError: the rows are no multiple of the examples'.
+    """
+    settings: Settings = layer._settings
+    if settings.rows <= 1:
+        return None
+    examples = _examples(layer, settings, rows)
+    if examples == rows:
+        return None
+    if rows % (examples * max(settings.run, 1)):
+        raise RuntimeError(
+            f"{rows} rows are not {examples} examples times {settings.run or 'some'} rows: convert again, with "
+            "example_inputs like these"
+        )
+    return Fold(examples, settings.run)
+
+
+def _examples(layer: Any, settings: Settings, rows: int) -> int:
+    told: int = vars(layer).get("_examples", 0)
+    if told:
+        if not torch.compiler.is_compiling():
+            layer._examples_before = (rows, told)
+        return told
+    rows_before, examples_before = vars(layer).get("_examples_before", (0, 0))
+    return int(examples_before) if rows_before == rows else max(1, rows // settings.rows)
+
+
+
+

@@ -1,0 +1,126 @@
+"""The ledger: a model's KL terms, keyed by posterior, and which of them the last forward passes reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NotVariationalError, UninitializedLayerError
+from .base import Variational
+from .parametrized_weights import identity
+
+
+@dataclass(frozen=True)
+class Term:
+    """One posterior's contribution to the KL.
+
+    Attributes:
+        layer_name: the first layer, in the model's order, that holds the posterior.
+        mean_name: the Parameter's own name in its layer: `weight`, `bias`, `in_proj_weight`, ...
+        layers: every layer that holds it; more than one where a Parameter is tied. The first one evaluates it.
+    """
+
+    layer_name: str
+    mean_name: str
+    layers: tuple[Variational, ...]
+
+    @property
+    def reached(self) -> bool:
+        """Whether a forward pass went through any of its layers since the last reset."""
+        return any(layer._reached for layer in self.layers)
+
+    def evaluate(self) -> Tensor:
+        """The term at the present parameters, in nats.
+
+        Raises:
+            UninitializedLayerError: the layer is lazy and has not seen data, or stands on the meta device.
+        """
+        try:
+            return self.layers[0].kl_term(self.mean_name)
+        except UninitializedLayerError as error:
+            layer = f"layer {self.layer_name!r}" if self.layer_name else type(self.layers[0]).__name__
+            raise UninitializedLayerError(f"{layer} {error}") from None
+
+
+class Ledger:
+    """A model's `kl`: call it for the sum of its terms. Plain data: deepcopy and pickle carry it with the model."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+
+    def __call__(self, *, reached: bool = False) -> Tensor:
+        """KL(q‖p) in nats, summed over every posterior exactly once; 0-dim, differentiable.
+
+        Args:
+            reached: count only the posteriors that forward passes went through since `reset()`.
+
+        Raises:
+            NotVariationalError: the model has no posterior.
+            UninitializedLayerError: a lazy layer has not seen data, or a layer is on the meta device.
+        """
+        return total_kl(self.root, reached=reached)
+
+    def by_layer(self) -> dict[str, Tensor]:
+        """Each layer's KL in nats, by dotted name; a shared posterior counts at the first layer that holds it."""
+        sums: dict[str, Tensor] = {}
+        for term in terms(self.root):
+            value = term.evaluate()
+            sums[term.layer_name] = sums[term.layer_name] + value if term.layer_name in sums else value
+        return sums
+
+    def reset(self) -> None:
+        """Forget which layers forward passes went through."""
+        for _, layer in variational_layers(self.root):
+            layer._reached = False
+
+    def __repr__(self) -> str:
+        return f"<KL of {type(self.root).__name__}: {len(list(terms(self.root)))} posteriors>"
+
+
+def total_kl(model: nn.Module, *, reached: bool = False) -> Tensor:
+    """`model.kl()` by function: works on any part of a converted model, and where a copy lost the attribute."""
+    found = terms(model)
+    if not found:
+        raise _not_variational(model)
+    values = [term.evaluate() for term in found if term.reached or not reached]
+    if not values:
+        return torch.zeros((), device=found[0].layers[0].mean_of(found[0].mean_name).device)
+    return torch.stack([value.to(values[0].device) for value in values]).sum()
+
+
+def variational_layers(model: nn.Module) -> Iterator[tuple[str, Variational]]:
+    """(name, layer) for every variational layer, each once, in the model's order."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, Variational))
+
+
+def layers_of(model: nn.Module) -> list[Variational]:
+    """The variational layers of a model that must have some.
+
+    Raises:
+        NotVariationalError: the model has no variational layer.
+    """
+    layers = [layer for _, layer in variational_layers(model)]
+    if not layers:
+        raise _not_variational(model)
+    return layers
+
+
+def terms(model: nn.Module) -> list[Term]:
+    """One term per posterior, in the model's order."""
+    holders: dict[tuple[int, ...], list[tuple[str, str, Variational]]] = {}
+    for layer_name, layer in variational_layers(model):
+        for mean_name in layer.means():
+            holders.setdefault(identity(layer, mean_name), []).append((layer_name, mean_name, layer))
+    return [Term(found[0][0], found[0][1], _by_rows(layer for *_, layer in found)) for found in holders.values()]
+
+
+def _by_rows(layers: Iterable[Variational]) -> tuple[Variational, ...]:
+    """Tables last that leave out their padding row, which another layer may multiply by: the first one counts."""
+    return tuple(sorted(layers, key=lambda layer: getattr(layer, "padding_idx", None) is not None))
+
+
+def _not_variational(model: nn.Module) -> NotVariationalError:
+    return NotVariationalError(f"{type(model).__name__} has no variational layer: call bayesify.convert first")

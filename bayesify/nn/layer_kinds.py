@@ -1,0 +1,102 @@
+"""What is known of each kind of torch layer, in one place; each family's own file describes its layers here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .parametrized_weights import sources, value
+from .settings import Settings
+
+
+def _inputs_of_a_row(layer: Any, name: str, shape: torch.Size) -> int:
+    return math.prod(shape[1:])
+
+
+def _all_but_features(layer: Any, x: Tensor) -> tuple[int, ...]:
+    return tuple(range(x.dim() - 1))
+
+
+def batch_first_dims(layer: Any, x: Tensor) -> tuple[int, ...]:
+    """Where a batched (3-dimensional) input has its examples, by the layer's own `batch_first`; none if unbatched."""
+    return (0 if layer.batch_first else 1,) if x.dim() == 3 else ()
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """What all layers of one class, and of its subclasses, have in common.
+
+    Attributes:
+        weights: where a layer keeps its weight matrices, whether or not a Parameter is there.
+        biases: likewise its biases, as far as they can be variational.
+        fan_in: for (layer, weight name, weight shape): how many weights enter one output.
+        example_dims: for (layer, input): the input's dimensions that may hold examples, or None where the layer itself
+            knows how they lie.
+        layout: `leading` where the examples are wherever the model puts them; `batch_first` where the layer's attribute
+            of that name says so; `step` where the layer sees one time step of each example.
+        on_sequences: whether a model that has such a layer works on sequences.
+        computes: whether the weight may be computed from other Parameters (weight norm, parametrizations).
+        lrt: what local reparameterization approximates for such a layer, if anything beside sequences.
+    """
+
+    weights: Callable[[Any], Sequence[str]] = lambda layer: ("weight",)
+    biases: Callable[[Any], Sequence[str]] = lambda layer: ("bias",)
+    fan_in: Callable[[Any, str, torch.Size], int] = _inputs_of_a_row
+    example_dims: Callable[[Any, Tensor], tuple[int, ...] | None] = _all_but_features
+    layout: Literal["leading", "batch_first", "step"] = "leading"
+    on_sequences: bool = False
+    computes: bool = False
+    lrt: str | None = None
+
+
+def describe(cls: type[nn.Module], kind: LayerKind) -> None:
+    """Enter what is known of `cls` and its subclasses."""
+    _KINDS[cls] = kind
+
+
+def layer_kind(layer: nn.Module) -> LayerKind:
+    """What is known of a layer: as its nearest described class says, or as of a layer with one `weight` matrix."""
+    return next((_KINDS[base] for base in type(layer).__mro__ if base in _KINDS), _UNKNOWN)
+
+
+_KINDS: dict[type[nn.Module], LayerKind] = {nn.LayerNorm: LayerKind(on_sequences=True)}
+_UNKNOWN = LayerKind()
+
+
+def weight_names(layer: nn.Module, settings: Settings | None = None) -> list[str]:
+    """The layer's own Parameters that get a posterior: its weight matrices, or those that its settings name."""
+    settings = settings or vars(layer).get("_settings")
+    if settings is not None and settings.weights:
+        return [name for name, _ in settings.weights]
+    return [name for name in layer_kind(layer).weights(layer) if sources(layer, name)]
+
+
+def bias_names(layer: nn.Module) -> list[str]:
+    """The layer's own Parameters that get a posterior too where biases are variational."""
+    return [name for name in layer_kind(layer).biases(layer) if sources(layer, name)]
+
+
+def fan_in(layer: Any, name: str, settings: Settings | None = None) -> int:
+    """How many weights of the matrix `name` enter one output; of a bias, those of the matrix that it goes with."""
+    settings = settings or vars(layer).get("_settings")
+    if settings is not None and settings.weights:
+        return int(dict(settings.weights)[name])
+    names, matrix = weight_names(layer), name.replace("bias", "weight")
+    matrix = matrix if matrix in names else names[0]
+    return layer_kind(layer).fan_in(layer, matrix, _shape(layer, matrix))
+
+
+def _shape(layer: nn.Module, name: str) -> torch.Size:
+    """The weight's shape, without computing the weight where its posterior's scale has the same shape."""
+    weight: Tensor | None = layer._parameters.get(name)
+    settings: Settings | None = vars(layer).get("_settings")
+    if weight is None and settings is not None:
+        weight = layer._parameters.get(f"{name}_{settings.posterior.scale_name}")
+    weight = value(layer, name) if weight is None else weight
+    assert weight is not None
+    return weight.shape

@@ -1,0 +1,100 @@
+"""The tensors that make a plain layer variational: which there are, and where they start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter, UninitializedBuffer, UninitializedParameter, is_lazy
+
+from ..distributions.posterior import SMALLEST_STD
+from ..distributions.prior import Normal
+from ..estimators.precision import widened
+from .layer_kinds import bias_names, fan_in, weight_names
+from .parametrized_weights import sources, value
+from .settings import Settings
+
+SUFFIXES = ("rho", "log_alpha", "prior_mean", "prior_std")
+
+
+
+
+
+
+
+
+
+
+def added_names(layer: nn.Module) -> list[str]:
+    """What a posterior over any of the layer's Parameters may be called."""
+    return [f"{name}_{suffix}" for name in (*weight_names(layer), *bias_names(layer)) for suffix in SUFFIXES]
+
+
+def mean_of(added: str) -> str:
+    """The name of the Parameter that an added name belongs to: `weight` for `weight_prior_mean`."""
+    return next(added.removesuffix(f"_{suffix}") for suffix in SUFFIXES if added.endswith(f"_{suffix}"))
+
+
+def posterior_tensors(layer: nn.Module, settings: Settings) -> dict[str, Tensor]:
+    """The parameters and buffers to add to `layer`, by name, for settled settings. The layer is not changed.
+
+    They have their mean's shape, dtype and device, and are uninitialized where it is; scales require grad as it does.
+    """
+    tensors: dict[str, Tensor] = {}
+    biases = bias_names(layer) if settings.bias == "variational" and not settings.weights else []
+    for name in (*weight_names(layer, settings), *biases):
+        mean = value(layer, name)
+        assert mean is not None
+        tensors |= _uninitialized(name, mean, settings) if is_lazy(mean) else _initial(layer, name, mean, settings)
+    return tensors
+
+
+
+
+
+
+def _names(name: str, settings: Settings) -> tuple[str, list[str]]:
+    prior = settings.prior
+    buffers = []
+    if isinstance(prior, Normal) and prior.mean == "pretrained":
+        buffers.append(f"{name}_prior_mean")
+    if isinstance(prior, Normal) and prior.keeps_std:
+        buffers.append(f"{name}_prior_std")
+    return f"{name}_{settings.posterior.scale_name}", buffers
+
+
+def _initial(layer: nn.Module, name: str, mean: Tensor, settings: Settings) -> dict[str, Tensor]:
+    scale_name, buffers = _names(name, settings)
+    with torch.no_grad():
+        scale = settings.posterior.start(mean, fan_in(layer, name, settings))
+        trains = any(each.requires_grad for each in sources(layer, name))
+        tensors: dict[str, Tensor] = {scale_name: Parameter(scale, requires_grad=trains)}
+        for buffer in buffers:
+            is_mean = buffer.endswith("mean")
+            width = fan_in(layer, name, settings)
+            tensors[buffer] = mean.detach().clone() if is_mean else _prior_std(mean, width, settings)
+    return tensors
+
+
+def _prior_std(mean: Tensor, fan_in: int, settings: Settings) -> Tensor:
+    assert isinstance(settings.prior, Normal)
+    std = settings.prior.std.std(widened(mean), fan_in)
+    assert isinstance(std, Tensor)
+    return std.clamp_min(SMALLEST_STD).to(mean.dtype)
+
+
+def _uninitialized(name: str, mean: Tensor, settings: Settings) -> dict[str, Tensor]:
+    scale_name, buffers = _names(name, settings)
+    where: dict[str, Any] = {"device": mean.device, "dtype": mean.dtype}
+    scale = UninitializedParameter(requires_grad=mean.requires_grad, **where)
+    return {scale_name: scale, **{buffer: LazyBuffer(requires_grad=False, **where) for buffer in buffers}}
+
+
+class LazyBuffer(UninitializedBuffer):
+    """torch's own cannot be deep-copied; this one can, as an uninitialized Parameter can."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LazyBuffer:
+        where: dict[str, Any] = {"device": self.data.device, "dtype": self.data.dtype}
+        copied: LazyBuffer = memo.setdefault(id(self), LazyBuffer(requires_grad=self.requires_grad, **where))
+        return copied

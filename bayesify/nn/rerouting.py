@@ -1,0 +1,189 @@
+"""Modules that multiply by weights in torch functions themselves: the products are rerouted to the estimator.
+
+The module's own forward runs as it is. A torch function that multiplies by a weight with a posterior is answered by the
+estimator; views and casts of the weight are followed; any other use of it is an error, since it would bypass the noise.
+In place of a weight that the forward first computes another from, it finds one draw.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from ..estimators.products import EinsumProduct, GroupedProduct, LinearProduct
+from .base import LRT, Flipout, Variational
+from .torch_functions import BODIES, MULTIPLICATIONS, VIEWS, Use, harmless, only_likens, scales
+
+
+class Rerouting(nn.Module):
+    """Stands before the class of a module whose forward multiplies by its children's weights; `_reads` names them.
+
+    `_uncompiled`: its forward takes a view of a weight as an attribute (`.T`), which Dynamo would hide from the mode.
+    """
+
+    _reads: tuple[str, ...] = ()
+    _uncompiled = False
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """The module's own forward, its products with weights that have a posterior answered by the estimator."""
+        layers = [each for each in self._rerouted() if not each._quiet]
+        if not layers:
+            return super().forward(*inputs, **kwargs)
+        return _rerouted(layers, inputs, kwargs, self._eager(super().forward))
+
+    def _eager(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The forward, which Dynamo leaves alone if it must."""
+        if not self._uncompiled or "torch._dynamo" not in sys.modules:
+            return forward
+        why = "Dynamo would lose the noise of a weight that is viewed as an attribute: .t() instead of .T compiles"
+        disabled: Callable[..., Any] = torch.compiler.disable(forward, reason=why)  # type: ignore[no-untyped-call]
+        return disabled
+
+    def _rerouted(self) -> Iterator[Variational]:
+        """The layers whose weights it multiplies by."""
+        modules = (self.get_submodule(path) for path in self._reads)
+        return (module for module in modules if isinstance(module, Variational))
+
+
+class Rerouted(Rerouting, Variational):
+    """Stands before a layer class that multiplies by its own Parameters in its forward; settings name them."""
+
+    def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
+        """The layer's own forward, its products answered by the estimator."""
+        layers = [each for each in (self, *self._rerouted()) if not each._quiet]
+        forward = super(Variational, self).forward
+        output = _rerouted(layers, inputs, kwargs, self._eager(forward)) if layers else forward(*inputs, **kwargs)
+        return (output, self.kl_divergence()) if return_kl else output
+
+
+class FlipoutRerouted(Rerouted, Flipout):
+    """Reroutes to Flipout."""
+
+
+class LRTRerouted(Rerouted, LRT):
+    """Reroutes to local reparameterization."""
+
+
+def _rerouted(layers: list[Variational], inputs: Any, kwargs: Any, forward: Callable[..., Any]) -> Any:
+    """The forward, its products rerouted, and a draw in the place of each weight that it computes with."""
+    free = [each for each in layers if each._settings.drawn and not each._drawing]  # not drawn by a reader around it
+    means = [{name: layer._parameters[name] for name in layer._settings.drawn} for layer in free]
+    try:
+        for layer, own in zip(free, means, strict=True):
+            layer._drawing = layer._reached = True
+            draws: Any = {name: layer._sampled(name) for name in own}
+            layer._parameters.update(draws)
+        with _Reroute(layers, inputs, kwargs):
+            return forward(*inputs, **kwargs)
+    finally:
+        for layer, own in zip(free, means, strict=True):
+            layer._parameters.update(own)
+            layer._drawing = False
+
+
+class _Known(NamedTuple):
+    """A weight, or a view of one, with its std and the layer that it belongs to."""
+
+    mean: Tensor
+    std: Tensor
+    layer: Variational
+
+
+class _Reroute(TorchFunctionMode):
+    def __init__(self, layers: list[Variational], inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.inputs = [each for each in (*inputs, *kwargs.values()) if isinstance(each, Tensor) and each.dim() > 1]
+        self.dim: int | None = None  # of the examples, where what is computed says so, and not the layers' settings
+        self.known: list[_Known] = []
+        for layer in layers:
+            for name in (each for each in layer.means() if each not in layer._settings.drawn):
+                mean = layer._parameters[name]
+                assert mean is not None
+                if all(each.mean is not mean for each in self.known):
+                    self.known.append(_Known(mean, layer.std_of(name), layer))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = [self._find(each) for each in _flat([*args, *kwargs.values()])]
+        known = [each for each in found if each is not None]
+        if not known or harmless(func) or only_likens(func, args, known[0].mean) or _by_compiled_code(func):
+            return func(*args, **kwargs)
+        scaled = len(known) == 1 and scales(func, args, known[0].mean)
+        if func in VIEWS or scaled:
+            return self._follow(func, known[0], args, kwargs)
+        if func in BODIES:
+            return self._inside(BODIES[func], *args, **kwargs)
+        able = func in MULTIPLICATIONS and len(known) == 1
+        use = MULTIPLICATIONS[func](known[0].mean, *args, **kwargs) if able else None
+        if use is None:
+            raise RuntimeError(
+                f"a variational weight of {type(known[0].layer).__name__} is used in {resolve_name(func) or func}, "
+                "which its noise would not pass through: keep this layer by `ignore` in the policy"
+            )
+        return self._estimate(use, known[0])
+
+    def _inside(self, body: Callable[..., Any], query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """torch's attention, whose examples are along dimension 1, and along 0 in turns where it folds them there."""
+        before = self.inputs, self.dim
+        self.inputs, self.dim = [query if query.dim() > 2 else query.unsqueeze(1)], 1
+        try:
+            with self:
+                return body(query, *args, **kwargs)
+        finally:
+            self.inputs, self.dim = before
+
+    def _find(self, tensor: Any) -> _Known | None:
+        return next((each for each in self.known if each.mean is tensor), None)
+
+    def _follow(self, func: Callable[..., Any], known: _Known, args: Any, kwargs: Any) -> Any:
+        mean = func(*args, **kwargs)
+        named = {name: known.std if each is known.mean else each for name, each in kwargs.items()}
+        std = func(*(known.std if each is known.mean else each for each in args), **named)
+        pairs = [(mean, std)] if isinstance(mean, Tensor) else list(zip(mean, std, strict=True))
+        self.known += [_Known(each, its, known.layer) for each, its in pairs if each is not known.mean]
+        return mean
+
+    def _estimate(self, use: Use, known: _Known) -> Tensor:
+        layer = known.layer
+        told = layer._settings.rows > 0 or layer.examples_lead
+        layer._reached = True
+        x, dim = use.inputs[0], layer._settings.batch_dim if told or self.dim is None else self.dim
+        # rows of a matrix of one example each, and windows, are examples folded with other dimensions
+        folds = isinstance(use.product, LinearProduct) and not told and self._folds(x, dim)
+        if folds:
+            sizes = (-1, self._examples(dim)) if dim else (self._examples(dim), -1)
+            use.inputs[0] = x.reshape(*sizes, *x.shape[1:])
+        matrix = isinstance(use.product, LinearProduct) and x.dim() == 2 and not folds
+        y: Tensor = layer.estimate(
+            use.product, use.inputs, use.oriented(known.mean), use.oriented(known.std), use.bias, None,
+            batch_dim=0 if not told and (matrix or isinstance(use.product, EinsumProduct | GroupedProduct)) else dim,
+        )  # fmt: skip
+        return y.flatten(0, 1) if folds else y
+
+    def _examples(self, dim: int) -> int:
+        """How many examples the module was called with."""
+        return self.inputs[0].shape[dim] if self.inputs and self.inputs[0].dim() > dim >= 0 else 0
+
+    def _folds(self, x: Tensor, dim: int) -> bool:
+        examples = self._examples(dim)
+        return (dim == 0 or x.dim() == 2) and 0 < examples < x.shape[0] and x.shape[0] % examples == 0
+
+
+def _by_compiled_code(func: Any) -> bool:
+    """Whether a graph calls it that was compiled under this mode, after a graph break, and so holds the noise."""
+    if torch.compiler.is_compiling():
+        return False
+    if isinstance(func, OpOverload):
+        return True
+    caller = sys._getframe(2)
+    return caller.f_code.co_filename.startswith("<eval_with_key>") or "extern_kernels" in caller.f_globals
+
+
+def _flat(values: list[Any]) -> list[Any]:
+    return [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]

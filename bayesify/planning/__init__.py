@@ -1,0 +1,1 @@
+"""Decides what happens to each module of a model; changes nothing."""

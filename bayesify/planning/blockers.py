@@ -1,0 +1,224 @@
+"""Why a layer must stay as it is: one small function per reason, each a sentence that a person understands, or None."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+
+from ..analysis.bytecode import reached_names
+from ..analysis.registration import forwards_to
+from ..analysis.site import Site
+from ..analysis.weight_uses import UNUSED, matrices
+from ..nn.base import Flipout, Variational
+from ..nn.layer_kinds import bias_names, layer_kind, weight_names
+from ..nn.parametrized_weights import is_computed, sources
+from ..nn.posterior_tensors import SUFFIXES
+from ..nn.registry import plain_classes
+from ..programs.part import Part, kind_of
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_ALWAYS_USED = {"forward", "__call__", "__getattr__", "__getattribute__", "__setattr__", "weight", "bias"}
+
+
+def blocker(site: Site) -> str | None:
+    """The first reason why this layer cannot become variational, or None.
+
+    None also for modules without a weight matrix, such as norms: `kept_because` has the sentence for those.
+    """
+    module = site.module
+    if isinstance(module, parametrize.ParametrizationList):
+        return None
+    if "exported_problems" in vars(module) and not isinstance(module, Part):
+        return exported(module)
+    stands = inside_computation(site) or inside_adapter(site) or read_by_parent(site)
+    reason = scripted(module) or stands or quantized(module)
+    reason = reason or (computed(module) if site.known else parametrized(module) or unknown_class(site))
+    if reason or not (site.known or site.weights):
+        return reason
+    means = [name for name, _ in site.weights] or [*weight_names(module), *bias_names(module)]
+    checks = tensor_type, number_type, name_clash, replaced_method, renormalized
+    found = (find(module, means) for find in checks)
+    return next(filter(None, found), None)
+
+
+def bears_weight(module: nn.Module) -> bool:
+    """Whether the module itself holds or computes a weight: each such module has a row in the plan."""
+    if any(True for _ in module.parameters(recurse=False)) or parametrize.is_parametrized(module):
+        return True
+    return isinstance(vars(module).get("weight"), torch.Tensor) or quantized(module) is not None
+
+
+def kept_because(module: nn.Module) -> str:
+    """Why a module that bears a weight and that nothing blocks is kept all the same: it has no matrix."""
+    if isinstance(module, parametrize.ParametrizationList):
+        return "its layer's weight is computed from it"
+    return f"{_title(kind_of(module))} has no weight matrix"
+
+
+def exported(module: nn.Module) -> str | None:
+    """What is left of a module in an exported program: matrices that its graph uses in another way than multiplying."""
+    return "; ".join(f"{name}: {why}" for name, why in vars(module)["exported_problems"].items()) or None
+
+
+def scripted(module: nn.Module) -> str | None:
+    """TorchScript runs code of its own, whatever the Python class says."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a TorchScript module, whose code is fixed: convert the Python model that it was made from"
+    return None
+
+
+def inside_computation(site: Site) -> str | None:
+    """A layer of a parametrization, whose value is a mean."""
+    if any(isinstance(parent, parametrize.ParametrizationList) for _, parent in site.parents):
+        return "another layer's weight is computed by it"
+    return None
+
+
+def inside_adapter(site: Site) -> str | None:
+    """A layer that peft wraps: its weight is merged behind the layer's back. LoRA's own layers are free."""
+    for name, module in (*site.parents, (site.name, site.module)):
+        if "base_layer" in module._modules and hasattr(type(module), "adapter_layer_names"):
+            part, _, adapter = site.name.removeprefix(f"{name}." if name else "").partition(".")
+            if part in ("lora_A", "lora_B"):
+                return _adapter_problem(site, module, adapter)
+            where = f"{name or 'the model'} ({_title(type(module))})"
+            lora = "the policy `lora` converts its adapters instead, " if "lora_A" in module._modules else ""
+            return f"it is inside the peft adapter {where}: {lora}model.merge_and_unload() makes it plain"
+    return None
+
+
+def _adapter_problem(site: Site, module: nn.Module, adapter: str) -> str | None:
+    kind = getattr(module, "lora_variant", {}).get(adapter)
+    if kind is not None:
+        return f"its adapter {adapter!r} is of the kind {type(kind).__name__}, which reads its weight beside calling it"
+    merged = adapter in getattr(module, "merged_adapters", ())
+    if merged:
+        return f"its adapter {adapter!r} is merged, and not called: model.unmerge_adapter() first"
+    found = site.forwards.uses(module)
+    why = f": its forward does not trace ({found.failure})" if found.failure else ", but may read its weight"
+    reached = id(site.module) in found.called or not site.known
+    return None if reached else f"{_title(type(module))} does not call it{why}"
+
+
+def read_by_parent(site: Site) -> str | None:
+    """A layer that is not called: something reads its weight, and does more with that than to multiply by it."""
+    own = matrices(site.module).values()
+    for _, parent in site.readers:
+        if site.called and site.called_beside(parent):
+            continue
+        if site.computed_from:
+            problem: str | None = "it is computed anew for each reading"
+        else:
+            problem = next((found for each in own if (found := site.forwards.uses(parent).problem(each))), None)
+        if problem is not None:
+            why = "what it does with it was not seen" if problem == UNUSED else problem
+            return f"{_title(type(parent))} reads its weight without calling it: {why}"
+    return None
+
+
+def quantized(module: nn.Module) -> str | None:
+    """torch.ao's quantized layers, which hold packed integers or fake-quantize in their forward."""
+    if any(base.__module__.startswith("torch.ao.nn.") for base in type(module).__mro__):
+        return f"{_title(type(module))} is a quantized layer: convert the float model, before quantizing it"
+    return None
+
+
+def parametrized(module: nn.Module) -> str | None:
+    """A layer whose class is unknown and whose weight is a function of other Parameters."""
+    if not parametrize.is_parametrized(module):
+        return None
+    names = sorted(getattr(module, "parametrizations", {}))
+    remove = "torch.nn.utils.parametrize.remove_parametrizations(layer, name)"
+    return f"its {_listed(names)} is computed by a parametrization: {remove} makes it plain"
+
+
+def unknown_class(site: Site) -> str | None:
+    """A class that is not in the registry, and whose matrices no rerouted product reaches."""
+    module, cls = site.module, type(site.module)
+    if site.weights or isinstance(module, _NORMS):
+        return None
+    base = next((each for each in cls.__mro__ if each in plain_classes()), None)
+    offer = _subclass(cls, base) if base is not None else None
+    return offer or "; ".join(f"{name}: {why}" for name, why in site.problems.items()) or None
+
+
+def _subclass(cls: type, base: type) -> str | None:
+    """A subclass of a known class that `register` takes; None for one that reads the weight itself."""
+    used = _ALWAYS_USED | reached_names(base)
+    changed = sorted(name for name in used if getattr(cls, name, None) is not getattr(base, name, None))
+    title, parent = _title(cls), _title(base)
+    if changed and not (changed == ["forward"] and forwards_to(cls, base)):
+        return None
+    how = f"whose forward calls {parent}'s" if changed else "and inherits its forward unchanged"
+    how = f"{title} is a subclass of {parent} {how}"
+    return f"{how}: bayesify.register({cls.__name__}, like={parent}) converts it"
+
+
+def computed(module: nn.Module) -> str | None:
+    """A weight that is no Parameter, nor computed in a way that keeps to the layer's posterior."""
+    if isinstance(module, nn.MultiheadAttention):
+        return None if weight_names(module) else "its projections are no Parameters of the layer"
+    kind = layer_kind(module)
+    biases = kind.biases(module)
+    for name in (*kind.weights(module), *biases):
+        if name in module._parameters and (name in biases or module._parameters[name] is not None):
+            continue
+        if not is_computed(module, name):
+            return f"its {name} is no Parameter of the layer"
+        if not kind.computes:
+            return f"its {name} is computed from other Parameters, which a {_title(kind_of(module))} here cannot do"
+    return None
+
+
+def tensor_type(module: nn.Module, means: list[str]) -> str | None:
+    """Quantized, sharded or otherwise packed weights behind a plain layer."""
+    for name in means:
+        for each in sources(module, name):
+            if type(each) not in (nn.Parameter, UninitializedParameter):
+                return f"its {name} is a {type(each).__name__}: convert before quantizing, sharding or distributing it"
+    return None
+
+
+def number_type(module: nn.Module, means: list[str]) -> str | None:
+    """Numbers that a Normal distribution over them would not make sense for."""
+    dtype = sources(module, means[0])[0].dtype
+    if dtype.is_floating_point and dtype.itemsize > 1:
+        return None
+    return f"its {means[0]} is {dtype}: noise needs real floating point numbers of 16 bits or more"
+
+
+def name_clash(module: nn.Module, means: list[str]) -> str | None:
+    """The user's own attribute stands where the posterior would."""
+    added = {f"{name}_{suffix}" for name in (*means, *bias_names(module)) for suffix in SUFFIXES}
+    needed = {*added, *Variational.__annotations__, *dir(Flipout)} - {*dir(nn.Module), "reset_parameters"}
+    torchs = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
+    own = {*vars(module), *module._parameters, *module._buffers, *module._modules, *dir(type(module))}
+    taken = sorted(needed & own - set(dir(torchs)) - {"weight", "bias"})
+    return f"it has {_listed(taken)} already, a name that bayesify needs: rename it" if taken else None
+
+
+def replaced_method(module: nn.Module, means: list[str]) -> str | None:
+    """A forward, or a method that forward uses, set on the instance: the class's own never runs."""
+    used = {"forward", "__call__"} | reached_names(kind_of(module))
+    replaced = sorted(name for name in used & vars(module).keys() if callable(getattr(type(module), name, None)))
+    if not replaced:
+        return None
+    undo = "accelerate.hooks.remove_hook_from_module(layer)" if hasattr(module, "_hf_hook") else "undo that"
+    return f"its {_listed(replaced)} was replaced on the instance, and would run past any noise: {undo} first"
+
+
+def renormalized(module: nn.Module, means: list[str]) -> str | None:
+    """A table that clips the rows that it looks up, in place."""
+    if getattr(module, "max_norm", None) is None or not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return None
+    return "its max_norm rewrites the rows at every look-up: clip them once, then set max_norm to None"
+
+
+def _title(cls: type) -> str:
+    return f"nn.{cls.__name__}" if getattr(nn, cls.__name__, None) is cls else cls.__qualname__
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

@@ -1,0 +1,105 @@
+"""What a careful reader would want to know of a layer that converts, beside that it does: one sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from ..analysis.probe.findings import Reach
+from ..analysis.site import Site
+from ..nn.layer_kinds import layer_kind
+from ..nn.settings import Method, Settings
+from ..programs.part import Part
+from .surroundings import folds_windows, sequence_first
+
+FROZEN = "frozen (requires_grad=False)"
+
+
+def notes(
+    site: Site, method: Method, settings: Settings, *, aliases: bool, sequences: bool, reach: Reach | None = None
+) -> Iterator[str]:
+    """The notes on one layer.
+
+    Args:
+        site: the layer.
+        method, settings: how it converts.
+        aliases: whether it has more than one name.
+        sequences: whether the model works on sequences, so far as its layers tell.
+        reach: what example inputs told of it, where there were some.
+    """
+    yield from _without_posterior(site, settings)
+    if settings.drawn:
+        names = ", ".join(settings.drawn)
+        yield f"one draw of {names} serves the whole batch: its forward computes with it before it multiplies"
+    calls = site.census.calls.get(site.name, 0) if site.census else 0
+    yield from _calls(site, calls) if reach is None else reach.notes()
+    calls = calls if reach is None else len(reach.shapes)
+    if isinstance(site.module, nn.RNNCellBase):
+        yield "a cell draws anew at each call: the steps of a loop over it share no draw"
+    if site.is_table and getattr(site.module, "sparse", False):
+        yield "its gradient from the output is sparse, that from the KL is dense"
+    if method == "lrt":
+        yield from _lrt(site, calls > 1 or aliases, sequences)
+    elif settings.signs == "position":
+        yield "approximate: signs per position ignore that positions share one weight"
+    elif site.weights and site.forwards.uses(site.module).grouped:
+        yield "approximate: each row that an expert sees has signs of its own, since it sees tokens and not examples"
+    elif reach is not None and reach.problem is not None:
+        yield f"approximate: signs along dimension {settings.batch_dim} follow no example: {reach.problem}"
+    elif reach is not None and reach.layout is not None:
+        yield from _found(settings)
+    elif settings.batch_dim:
+        yield f"examples along dimension {settings.batch_dim}"
+    else:
+        yield from _layout(site)
+
+
+def _without_posterior(site: Site, settings: Settings) -> Iterator[str]:
+    """Matrices of a layer that converts which stay as they are."""
+    reasons = site.problems if site.weights else {}
+    if isinstance(site.module, Part):
+        reasons = site.module.exported_problems
+    frozen = {name: FROZEN for name, _ in site.weights if name not in dict(settings.weights)}
+    yield from (f"{name} keeps no posterior: {why}" for name, why in (reasons | frozen).items())
+
+
+def _lrt(site: Site, shared: bool, sequences: bool) -> Iterator[str]:
+    """Where LRT is an approximation: wherever weights are shared."""
+    approximation = layer_kind(site.module).lrt
+    if approximation and (site.known or not site.looks_up):
+        yield f"approximate: {approximation}"
+    elif sequences:
+        yield "approximate where its input is a sequence: LRT draws per position"
+    if shared:
+        yield "approximate: LRT ignores that its calls share one weight"
+
+
+def _calls(site: Site, calls: int) -> Iterator[str]:
+    if site.census is not None and site.census.never_called(site.name) and not site.readers:
+        yield f"never called in the traced forward ({'train' if site.module.training else 'eval'} mode)"
+    if calls > 1:
+        yield f"called {calls} times"
+
+
+def _found(settings: Settings) -> Iterator[str]:
+    """Where the examples are, unless that is dimension 0 and nothing else."""
+    if settings.batch_dim < 0:
+        yield "its input is the same for all examples: one draw serves the whole batch"
+    elif settings.rows > 1:
+        turns = {0: "one example after the other", 1: "in turns"}.get(settings.run, f"in turns of {settings.run}")
+        yield f"examples along dimension {settings.batch_dim}, {settings.rows} rows each, {turns}"
+    elif settings.batch_dim:
+        yield f"examples along dimension {settings.batch_dim}"
+
+
+def _layout(site: Site) -> Iterator[str]:
+    """Where Flipout's signs, drawn along dimension 0, may not follow the model's examples."""
+    beside = sequence_first(site)
+    if beside is not None:
+        yield (
+            f"approximate if its input is (sequence, batch, ...), as {beside!r} beside it takes it: "
+            "the signs follow dimension 0"
+        )
+    if folds_windows(site):
+        yield "approximate if windows are folded into its batch: each window has signs of its own"

@@ -1,0 +1,1 @@
+"""The YAML language that says which layers convert, and how."""

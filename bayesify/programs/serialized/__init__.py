@@ -1,0 +1,1 @@
+"""The text of an exported program, checked before torch parses it."""

@@ -1,0 +1,1 @@
+"""How a plan looks: in a terminal, in a notebook, as JSON."""

@@ -1,0 +1,230 @@
+"""How a plan looks: tables for a terminal, plain text for a pipe, HTML for a notebook, JSON for programs."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Literal
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..decision import Decision
+from .lines import Line, Rest, converting, rest, short, summary, times
+
+Decisions = Sequence[Decision]
+Totals = Mapping[str, int]
+NARROWEST = 60  # below it, lines get longer than the terminal rather than words cut to pieces
+_GAP = 2
+_ROOM_FOR_NAMES = 24
+_ROOM_FOR_RULES = 18
+_LAZY = "when it sees data"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table of converting layers."""
+
+    header: str
+    cells: Sequence[str]
+    justify: Literal["left", "right"] = "left"
+    style: str = ""
+
+    @property
+    def width(self) -> int:
+        """The widest of its lines."""
+        return max(cell_len(line) for cell in (self.header, *self.cells) for line in cell.splitlines() or [""])
+
+
+def as_text(
+    title: str, decisions: Decisions, totals: Totals, *, full: bool = False, width: int | None = None
+) -> str:
+    """The report as plain text without escape codes.
+
+    Args:
+        full: a line for every layer; otherwise repeated blocks are folded.
+        width: no line is longer; the terminal's by default.
+    """
+    width = max(width or shutil.get_terminal_size().columns, NARROWEST)
+    file = io.StringIO()
+    console = Console(file=file, width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    console.print(report(title, decisions, totals, width, full=full), markup=False, highlight=False, emoji=False)
+    return "\n".join(line.rstrip() for line in file.getvalue().rstrip().splitlines())
+
+
+def show(title: str, decisions: Decisions, totals: Totals, console: Console, *, full: bool = False) -> None:
+    """Print the report: in colours on a terminal, as plain text anywhere else."""
+    if console.is_terminal:
+        width = max(console.width, NARROWEST)
+        console.print(report(title, decisions, totals, width, full=full), highlight=False)
+    else:
+        console.file.write(as_text(title, decisions, totals, full=full, width=console.width) + "\n")
+        console.file.flush()
+
+
+def report(title: str, decisions: Decisions, totals: Totals, width: int, *, full: bool = False) -> RenderableType:
+    """The report as something that rich prints, for a console of that width."""
+    lines, others = converting(decisions, full), rest(decisions, full)
+    notes = list(dict.fromkeys(note for line in lines for note in line.notes))
+    columns = next(_layouts(lines, notes, width))
+    parts: list[RenderableType] = [Text(title, style="bold"), _table(columns)]
+    headers = [column.header for column in columns]
+    parts += [] if "posterior" in headers else [_settings(lines)]
+    parts += [_notes(notes, lines)] if "note" in headers else []
+    parts += [_rest(others)] if others else []
+    if any("w₀" in line.prior for line in lines):
+        parts.append(Text("w: a weight's mean; w₀: the weights as they are at conversion", style="dim"))
+    sums = summary(decisions, totals)
+    parts.append(Text("; ".join(sums) if cell_len("; ".join(sums)) <= width else "\n".join(sums), style="bold"))
+    return Group(*[each for part in parts for each in (part, Text(""))][:-1])
+
+
+def _layouts(lines: Sequence[Line], notes: Sequence[str], width: int) -> Iterator[list[Column]]:
+    """The table's columns, in the most telling form that fits; the last form is made to fit."""
+    marks = [_marks(lines, notes)] if notes else []
+    one_rule = len({line.rule for line in lines}) == 1
+    first = [_layer(lines), _types(lines), _rules(lines)]
+    forms = [
+        [*first, _parameters(lines, exact=True), *_words(lines), *_why(lines)],
+        [*first, _parameters(lines, exact=True), *_words(lines), *marks],
+        [*first, _parameters(lines, exact=True), *marks],
+        [*first, _parameters(lines, exact=False), *marks],
+    ]
+    if one_rule:
+        forms.append([_layer(lines), _types(lines), _parameters(lines, exact=False), *marks])
+    yield from (form for form in forms if _width(form) <= width)
+    rules = [] if one_rule else [_rules(lines, _ROOM_FOR_RULES)]
+    for stacked in (False, True):
+        others = [_types(lines, stacked), *rules, _parameters(lines, exact=False), *marks]
+        room = width - _width(others) - _GAP
+        if room >= _ROOM_FOR_NAMES or stacked:
+            yield [_layer(lines, max(room, 8)), *others]
+
+
+def _width(columns: Sequence[Column]) -> int:
+    return sum(column.width for column in columns) + _GAP * (len(columns) - 1)
+
+
+def _layer(lines: Sequence[Line], room: int | None = None) -> Column:
+    names = [f"{line.name}{times(len(line.rows))}" for line in lines]
+    return Column("layer", names if room is None else [_broken(name, room) for name in names])
+
+
+def _broken(name: str, room: int) -> str:
+    """A name over several lines: broken after a dot between parts or at a space, else at a comma, else anywhere."""
+    done: list[str] = []
+    while len(name) > room:
+        cuts = [match.end() for match in re.finditer(r"(?<=\S)( |(?<!\.)\.(?!\.))", name) if match.end() <= room + 1]
+        cut = max((each for each in cuts if len(name[:each].rstrip()) <= room), default=0)
+        cut = cut or name.rfind(",", 0, room) + 1 or room
+        done.append(name[:cut].rstrip())
+        name = f"  {name[cut:]}"
+    return "\n".join([*done, name])
+
+
+def _types(lines: Sequence[Line], stacked: bool = False) -> Column:
+    types = [line.becomes.replace(" → ", "\n→ ") if stacked else line.becomes for line in lines]
+    return Column("type → new type", types, style="green")
+
+
+def _rules(lines: Sequence[Line], room: int | None = None) -> Column:
+    return Column("rule", [_broken(line.rule, room or len(line.rule)) for line in lines], style="cyan")
+
+
+def _parameters(lines: Sequence[Line], exact: bool) -> Column:
+    number = "{:,}".format if exact else short
+    befores, afters = [number(line.before) for line in lines], [number(line.after) for line in lines]
+    left, right = max(map(len, befores)), max(map(len, afters))
+    counts = [f"{before:>{left}} → {after:>{right}}" for before, after in zip(befores, afters, strict=True)]
+    lazy = ["Lazy" in line.becomes for line in lines]
+    return Column("parameters", [_LAZY if each else count for each, count in zip(lazy, counts, strict=True)], "right")
+
+
+def _words(lines: Sequence[Line]) -> list[Column]:
+    return [Column("posterior", [line.posterior for line in lines]), Column("prior", [line.prior for line in lines])]
+
+
+def _why(lines: Sequence[Line]) -> list[Column]:
+    notes = ["; ".join(line.notes) for line in lines]
+    return [Column("why", notes, style="yellow")] if any(notes) else []
+
+
+def _marks(lines: Sequence[Line], notes: Sequence[str]) -> Column:
+    marks = [",".join(str(notes.index(note) + 1) for note in line.notes) for line in lines]
+    return Column("note", marks, style="yellow")
+
+
+def _table(columns: Sequence[Column]) -> Table:
+    space = (0, _GAP - 1, 0, 0)
+    table = Table(box=box.SIMPLE_HEAD, padding=space, pad_edge=False, show_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.header, justify=column.justify, style=column.style, overflow="fold")
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _settings(lines: Sequence[Line]) -> Table:
+    """The posterior and prior of each rule."""
+    found = list(dict.fromkeys((line.rule, line.posterior, line.prior) for line in lines))
+    rules, posteriors, priors = zip(*found, strict=True)
+    return _table([Column("rule", rules, style="cyan"), Column("posterior", posteriors), Column("prior", priors)])
+
+
+def _notes(notes: Sequence[str], lines: Sequence[Line]) -> Table:
+    table = _grid()
+    for number, note in enumerate(notes, start=1):
+        count = sum(len(line.rows) for line in lines if note in line.notes)
+        layers = f"{count} layer" if count == 1 else f"{count} layers"
+        table.add_row(Text(f"note {number}", style="yellow"), Text(f"{note} ({layers})"))
+    return table
+
+
+def _grid() -> Table:
+    table = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+_STYLES = {"keeps": "dim", "blocked": "red", "adjusted": "yellow"}
+
+
+def _rest(others: Sequence[Rest]) -> Table:
+    table = _grid()
+    for each in others:
+        table.add_row(Text(each.verb, style=_STYLES[each.verb]), Text(f"{each.what}: {each.why}"))
+        if each.names:
+            table.add_row("", Text(", ".join(each.names), style="dim"))
+    return table
+
+
+def as_html(title: str, decisions: Decisions, totals: Totals) -> str:
+    """The report as an HTML fragment for a notebook."""
+    lines, others = converting(decisions, full=False), rest(decisions, full=False)
+    columns = [_layer(lines), _types(lines), _rules(lines), _parameters(lines, exact=True)]
+    columns += [*_words(lines), *_why(lines)]
+    head = "".join(f"<th style='text-align:left'>{escape(column.header)}</th>" for column in columns)
+    rows = zip(*(column.cells for column in columns), strict=True)
+    body = "".join(f"<tr>{''.join(map(_cell, cells))}</tr>" for cells in rows)
+    items = "".join(f"<li>{_item(each)}</li>" for each in others)
+    return (
+        f"<p><b>{escape(title)}</b></p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f"<ul>{items}</ul><p><b>{escape('; '.join(summary(decisions, totals)))}</b></p>"
+    )
+
+
+def _cell(text: str) -> str:
+    return f"<td style='text-align:left'>{escape(text)}</td>"
+
+
+def _item(each: Rest) -> str:
+    names = f"<br><small>{escape(', '.join(each.names))}</small>" if each.names else ""
+    return f"<b>{each.verb}</b> {escape(f'{each.what}: {each.why}')}{names}"

@@ -1,0 +1,129 @@
+"""Where a converted model's posterior starts: around its weights as they are, or around those of a plain checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter, is_lazy
+
+from ..errors import UninitializedLayerError, UsageError
+from ..nn.base import Variational
+from ..nn.kl import Term, layers_of, terms
+from ..nn.posterior_tensors import SUFFIXES, added_names
+from ..programs.part import shown
+
+Place = tuple[nn.Module, str]
+
+
+def reset_posterior(model: nn.Module) -> None:
+    """Start the posterior anew around the means as they are now: scales, and priors centred at `pretrained` weights.
+
+    For a model that was converted on the meta device, or whose means were loaded from a plain checkpoint.
+
+    Raises:
+        NotVariationalError: the model has no variational layer.
+    """
+    for layer in layers_of(model):
+        # a lazy layer starts at its first forward, around a mean that was loaded meanwhile too
+        if not any(isinstance(each, UninitializedParameter) for each in layer._parameters.values()):
+            layer.reset_posterior()
+    for term in terms(model):
+        _share(term)
+
+
+def set_posterior_std(model: nn.Module, std: float) -> None:
+    """Give every posterior of the model this std.
+
+    Raises:
+        UsageError: std is not a positive, finite number.
+        UninitializedLayerError: a lazy layer has not seen data.
+        NotVariationalError: the model has no variational layer.
+    """
+    if not 0 < std < float("inf"):
+        raise UsageError(f"std={std} is not a positive, finite number")
+    refuse_lazy(model, "its posterior std cannot be set")
+    for term in terms(model):
+        term.layers[0].set_std(term.mean_name, std)
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, assign: bool = False) -> None:
+    """Load a plain model's checkpoint into the converted one, strictly but for what conversion added; then reset.
+
+    The posterior and a `pretrained` prior start anew at the loaded weights, as if they had been there at conversion.
+
+    Args:
+        state_dict: the plain model's, complete.
+        assign: as in `Module.load_state_dict`: needed where the model is on the meta device. Tied Parameters stay tied.
+
+    Raises:
+        NotVariationalError: the model has no variational layer.
+        UsageError: keys are missing or unexpected, or shapes differ; nothing was loaded.
+    """
+    layers_of(model)
+    _refuse_misfit(model, state_dict)
+    tied = _tied(model)
+    model.load_state_dict(state_dict, strict=False, assign=assign)
+    for (first, first_name), *others in tied:
+        for module, name in others:
+            module._parameters[name] = first._parameters[first_name]
+    reset_posterior(model)
+
+
+def refuse_lazy(model: nn.Module, so: str) -> None:
+    """Raise where a variational layer has no weights yet.
+
+    Raises:
+        UninitializedLayerError: a lazy layer has not seen data.
+        NotVariationalError: the model has no variational layer.
+    """
+    layers_of(model)
+    for term in terms(model):
+        if isinstance(term.layers[0].scale_of(term.mean_name), UninitializedParameter):
+            name = term.layer_name or type(model).__name__
+            raise UninitializedLayerError(f"layer {name!r} has not seen data yet, so that {so}: run one batch first")
+
+
+def _share(term: Term) -> None:
+    """One posterior for one Parameter: where `reset_posterior` had to make new tensors, it made some for each layer."""
+    first, *others = term.layers
+    for name in (f"{term.mean_name}_{suffix}" for suffix in SUFFIXES):
+        for layer in others:
+            if name in first._parameters:
+                layer._parameters[name] = first._parameters[name]
+            elif name in first._buffers:
+                layer._buffers[name] = first._buffers[name]
+
+
+def _refuse_misfit(model: nn.Module, given: Mapping[str, Tensor]) -> None:
+    added = {shown(f"{name}.{own}".lstrip(".")) for name, layer in _aliases(model) for own in _added(layer)}
+    expected = {name: value for name, value in model.state_dict(keep_vars=True).items() if name not in added}
+    problems = [f"missing {sorted(expected.keys() - given.keys())}"] if expected.keys() - given.keys() else []
+    problems += [f"unexpected {sorted(given.keys() - expected.keys())}"] if given.keys() - expected.keys() else []
+    for name in (each for each in expected if each in given):
+        here, there = expected[name], given[name]
+        tensors = isinstance(here, Tensor) and isinstance(there, Tensor) and not is_lazy(here) and not is_lazy(there)
+        if tensors and here.shape != there.shape:
+            problems.append(f"{name!r} has shape {tuple(there.shape)} and should have {tuple(here.shape)}")
+    if problems:
+        raise UsageError(f"the checkpoint does not fit {type(model).__name__}: {'; '.join(problems)}")
+
+
+def _aliases(model: nn.Module) -> Iterator[tuple[str, Variational]]:
+    """The variational layers under every name: a state_dict has them all."""
+    named = model.named_modules(remove_duplicate=False)
+    return ((name, module) for name, module in named if isinstance(module, Variational))
+
+
+def _added(layer: Variational) -> list[str]:
+    return [name for name in added_names(layer) if name in layer._parameters or name in layer._buffers]
+
+
+def _tied(model: nn.Module) -> list[list[Place]]:
+    """The places that share a Parameter. Assigning a checkpoint would untie them."""
+    places: dict[nn.Parameter, list[Place]] = {}
+    for module in model.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                places.setdefault(value, []).append((module, name))
+    return [found for found in places.values() if len(found) > 1]
