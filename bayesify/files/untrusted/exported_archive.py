@@ -17,12 +17,12 @@ from torch import Tensor
 from ...errors import FileRefusedError
 from ...programs.program import Program, from_text
 from ...programs.serialized.checked_text import pruned
-from .build import CALLS
+from .byte_stream import MalformedPickleError
 from .content import Content, opened
 from .file_kind import kind_of
 from .global_names import Name, dotted
 from .node_limits import refuse_unfolding
-from .pickle_reader import MalformedPickleError, read_pickle
+from .pickle_reader import read_pickle
 from .placeholders import WeightsBuilder, torch_constant
 from .storages import Storages
 from .tensors import Tensors, parameter
@@ -186,7 +186,8 @@ def refuse_unplain(name: str, content: Content) -> None:
 
 def _is_plain(name: Name) -> bool:
     storage = name.module in ("torch", "torch.storage") and name.qualname.endswith("Storage")
-    return storage or str(name) in CALLS or torch_constant(name) is not None or str(name) == "torch.Tensor"
+    known = str(name) in WeightsBuilder.rules or str(name) == "torch.Tensor"
+    return storage or known or torch_constant(name) is not None
 
 
 def _load(content: Content, meta: bool) -> Any:

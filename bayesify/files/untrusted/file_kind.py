@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from ...errors import FileRefusedError
+from .byte_stream import MalformedPickleError
 from .content import FOLDER, Content, opened
-from .pickle_reader import MalformedPickleError, read_pickle
+from .pickle_reader import read_pickle
 from .safetensors_file import read_header
 from .zip_directory import ZipDirectory
 

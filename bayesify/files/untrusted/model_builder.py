@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import types
-import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
-from torch.utils.hooks import RemovableHandle
 
 from ...errors import FileRefusedError
 from ...programs.program import rebuilt
 from .attributes import refuse_attribute, set_attributes, setters
-from .build import Builder, refuse_extras
+from .builder import Builder, refuse_extras
+from .container_rules import CONTAINER_RULES
 from .content import SHORT
-from .everyday import EVERYDAY
+from .everyday_rules import EVERYDAY_RULES
 from .global_names import Name, words
+from .hook_rules import HOOK_RULES, HOOK_TABLES, Hooks
 from .nodes import Call, Dict
 from .storages import Storages
-from .trust import HOOKS, Trusted
+from .tensor_rules import TENSOR_RULES
+from .trust import Trusted
 
-_BOUND = words("_infer_parameters _lazy_load_hook load_hook")  # methods that lazy layers keep as their own hooks
-_HOOK_TABLES = words("""
-    _forward_hooks _forward_hooks_with_kwargs _forward_hooks_always_called _forward_pre_hooks
-    _forward_pre_hooks_with_kwargs _backward_hooks _backward_pre_hooks _state_dict_hooks _state_dict_pre_hooks
-    _load_state_dict_pre_hooks _load_state_dict_post_hooks
-""")
 _NEVER = words("_compiled_call_impl all_weights")
 
 # Of torch's own layers that restore their state by code, which only fills in what older versions did not save, and of
@@ -45,18 +39,36 @@ _SETTERS = words("""
 _MOST_NAMES = 1_000_000  # of modules, a shared one counted under every name
 
 
+def _program(builder: Builder, node: Call) -> nn.Module:
+    """A converted program, by the text of its graph and its state."""
+    refuse_extras(node)
+    text, state = builder.args(node, 2)
+    if not isinstance(text, str) or not isinstance(state, dict):
+        raise FileRefusedError(f"has a program that cannot be; {SHORT}")
+    try:
+        return rebuilt(text, state)
+    except (KeyError, TypeError, AttributeError, ValueError, AssertionError, RuntimeError) as error:
+        if isinstance(error, FileRefusedError):
+            raise
+        raise FileRefusedError(f"has a program that does not fit its state; {SHORT}") from None
+
+
+_PROGRAM_RULES = {"bayesify.programs.program.rebuilt": _program}
+
+
 class ModelBuilder(Builder):
     """Builds modules and plain objects of the classes that are trusted, and nothing else.
 
     `path` names the layer that is being built, for messages.
     """
 
+    rules = TENSOR_RULES | CONTAINER_RULES | EVERYDAY_RULES | HOOK_RULES | _PROGRAM_RULES
+
     def __init__(self, storages: Storages, trusted: Mapping[Name, Trusted]) -> None:
         super().__init__(storages)
         self.trusted = trusted
         self.path: list[str] = []
-        self._hook_ids: dict[int, int] = {}
-        self._renumbered: set[int] = set()
+        self.hooks = Hooks()
 
     def name(self, name: Name) -> Any:
         """A class, a function or a constant that is stored."""
@@ -70,9 +82,6 @@ class ModelBuilder(Builder):
         if not isinstance(node.maker, Name):
             raise FileRefusedError(f"calls what a call returned, {_MISUSE}")
         name, trusted = node.maker, self.trusted[node.maker]
-        rule = EVERYDAY.get(str(name)) or _RULES.get(str(name))
-        if rule is not None:
-            return rule(self, node)
         if trusted.role == "enum" and not node.new:
             return self._member(trusted.target, node)
         if trusted.role == "call" and trusted.target is not None and not node.new:
@@ -100,7 +109,7 @@ class ModelBuilder(Builder):
         for key, value in self._pairs(node.state, f"the state of a {cls.__name__}"):
             name = self.value(key)
             given[name] = None
-            if name in ("_parameters", "_buffers", "_modules") or name in _HOOK_TABLES:
+            if name in ("_parameters", "_buffers", "_modules") or name in HOOK_TABLES:
                 self._fill(made, name, value)
             else:
                 refuse_attribute(cls, name)
@@ -126,8 +135,8 @@ class ModelBuilder(Builder):
         kept = self.keep(node, made.__dict__[table])
         for key, value in pairs:
             name = self.value(key)
-            if table in _HOOK_TABLES:
-                kept[self._hook_id(name)] = self._hook(value)
+            if table in HOOK_TABLES:
+                kept[self.hooks.number(name)] = self.hooks.hook(self.value(value), table)
                 continue
             if not isinstance(name, str) or not name or "." in name:
                 raise FileRefusedError(f"has a {cls.__name__} with a part named {str(name)[:80]!r}; {SHORT}")
@@ -138,23 +147,6 @@ class ModelBuilder(Builder):
             if part is not None and not isinstance(part, kind):
                 raise FileRefusedError(f"is a {type(part).__name__}, where a {kind.__name__} should be; {SHORT}")
             self.path.pop()
-
-    def _hook(self, node: Any) -> Any:
-        hook = self.value(node)
-        bound = isinstance(hook, types.MethodType) and hook.__func__.__name__ in _BOUND
-        if isinstance(hook, bool) or bound or any(hook is known for known in HOOKS):
-            return hook
-        if f"{type(hook).__module__}.{type(hook).__qualname__}" in _HOOK_CLASSES:
-            return hook
-        raise FileRefusedError(f"has the hook {str(hook)[:80]}, which is neither torch's own nor bayesify's; refused")
-
-    def _hook_id(self, old: Any) -> int:
-        """A new number for a hook: torch counts them for each process, and one that is taken would be overwritten."""
-        if type(old) is not int:
-            raise FileRefusedError(f"has a hook without a number; {SHORT}")
-        if old not in self._hook_ids:
-            self._hook_ids[old] = RemovableHandle(OrderedDict()).id
-        return self._hook_ids[old]
 
     def _check_module(self, made: nn.Module, given: Mapping[str, None]) -> None:
         cls = type(made)
@@ -168,11 +160,12 @@ class ModelBuilder(Builder):
                     f"holds a {cls.__name__}, which restores itself by code of its own (__setstate__); build the model "
                     "by its code and give it the file's weights: bayesify.load(FILE, into=model)"
                 )
+        state: Any = dict(vars(made))
         try:
-            if isinstance(made, nn.RNNBase) and not isinstance(made._all_weights[0][0], str):  # type: ignore[attr-defined]
+            if isinstance(made, nn.RNNBase) and not isinstance(state["_all_weights"][0][0], str):
                 raise TypeError
             if next(setters(cls)) is not nn.Module:
-                made.__setstate__(dict(vars(made)))  # type: ignore[no-untyped-call]
+                cls.__setstate__(made, state)  # type: ignore[no-untyped-call]
         except (TypeError, AttributeError, KeyError, IndexError, ValueError):
             raise FileRefusedError(f"has a {cls.__name__} that cannot be; {SHORT}") from None
 
@@ -248,7 +241,8 @@ def _named_tuple(cls: Any, values: list[Any]) -> Any:
 
 
 def _all(value: Any, container: type, kind: type) -> bool:
-    return isinstance(value, container) and all(isinstance(item, kind) for item in value)
+    items: Any = value if isinstance(value, container) else [None]
+    return all(isinstance(item, kind) for item in items)
 
 
 def _refuse_wrong_tensors(made: nn.Module) -> None:
@@ -268,77 +262,5 @@ def _check_record(made: Any) -> None:
             raise FileRefusedError(f"has a {type(made).__name__} without {missing[0]}; {SHORT}")
 
 
-def _getattr(builder: ModelBuilder, node: Call) -> Any:
-    """`getattr(layer, "_infer_parameters")`: the hooks of lazy layers, which are their own methods."""
-    refuse_extras(node)
-    owner, name = builder.args(node, 2)
-    method = getattr(type(owner), name, None) if isinstance(owner, nn.Module) and name in _BOUND else None
-    if not isinstance(method, types.FunctionType):
-        raise FileRefusedError(f"reads the attribute {str(name)[:80]!r} of an object, {_MISUSE}")
-    return types.MethodType(method, owner)
-
-
-def _handle(builder: ModelBuilder, node: Call) -> RemovableHandle:
-    """What `register_forward_hook` returns, with (hooks, number, more hooks) as its state."""
-    builder.args(node, 0)
-    made: RemovableHandle = builder.keep(node, object.__new__(RemovableHandle))
-    state = node.state if isinstance(node.state, tuple) and len(node.state) in (2, 3) else (None, None)
-    table, number, *more = (builder.value(part) for part in state)
-    tables = [table, *(more[0] or () if more else ())]
-    if not all(isinstance(each, OrderedDict | None) for each in tables):
-        raise FileRefusedError(f"has a handle of a hook that is nowhere; {SHORT}")
-    made.hooks_dict_ref, *extra = (weakref.ref(each if each is not None else OrderedDict()) for each in tables)
-    made.id, made.extra_dict_ref = builder._hook_id(number), tuple(extra)
-    return made
-
-
-def _wrapped_hook(builder: ModelBuilder, node: Call) -> Any:
-    """torch's wrapper around a hook of `state_dict` and the like."""
-    builder.args(node, 0)
-    made: Any = builder.keep(node, object.__new__(_WrappedHook))
-    state = builder.value(node.state)
-    if not isinstance(state, dict) or not set(state) <= {"hook", "with_module", "module"}:
-        raise FileRefusedError(f"has a hook that is not as torch saves it; {SHORT}")
-    made.hook, made.with_module = builder._hook(_node_of(node.state, "hook")), bool(state.get("with_module"))
-    if made.with_module:
-        if not isinstance(state.get("module"), nn.Module):
-            raise FileRefusedError(f"has the hook of a module that is not there; {SHORT}")
-        made.module = weakref.ref(state["module"])
-    return made
-
-
-def _node_of(state: Any, name: str) -> Any:
-    return next((value for key, value in state.pairs if key == name), None)
-
-
-def _program(builder: ModelBuilder, node: Call) -> nn.Module:
-    """A converted program, by the text of its graph and its state."""
-    refuse_extras(node)
-    text, state = builder.args(node, 2)
-    if not isinstance(text, str) or not isinstance(state, dict):
-        raise FileRefusedError(f"has a program that cannot be; {SHORT}")
-    try:
-        return rebuilt(text, state)
-    except (KeyError, TypeError, AttributeError, ValueError, AssertionError, RuntimeError) as error:
-        if isinstance(error, FileRefusedError):
-            raise
-        raise FileRefusedError(f"has a program that does not fit its state; {SHORT}") from None
-
-
 _MISUSE = "which saved models never do; refused, and no --allow lifts this"
-_WrappedHook: Any = vars(nn.modules.module)["_WrappedHook"]
 _PARTS: dict[str, type] = {"_parameters": Parameter, "_buffers": Tensor, "_modules": nn.Module}
-_HOOK_CLASSES = words("""
-    torch.nn.modules.module._WrappedHook torch.nn.utils.weight_norm.WeightNorm
-    torch.nn.utils.spectral_norm.SpectralNorm torch.nn.utils.spectral_norm.SpectralNormStateDictHook
-    torch.nn.utils.spectral_norm.SpectralNormLoadStateDictPreHook
-    torch.nn.utils.prune.L1Unstructured torch.nn.utils.prune.RandomUnstructured torch.nn.utils.prune.LnStructured
-    torch.nn.utils.prune.RandomStructured torch.nn.utils.prune.CustomFromMask torch.nn.utils.prune.Identity
-    torch.nn.utils.prune.PruningContainer
-""")
-_RULES: dict[str, Any] = {
-    "builtins.getattr": _getattr,
-    "torch.utils.hooks.RemovableHandle": _handle,
-    "torch.nn.modules.module._WrappedHook": _wrapped_hook,
-    "bayesify.programs.program.rebuilt": _program,
-}

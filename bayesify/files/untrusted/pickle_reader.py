@@ -11,19 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import FileRefusedError
+from .byte_stream import ByteStream, MalformedPickleError
 from .content import Content
 from .global_names import Name, modern
 from .nodes import Call, Dict, Persistent, Set
 
 MAX_OPERATIONS = 20_000_000
 MAX_OBJECTS = 4_000_000  # lists, dicts, tuples and objects
-_CHUNK = 1 << 16
-_LONGEST_LINE = 1 << 16
 _GETATTR = Name("builtins", "getattr")
-
-
-class MalformedPickleError(Exception):
-    """The bytes are no pickle, or one that no pickler writes."""
 
 
 @dataclass
@@ -52,7 +47,7 @@ def read_pickle(content: Content, at: int = 0) -> Pickle:
         MalformedPickleError: the bytes are no pickle, or one that no pickler writes.
         FileRefusedError: it ends too early, or is larger than any that a model needs.
     """
-    machine = _Machine(_Stream(content, at))
+    machine = _Machine(ByteStream(content, at))
     try:
         machine.run()
     except FileRefusedError:
@@ -62,47 +57,8 @@ def read_pickle(content: Content, at: int = 0) -> Pickle:
     return machine.found
 
 
-class _Stream:
-    """Bytes in order, read from the content in chunks."""
-
-    def __init__(self, content: Content, at: int) -> None:
-        self.content = content
-        self.buffer = b""
-        self.start = at  # where the buffer starts in the content
-        self.at = 0  # in the buffer
-
-    @property
-    def position(self) -> int:
-        return self.start + self.at
-
-    def take(self, size: int) -> bytes:
-        if size < 0:
-            raise MalformedPickleError("a text of negative length")
-        if self.at + size > len(self.buffer):
-            self._refill(size)
-        found = self.buffer[self.at : self.at + size]
-        self.at += size
-        return found
-
-    def line(self) -> bytes:
-        end = self.buffer.find(b"\n", self.at)
-        if end < 0:
-            left = self.content.size - self.position
-            self._refill(min(left, _LONGEST_LINE))
-            end = self.buffer.index(b"\n")
-        found = self.buffer[self.at : end]
-        self.at = end + 1
-        return found
-
-    def _refill(self, size: int) -> None:
-        place = self.position
-        left = self.content.size - place
-        self.buffer = self.content.read(place, min(max(size, _CHUNK), left) if size <= left else size)
-        self.start, self.at = place, 0
-
-
 class _Machine:
-    def __init__(self, stream: _Stream) -> None:
+    def __init__(self, stream: ByteStream) -> None:
         self.stream = stream
         self.found = Pickle()
         self.stack: list[Any] = []

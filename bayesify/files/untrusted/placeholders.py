@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
-from .build import Builder
+from .builder import Builder
+from .container_rules import CONTAINER_RULES
 from .global_names import Name, words
 from .nodes import Call
 from .pickle_reader import Pickle
+from .tensor_rules import TENSOR_RULES
 
 
 @dataclass(eq=False)
@@ -31,6 +33,8 @@ class Placeholder:
 
 class WeightsBuilder(Builder):
     """Builds tensors and plain containers, and placeholders for everything else."""
+
+    rules = TENSOR_RULES | CONTAINER_RULES
 
     def name(self, name: Name) -> Any:
         """A dtype as torch's own, any other global as a placeholder."""

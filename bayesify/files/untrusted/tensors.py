@@ -1,4 +1,4 @@
-"""Tensors from storages, with every bound checked: what is outside of a storage, or repeats it endlessly, is refused."""
+"""Tensors from storages, every bound checked: what is outside of a storage, or repeats it endlessly, is refused."""
 
 from __future__ import annotations
 
@@ -77,10 +77,11 @@ class Tensors:
         try:
             if layout == torch.sparse_coo and size is not None and len(tensors) == 2:
                 made = make(*tensors, _numbers(size), check_invariants=True)
-                return made.coalesce() if parts[-1] is True else made
+                return made.coalesce() if parts[-1] is True else made  # type: ignore[no-any-return]
             if size is not None and len(tensors) == 3 and layout in _COMPRESSED:
                 make = torch.sparse_compressed_tensor
-                return make(*tensors, _numbers(size), layout=layout, check_invariants=True)  # type: ignore[no-any-return]
+                compressed: Tensor = make(*tensors, _numbers(size), layout=layout, check_invariants=True)
+                return compressed
         except RuntimeError:
             pass
         raise FileRefusedError(_CANNOT_BE)
@@ -89,8 +90,8 @@ class Tensors:
         self._left -= size
         if self._left < 0:
             raise FileRefusedError(
-                "its tensors repeat the file's numbers far more often than a model's do; save it again without expanded "
-                "ones"
+                "its tensors repeat the file's numbers far more often than a model's do; save it again without "
+                "expanded ones"
             )
 
 
@@ -129,7 +130,8 @@ def with_marks(tensor: Tensor, marks: Any) -> Tensor:
         return tensor
     if not isinstance(marks, Mapping) or not set(marks) <= {"conj", "neg"} or not tensor.is_complex():
         raise FileRefusedError(_CANNOT_BE)
-    torch._utils.set_tensor_metadata(tensor, {name: bool(value) for name, value in marks.items()})  # type: ignore[no-untyped-call]
+    set_marks: Any = torch._utils.set_tensor_metadata
+    set_marks(tensor, {name: bool(value) for name, value in marks.items()})
     return tensor
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import FileRefusedError
+from .byte_stream import MalformedPickleError
 from .content import SHORT, Content
 from .file_kind import MAGIC_NUMBER
-from .pickle_reader import MalformedPickleError, Pickle, read_pickle
+from .pickle_reader import Pickle, read_pickle
 from .storages import Storages, described
 from .zip_directory import ZipDirectory
 

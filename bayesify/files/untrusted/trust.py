@@ -21,12 +21,14 @@ import torch
 from torch import nn
 
 from ...errors import did_you_mean
-from ...nn import hooks, registered
+from ...nn import registered
 from ...nn.base import Variational
-from .build import CALLS
-from .everyday import EVERYDAY
+from .container_rules import CONTAINER_RULES
+from .everyday_rules import EVERYDAY_RULES
 from .global_names import Name, words
+from .hook_rules import HOOK_CLASSES, HOOK_RULES, OWN_HOOKS
 from .placeholders import is_dangerous, torch_constant
+from .tensor_rules import TENSOR_RULES
 
 Role = Literal["call", "enum", "module", "plain", "value"]
 
@@ -230,36 +232,26 @@ ACTIVATIONS = words("""
 """)
 
 # The handful of plain things that trained models of the four libraries store beside modules.
-HELPERS = words("""
-    torch.nn.utils.weight_norm.WeightNorm
-    torch.nn.utils.spectral_norm.SpectralNorm torch.nn.utils.spectral_norm.SpectralNormStateDictHook
-    torch.nn.utils.spectral_norm.SpectralNormLoadStateDictPreHook
-    torch.nn.utils.prune.L1Unstructured torch.nn.utils.prune.RandomUnstructured torch.nn.utils.prune.LnStructured
-    torch.nn.utils.prune.RandomStructured torch.nn.utils.prune.CustomFromMask torch.nn.utils.prune.Identity
-    torch.nn.utils.prune.PruningContainer
+HELPERS = HOOK_CLASSES | words("""
     torchvision.ops.boxes.box_iou torchvision.models.optical_flow.raft._pass_through_h
     torchvision.models.detection._utils.BoxCoder torchvision.models.detection._utils.Matcher
     torchvision.models.detection._utils.SSDMatcher torchvision.models.detection._utils.BalancedPositiveNegativeSampler
     timm.models._features.FeatureInfo bayesify.nn.kl.Ledger
 """)
 
-HOOKS: tuple[Any, ...] = (hooks.mark_reached, hooks.tell_examples, hooks.forget_examples, hooks.keep_unfused)
 _VALUES: tuple[type, ...] = (list, dict, tuple, set, int, float, str, bool, complex, bytes)
 
 
 def _role_of(kind: type) -> Role:
-    return "call" if f"builtins.{kind.__name__}" in CALLS else "value"
+    return "call" if f"builtins.{kind.__name__}" in CONTAINER_RULES else "value"
 
 
 KNOWN: dict[str, Trusted] = {
-    **{name: Trusted("call") for name in (*CALLS, *EVERYDAY)},
-    **{f"{hook.__module__}.{hook.__qualname__}": Trusted("value", hook) for hook in HOOKS},
+    **{name: Trusted("call") for name in (*TENSOR_RULES, *CONTAINER_RULES, *EVERYDAY_RULES, *HOOK_RULES)},
+    **{f"{hook.__module__}.{hook.__qualname__}": Trusted("value", hook) for hook in OWN_HOOKS},
     **{f"builtins.{kind.__name__}": Trusted(_role_of(kind), kind) for kind in _VALUES},
     "torch.Tensor": Trusted("value", torch.Tensor),
     "numpy.ndarray": Trusted("value"),
-    "builtins.getattr": Trusted("call"),
     "bayesify.programs.program.rebuilt": Trusted("call"),
-    "torch.utils.hooks.RemovableHandle": Trusted("call"),
-    "torch.nn.modules.module._WrappedHook": Trusted("call"),
     "torch.optim.swa_utils.AveragedModel": Trusted("module", torch.optim.swa_utils.AveragedModel),
 }

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ...errors import FileRefusedError
-from .build import Builder, key_of, refuse_extras
+from .builder import Builder, Rule, key_of, refuse_extras
 from .content import SHORT
 from .global_names import Name
 from .nodes import Call
@@ -30,7 +30,7 @@ _LONGEST = 1000  # digits or letters of a number that is written as a text
 _SAFE_TO_CONSTRUCT = ("torch.nn.", "torch._C.", "torchvision.ops.", "timm.layers.")
 
 
-def _called(function: Callable[..., Any], *kinds: Any, least: int) -> Callable[[Builder, Call], Any]:
+def _called(function: Callable[..., Any], *kinds: Any, least: int) -> Rule:
     """A rule: call the function with arguments of these kinds, `least` of them or more."""
 
     def rule(builder: Builder, node: Call) -> Any:
@@ -52,7 +52,7 @@ def _damaged(node: Call) -> FileRefusedError:
     return FileRefusedError(f"has a {node.maker} that cannot be; {SHORT}")
 
 
-def _path(kind: type[pathlib.PurePath]) -> Callable[[Builder, Call], Any]:
+def _path(kind: type[pathlib.PurePath]) -> Rule:
     def rule(builder: Builder, node: Call) -> pathlib.PurePath:
         refuse_extras(node)
         parts = builder.args(node, 0, 1000)
@@ -74,7 +74,7 @@ def _deque(builder: Builder, node: Call) -> Any:
     return made
 
 
-def _namespace(kind: Callable[[], Any]) -> Callable[[Builder, Call], Any]:
+def _namespace(kind: Callable[[], Any]) -> Rule:
     def rule(builder: Builder, node: Call) -> Any:
         builder.args(node, 0)
         made = builder.keep(node, kind())
@@ -199,7 +199,7 @@ _WINDOWS = pathlib.PureWindowsPath if pathlib.Path is not getattr(pathlib, "Wind
 _POSIX = type(pathlib.Path()) if isinstance(pathlib.Path(), pathlib.PosixPath) else pathlib.PurePosixPath
 _NUMBER = int | float | None
 
-EVERYDAY: dict[str, Callable[[Builder, Call], Any]] = {
+EVERYDAY_RULES: dict[str, Rule] = {
     "argparse.Namespace": _namespace(argparse.Namespace),
     "types.SimpleNamespace": _namespace(types.SimpleNamespace),
     "collections.deque": _deque,
