@@ -25,8 +25,7 @@ from ..nn.rerouting import Rerouting
 from ..planning.plan import Plan
 from ..planning.planner import plan
 from ..policy.policy import PolicyLike
-from ..programs.layer_insertion import layered
-from ..programs.program import from_exported, graphs, is_exported
+from ..programs.program import from_exported, insert_layers, is_exported
 from .reset import refuse_lazy
 from .tied_weights import keep_ties, release_ties
 
@@ -74,8 +73,7 @@ def carry_out(made: Plan, model: Model, *, inplace: bool = False, kl_name: str =
     # tensors made in inference mode would never get a gradient
     with torch.inference_mode(False):
         target = model if inplace else _copied(model)
-        for graph in graphs(target):
-            layered(graph)
+        insert_layers(target, made.insertions)
         _rewrite(made, target, kl_name)
     return target
 
