@@ -21,6 +21,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
     ("__init__",),
+    ("safe_globals",),
     ("integrations",),
     ("uncertainty",),
     ("surgery",),
