@@ -28,6 +28,8 @@ from .programs.program import rebuilt
 from .surgery.convert import convert, flipout, lrt, posterior_mean, revert
 from .surgery.optimizer import extend_optimizer, param_groups
 from .surgery.reset import load_weights, reset_posterior, set_posterior_std
+from .uncertainty.predict import predict
+from .uncertainty.prediction import Prediction
 
 __version__ = "0.1.0"
 
@@ -35,6 +37,7 @@ __all__ = [
     "BayesifyError",
     "Plan",
     "Policy",
+    "Prediction",
     "convert",
     "extend_optimizer",
     "flipout",
@@ -47,6 +50,7 @@ __all__ = [
     "param_groups",
     "plan",
     "posterior_mean",
+    "predict",
     "register",
     "reset_posterior",
     "revert",
