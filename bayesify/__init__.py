@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .surgery.convert import convert, flipout, lrt, revert
     from .surgery.optimizer import extend_optimizer, param_groups
     from .surgery.reset import load_weights, reset_posterior, set_posterior_std
+    from .uncertainty.predict import predict
+    from .uncertainty.prediction import Prediction
 
 __version__ = "0.1.0"
 
@@ -35,6 +37,7 @@ __all__ = [
     "BayesifyError",
     "Plan",
     "Policy",
+    "Prediction",
     "convert",
     "extend_optimizer",
     "flipout",
@@ -47,6 +50,7 @@ __all__ = [
     "param_groups",
     "plan",
     "posterior_mean",
+    "predict",
     "register",
     "reset_posterior",
     "revert",
@@ -60,6 +64,7 @@ __all__ = [
 _DEFINED_IN = {
     "Plan": "planning.plan",
     "Policy": "policy.policy",
+    "Prediction": "uncertainty.prediction",
     "convert": "surgery.convert",
     "extend_optimizer": "surgery.optimizer",
     "flipout": "surgery.convert",
@@ -69,6 +74,7 @@ _DEFINED_IN = {
     "lrt": "surgery.convert",
     "param_groups": "surgery.optimizer",
     "plan": "planning.planner",
+    "predict": "uncertainty.predict",
     "posterior_mean": "nn.posterior_mean",
     "register": "analysis.registration",
     "reset_posterior": "surgery.reset",
