@@ -62,6 +62,21 @@ def build_model(
     return model
 
 
+def build_network(factory: str | Callable[..., nn.Module], args: Mapping[str, Any]) -> nn.Module:
+    """What a factory returns, named by `package.module:callable` or given itself.
+
+    Raises:
+        FactoryError: the callable is not there, fails, or returns no nn.Module.
+        UsageError: the name is not of that form.
+    """
+    if not isinstance(factory, str):
+        return _call(getattr(factory, "__qualname__", "the factory"), factory, args)
+    with current_directory_first():
+        found = _find(factory)
+        _check_arguments(factory, found, args)
+        return _call(factory, found, args)
+
+
 def parse_args(pairs: Sequence[str]) -> dict[str, Any]:
     """`["num_classes=10", "weights=null"]` -> `{"num_classes": 10, "weights": None}`: values are YAML 1.2.
 

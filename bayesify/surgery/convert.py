@@ -21,12 +21,12 @@ from ..nn.parametrized_weights import computed_tensors, identity, is_computed, m
 from ..nn.posterior_tensors import SUFFIXES, mean_of, posterior_tensors
 from ..nn.registry import converted_class, plain_class, rerouting
 from ..nn.rerouting import Rerouting
+from ..nn.tied_weights import keep_ties, release_ties
 from ..planning.plan import Plan
 from ..planning.planner import plan
 from ..policy.policy import PolicyLike
 from ..programs.program import from_exported, insert_layers, is_exported
 from .reset import refuse_lazy
-from .tied_weights import keep_ties, release_ties
 
 Model = TypeVar("Model", bound=nn.Module)
 
