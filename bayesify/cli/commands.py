@@ -102,7 +102,7 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
         model = _opened(source)
         made = plan(model, policy, example_inputs=inputs)
         converted = carry_out(made, model, inplace=True, kl_name=kl_name)
-        save(converted, target, plan=made.to_dict(), **source.recorded())
+        save(converted, target, plan=made.to_dict(), overwrite=force, sources=source.files, **source.recorded())
     _show(made, **options)
     click.echo(f"\nWrote {target}", err=options["as_json"])
 
@@ -195,7 +195,8 @@ def revert(converted: str, output: str, weights: Weights, allow: tuple[str, ...]
 
     check_output(output, [converted], force=force)
     with busy(f"Reverting {converted}"):
-        save(surgery.revert(load_model(converted, allow=allow), weights, inplace=True), output)
+        plain = surgery.revert(load_model(converted, allow=allow), weights, inplace=True)
+        save(plain, output, overwrite=force, sources=[converted])
     click.echo(f"Wrote {output}")
 
 
