@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 import bayesify
 from bayesify.files.load_model import load_model as load
 
-from ..zoo import ZOO
+from ..models.zoo import ZOO
 
 NAMES = {"torch": "nn.Transformer", "torchvision": "SqueezeNet", "timm": "ConvMixer", "transformers": "BERT",
          "diffusers": "U-Net"}  # fmt: skip

@@ -16,8 +16,8 @@ import bayesify
 from bayesify.errors import UsageError
 from bayesify.nn.hooks import forget_examples, tell_examples
 
-from ..nets import SmallResNet, Tangled
-from ..support import draws, judge_moments
+from ...nets import SmallResNet, Tangled
+from ...support import draws, judge_moments
 
 SMALL = {"posterior": {"init_std": 1e-4}}  # so small that the model is linear in its noise
 
