@@ -70,7 +70,7 @@ class AttentionFamily(Variational):
 
     def reset_parameters(self) -> None:
         """Initialize the projections as a new nn.MultiheadAttention does, and the posterior around them."""
-        self._reset_parameters()  # type: ignore[operator]
+        self._reset_parameters()
         self.reset_posterior()
 
     def _whole_kl(self) -> Tensor:

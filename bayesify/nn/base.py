@@ -36,7 +36,7 @@ from .layer_kinds import bias_names, fan_in, weight_names
 from .parametrized_weights import mask, value
 from .posterior_tensors import added_names, posterior_tensors
 from .settings import Method, Settings
-from .switches import Switchable, is_quiet
+from .switches import Switchable, draws_of_forward, is_quiet
 
 
 class Variational(Switchable):
@@ -55,7 +55,6 @@ class Variational(Switchable):
     examples_lead = False  # whether the forward hands its products inputs with the examples first
     _settings: Settings
     _reached: bool
-    _drawing = False  # whether a draw stands in a weight's place now
 
     def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -84,6 +83,17 @@ class Variational(Switchable):
             posterior = mean, self.std_of("weight", mean), bias, bias_std
             output = self.estimate(product, taken, *posterior, batch_dim=self._settings.batch_dim)
         return (output, self.kl_divergence()) if return_kl else output
+
+    def __getattr__(self, name: str) -> Any:
+        """Where a forward computes with one draw of a weight, code that reads the weight is given the draw."""
+        for layer, draws in draws_of_forward():
+            if layer is self and name in draws:
+                return draws[name]
+        return super().__getattr__(name)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        with unrouted():  # the mean, from inside a forward that computes with a draw too
+            super()._save_to_state_dict(*args, **kwargs)
 
     @property
     def weight_std(self) -> Tensor:
@@ -191,7 +201,7 @@ class Variational(Switchable):
             self._buffers.pop(name, None)
         for key in [key for key, hook in self._forward_hooks.items() if hook is mark_reached]:
             del self._forward_hooks[key]
-        for name in ("_settings", "_reached", "_drawing"):
+        for name in ("_settings", "_reached"):
             vars(self).pop(name, None)
 
     def reset_parameters(self) -> None:
