@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from .files.save import save
     from .nn.kl import total_kl as kl
     from .nn.kl import variational_layers
+    from .nn.posterior_mean import posterior_mean
     from .planning.plan import Plan
     from .planning.planner import plan
     from .policy.policy import Policy
-    from .surgery.convert import convert, flipout, lrt, posterior_mean, revert
+    from .surgery.convert import convert, flipout, lrt, revert
     from .surgery.optimizer import extend_optimizer, param_groups
     from .surgery.reset import load_weights, reset_posterior, set_posterior_std
 
@@ -68,7 +69,7 @@ _DEFINED_IN = {
     "lrt": "surgery.convert",
     "param_groups": "surgery.optimizer",
     "plan": "planning.planner",
-    "posterior_mean": "surgery.convert",
+    "posterior_mean": "nn.posterior_mean",
     "register": "analysis.registration",
     "reset_posterior": "surgery.reset",
     "revert": "surgery.convert",
