@@ -28,6 +28,7 @@ from .programs.program import rebuilt
 from .surgery.convert import convert, flipout, lrt, posterior_mean, revert
 from .surgery.optimizer import extend_optimizer, param_groups
 from .surgery.reset import load_weights, reset_posterior, set_posterior_std
+from .uncertainty.kl_in_training import annealing, attach_kl, elbo
 from .uncertainty.predict import predict
 from .uncertainty.prediction import Prediction
 
@@ -38,7 +39,10 @@ __all__ = [
     "Plan",
     "Policy",
     "Prediction",
+    "annealing",
+    "attach_kl",
     "convert",
+    "elbo",
     "extend_optimizer",
     "flipout",
     "functional",

@@ -213,12 +213,13 @@ class Variational(nn.Module):
                 setattr(self, name, start)
 
     @torch.no_grad()
-    def set_std(self, name: str, std: float) -> None:
-        """Give every element of `weight` or `bias` this posterior std."""
+    def set_std(self, name: str, std: float | Tensor) -> None:
+        """Give every element of `weight` or `bias` this posterior std: a number, or a tensor of its shape."""
         mean, scale = self.mean_of(name), self.scale_of(name)
         assert scale is not None
         wide = widened(mean)
-        scale.copy_(self._settings.posterior.scale_of(torch.full_like(wide, std), wide))
+        stds = torch.as_tensor(std, dtype=wide.dtype, device=wide.device).expand_as(wide)
+        scale.copy_(self._settings.posterior.scale_of(stds, wide))
 
     @torch.no_grad()
     def draw(self, name: str) -> Tensor:
