@@ -18,6 +18,7 @@ from .files.save import save
 from .nn.hooks import forget_examples, keep_unfused, mark_reached, tell_examples
 from .nn.kl import Ledger, variational_layers
 from .nn.kl import total_kl as kl
+from .nn.posterior_mean import posterior_mean
 from .nn.posterior_tensors import LazyBuffer
 from .nn.registry import plain_classes, variant
 from .nn.settings import Settings
@@ -25,7 +26,7 @@ from .planning.plan import Plan
 from .planning.planner import plan
 from .policy.policy import Policy
 from .programs.program import rebuilt
-from .surgery.convert import convert, flipout, lrt, posterior_mean, revert
+from .surgery.convert import convert, flipout, lrt, revert
 from .surgery.optimizer import extend_optimizer, param_groups
 from .surgery.reset import load_weights, reset_posterior, set_posterior_std
 from .uncertainty.kl_in_training import annealing, attach_kl, elbo

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from ..estimators.products import EinsumProduct, GroupedProduct, LinearProduct
 from .base import LRT, Flipout, Variational
+from .switches import is_quiet
 from .torch_functions import BODIES, MULTIPLICATIONS, VIEWS, Use, harmless, only_likens, scales
 
 
@@ -32,7 +33,7 @@ class Rerouting(nn.Module):
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The module's own forward, its products with weights that have a posterior answered by the estimator."""
-        layers = [each for each in self._rerouted() if not each._quiet]
+        layers = [each for each in self._rerouted() if not is_quiet(each)]
         if not layers:
             return super().forward(*inputs, **kwargs)
         return _rerouted(layers, inputs, kwargs, self._eager(super().forward))
@@ -51,12 +52,26 @@ class Rerouting(nn.Module):
         return (module for module in modules if isinstance(module, Variational))
 
 
+class ReroutingEncoder(Rerouting):
+    """Stands before nn.TransformerEncoder: nested tensors, which layers with noise do not take, at the mean only."""
+
+    @property
+    def use_nested_tensor(self) -> bool:
+        """What the encoder was made with, as long as no layer in it has noise."""
+        layers = (layer for layer in self.modules() if isinstance(layer, Variational))
+        return bool(vars(self)["use_nested_tensor"]) and all(is_quiet(layer) for layer in layers)
+
+    @use_nested_tensor.setter
+    def use_nested_tensor(self, value: bool) -> None:
+        vars(self)["use_nested_tensor"] = value
+
+
 class Rerouted(Rerouting, Variational):
     """Stands before a layer class that multiplies by its own Parameters in its forward; settings name them."""
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The layer's own forward, its products answered by the estimator."""
-        layers = [each for each in (self, *self._rerouted()) if not each._quiet]
+        layers = [each for each in (self, *self._rerouted()) if not is_quiet(each)]
         forward = super(Variational, self).forward
         output = _rerouted(layers, inputs, kwargs, self._eager(forward)) if layers else forward(*inputs, **kwargs)
         return (output, self.kl_divergence()) if return_kl else output
@@ -76,7 +91,7 @@ def _rerouted(layers: list[Variational], inputs: Any, kwargs: Any, forward: Call
     means = [{name: layer._parameters[name] for name in layer._settings.drawn} for layer in free]
     try:
         for layer, own in zip(free, means, strict=True):
-            layer._drawing = layer._reached = True
+            layer._drawing, layer._reached = True, True
             draws: Any = {name: layer._sampled(name) for name in own}
             layer._parameters.update(draws)
         with _Reroute(layers, inputs, kwargs):

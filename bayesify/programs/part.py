@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..nn.base import Variational
 from ..nn.layer_kinds import LayerKind, describe
 from ..nn.parametrized_weights import kind_before
 from ..nn.registry import enter
 from ..nn.rerouting import FlipoutRerouted, LRTRerouted
+from ..nn.switches import is_quiet
 
 _CONVS = [f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3)]
 _TENSOR_VIEWS = ("view", "contiguous", "to", "type_as", "float", "half", "bfloat16", "double", "view_as", "reshape_as")
@@ -94,7 +96,7 @@ class Part(Holder):
 
     def forward(self, which: int, examples: int | None, *inputs: Tensor) -> Any:
         """The product number `which`; `examples` is the batch's size, where the first input has it folded into rows."""
-        quiet = vars(self).get("_quiet", True)
+        quiet = not isinstance(self, Variational) or is_quiet(self)
         *views, product = (self.uses if quiet else self.noisy_uses)[which]
         results: list[Any] = []
         for step in views:
