@@ -29,6 +29,7 @@ from .programs.program import rebuilt
 from .surgery.convert import convert, flipout, lrt, revert
 from .surgery.optimizer import extend_optimizer, param_groups
 from .surgery.reset import load_weights, reset_posterior, set_posterior_std
+from .uncertainty.draws import draw, sample
 from .uncertainty.kl_in_training import annealing, attach_kl, elbo
 from .uncertainty.predict import predict
 from .uncertainty.prediction import Prediction
@@ -43,6 +44,7 @@ __all__ = [
     "annealing",
     "attach_kl",
     "convert",
+    "draw",
     "elbo",
     "extend_optimizer",
     "flipout",
@@ -59,6 +61,7 @@ __all__ = [
     "register",
     "reset_posterior",
     "revert",
+    "sample",
     "save",
     "set_posterior_std",
     "variational_layers",
