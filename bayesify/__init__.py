@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .surgery.convert import convert, flipout, lrt, revert
     from .surgery.optimizer import extend_optimizer, param_groups
     from .surgery.reset import load_weights, reset_posterior, set_posterior_std
+    from .uncertainty.draws import draw, sample
+    from .uncertainty.kl_in_training import annealing, attach_kl, elbo
     from .uncertainty.predict import predict
     from .uncertainty.prediction import Prediction
 
@@ -38,7 +40,11 @@ __all__ = [
     "Plan",
     "Policy",
     "Prediction",
+    "annealing",
+    "attach_kl",
     "convert",
+    "draw",
+    "elbo",
     "extend_optimizer",
     "flipout",
     "functional",
@@ -54,6 +60,7 @@ __all__ = [
     "register",
     "reset_posterior",
     "revert",
+    "sample",
     "save",
     "set_posterior_std",
     "variational_layers",
@@ -62,10 +69,11 @@ __all__ = [
 # Where each of these is defined: its module, and its name there if that is another. The modules `nn` and `functional`
 # need no entry.
 _DEFINED_IN = {
-    "Plan": "planning.plan",
-    "Policy": "policy.policy",
-    "Prediction": "uncertainty.prediction",
+    "annealing": "uncertainty.kl_in_training",
+    "attach_kl": "uncertainty.kl_in_training",
     "convert": "surgery.convert",
+    "draw": "uncertainty.draws",
+    "elbo": "uncertainty.kl_in_training",
     "extend_optimizer": "surgery.optimizer",
     "flipout": "surgery.convert",
     "kl": "nn.kl:total_kl",
@@ -73,12 +81,16 @@ _DEFINED_IN = {
     "load_weights": "surgery.reset",
     "lrt": "surgery.convert",
     "param_groups": "surgery.optimizer",
+    "Plan": "planning.plan",
     "plan": "planning.planner",
-    "predict": "uncertainty.predict",
+    "Policy": "policy.policy",
     "posterior_mean": "nn.posterior_mean",
+    "predict": "uncertainty.predict",
+    "Prediction": "uncertainty.prediction",
     "register": "analysis.registration",
     "reset_posterior": "surgery.reset",
     "revert": "surgery.convert",
+    "sample": "uncertainty.draws",
     "save": "files.save",
     "set_posterior_std": "surgery.reset",
     "variational_layers": "nn.kl",
