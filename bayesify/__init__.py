@@ -28,6 +28,9 @@ from .programs.program import rebuilt
 from .surgery.convert import convert, flipout, lrt, posterior_mean, revert
 from .surgery.optimizer import extend_optimizer, param_groups
 from .surgery.reset import load_weights, reset_posterior, set_posterior_std
+from .uncertainty.calibrate import calibrate
+from .uncertainty.calibration import Calibration, Scores
+from .uncertainty.conformal import Conformal
 from .uncertainty.predict import predict
 from .uncertainty.prediction import Prediction
 
@@ -35,9 +38,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BayesifyError",
+    "Calibration",
     "Plan",
     "Policy",
     "Prediction",
+    "calibrate",
     "convert",
     "extend_optimizer",
     "flipout",
@@ -61,6 +66,6 @@ __all__ = [
 
 # A converted model holds these beside its plain layers: torch.load(..., weights_only=True) may build them.
 _VARIANTS: list[Any] = [variant(cls, method) for cls in plain_classes() for method in ("flipout", "lrt")]
-_SETTINGS = [Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture]
+_SETTINGS = [Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture, Calibration, Scores, Conformal]
 _HOOKS: list[Any] = [mark_reached, keep_unfused, tell_examples, forget_examples]
 torch.serialization.add_safe_globals([*_VARIANTS, *_SETTINGS, *_HOOKS, Ledger, LazyBuffer, rebuilt])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter, UninitializedParameter
 
+from ..distributions.posterior import SMALLEST_STD
 from ..distributions.prior import (
     LogUniform,
     ScaleMixture,
@@ -213,12 +214,13 @@ class Variational(nn.Module):
                 setattr(self, name, start)
 
     @torch.no_grad()
-    def set_std(self, name: str, std: float) -> None:
-        """Give every element of `weight` or `bias` this posterior std."""
+    def set_std(self, name: str, std: float | Tensor) -> None:
+        """Give the elements of `weight` or `bias` this posterior std: one number, or a tensor of their shape."""
         mean, scale = self.mean_of(name), self.scale_of(name)
         assert scale is not None
         wide = widened(mean)
-        scale.copy_(self._settings.posterior.scale_of(torch.full_like(wide, std), wide))
+        stds = torch.as_tensor(std, dtype=wide.dtype, device=wide.device).clamp_min(SMALLEST_STD).expand_as(wide)
+        scale.copy_(self._settings.posterior.scale_of(stds, wide))
 
     @torch.no_grad()
     def draw(self, name: str) -> Tensor:
