@@ -37,9 +37,10 @@ from .layer_kinds import bias_names, fan_in, weight_names
 from .parametrized_weights import mask, value
 from .posterior_tensors import added_names, posterior_tensors
 from .settings import Method, Settings
+from .switches import Switchable, is_quiet
 
 
-class Variational(nn.Module):
+class Variational(Switchable):
     """A layer with a posterior q(w) = Normal(weight, weight_std²) over its weight, and its bias if settings say so.
 
     Args:
@@ -54,11 +55,8 @@ class Variational(nn.Module):
     method: Method
     examples_lead = False  # whether the forward hands its products inputs with the examples first
     _settings: Settings
-    _quiet: bool
     _reached: bool
     _drawing = False  # whether a draw stands in a weight's place now
-    _examples: int
-    _examples_before: tuple[int, int]
 
     def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -78,7 +76,7 @@ class Variational(nn.Module):
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The plain layer's forward, with noise. With `return_kl`, (output, KL of this layer in nats)."""
-        if self._quiet:
+        if is_quiet(self):
             output = super().forward(*inputs, **kwargs)
         else:
             product, taken = self.product(*inputs, **kwargs)
@@ -179,7 +177,7 @@ class Variational(nn.Module):
 
     def add_posterior(self, settings: Settings, tensors: dict[str, Tensor]) -> None:
         """Give the plain layer its settings, scale parameters, prior buffers and the ledger's hook."""
-        self._settings, self._quiet, self._reached = settings, False, False
+        self._settings, self._reached = settings, False
         for name, tensor in tensors.items():
             if isinstance(tensor, Parameter):
                 self.register_parameter(name, tensor)
@@ -194,7 +192,7 @@ class Variational(nn.Module):
             self._buffers.pop(name, None)
         for key in [key for key, hook in self._forward_hooks.items() if hook is mark_reached]:
             del self._forward_hooks[key]
-        for name in ("_settings", "_quiet", "_reached", "_drawing", "_examples", "_examples_before"):
+        for name in ("_settings", "_reached", "_drawing"):
             vars(self).pop(name, None)
 
     def reset_parameters(self) -> None:

@@ -18,7 +18,9 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from ..estimators.products import EinsumProduct, GroupedProduct, LinearProduct
 from .base import LRT, Flipout, Variational
-from .torch_functions import BODIES, MULTIPLICATIONS, VIEWS, Use, harmless, only_likens, scales
+from .product_readers import Use
+from .switches import is_quiet
+from .torch_functions import BODIES, MULTIPLICATIONS, Role, role
 
 
 class Rerouting(nn.Module):
@@ -32,7 +34,7 @@ class Rerouting(nn.Module):
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The module's own forward, its products with weights that have a posterior answered by the estimator."""
-        layers = [each for each in self._rerouted() if not each._quiet]
+        layers = [each for each in self._rerouted() if not is_quiet(each)]
         if not layers:
             return super().forward(*inputs, **kwargs)
         return _rerouted(layers, inputs, kwargs, self._eager(super().forward))
@@ -51,12 +53,26 @@ class Rerouting(nn.Module):
         return (module for module in modules if isinstance(module, Variational))
 
 
+class ReroutingEncoder(Rerouting):
+    """Stands before nn.TransformerEncoder: nested tensors, which layers with noise do not take, at the mean only."""
+
+    @property
+    def use_nested_tensor(self) -> bool:
+        """What the encoder was made with, as long as no layer in it has noise."""
+        layers = (layer for layer in self.modules() if isinstance(layer, Variational))
+        return bool(vars(self)["use_nested_tensor"]) and all(is_quiet(layer) for layer in layers)
+
+    @use_nested_tensor.setter
+    def use_nested_tensor(self, value: bool) -> None:
+        vars(self)["use_nested_tensor"] = value
+
+
 class Rerouted(Rerouting, Variational):
     """Stands before a layer class that multiplies by its own Parameters in its forward; settings name them."""
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The layer's own forward, its products answered by the estimator."""
-        layers = [each for each in (self, *self._rerouted()) if not each._quiet]
+        layers = [each for each in (self, *self._rerouted()) if not is_quiet(each)]
         forward = super(Variational, self).forward
         output = _rerouted(layers, inputs, kwargs, self._eager(forward)) if layers else forward(*inputs, **kwargs)
         return (output, self.kl_divergence()) if return_kl else output
@@ -76,7 +92,7 @@ def _rerouted(layers: list[Variational], inputs: Any, kwargs: Any, forward: Call
     means = [{name: layer._parameters[name] for name in layer._settings.drawn} for layer in free]
     try:
         for layer, own in zip(free, means, strict=True):
-            layer._drawing = layer._reached = True
+            layer._drawing, layer._reached = True, True
             draws: Any = {name: layer._sampled(name) for name in own}
             layer._parameters.update(draws)
         with _Reroute(layers, inputs, kwargs):
@@ -112,15 +128,19 @@ class _Reroute(TorchFunctionMode):
         kwargs = kwargs or {}
         found = [self._find(each) for each in _flat([*args, *kwargs.values()])]
         known = [each for each in found if each is not None]
-        if not known or harmless(func) or only_likens(func, args, known[0].mean) or _by_compiled_code(func):
+        if not known or _by_compiled_code(func):
             return func(*args, **kwargs)
-        scaled = len(known) == 1 and scales(func, args, known[0].mean)
-        if func in VIEWS or scaled:
-            return self._follow(func, known[0], args, kwargs)
+        weight, use = known[0].mean, None
         if func in BODIES:
             return self._inside(BODIES[func], *args, **kwargs)
-        able = func in MULTIPLICATIONS and len(known) == 1
-        use = MULTIPLICATIONS[func](known[0].mean, *args, **kwargs) if able else None
+        if func not in MULTIPLICATIONS:
+            what = role(func, args, kwargs, weight)
+            if what in (Role.FORM, Role.ROWS):  # of a tied weight, whose look-ups take its mean
+                return func(*args, **kwargs)
+            if what is Role.VIEW or (what is Role.SCALED and len(known) == 1):
+                return self._follow(func, known[0], args, kwargs)
+        elif len(known) == 1:
+            use = MULTIPLICATIONS[func].use(weight, args, kwargs)
         if use is None:
             raise RuntimeError(
                 f"a variational weight of {type(known[0].layer).__name__} is used in {resolve_name(func) or func}, "

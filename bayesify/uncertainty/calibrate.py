@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import UsageError, did_you_mean
 from ..nn.base import Variational
 from ..nn.kl import terms
-from ..surgery.convert import posterior_mean
+from ..nn.posterior_mean import posterior_mean
 from ..surgery.reset import refuse_lazy
 from .calibration import Calibration, store_calibration
 from .held_out import HeldOut, Loss, Outputs, held_out
@@ -30,12 +30,13 @@ FACTORS = tuple(2.0 ** (step / 2) for step in range(-8, 5))  # 1/16 to 4
 
 @dataclass(frozen=True, eq=False)
 class Std:
-    """One posterior's std, and the scale parameter that gives it."""
+    """One posterior's std, and the scale parameter that gives it, as they were."""
 
-    layer: Variational
-    name: str
     value: Tensor
     scale: Tensor
+    scale_before: Tensor
+    layer: Variational
+    name: str
 
 
 def calibrate(
@@ -96,9 +97,10 @@ def _fitted(model: nn.Module, data: HeldOut, stds: list[Std], samples: int, seed
 
     with posterior_mean(model):
         mean = data.outputs(model, 1)
+    _refuse_infinite(data.nll(mean))
     before = draws(1.0)
     nlls = {factor: data.nll(before if factor == 1 else draws(factor)) for factor in FACTORS}
-    _refuse_infinite(nlls)
+    _refuse_infinite(*nlls.values())
     factor = min(FACTORS, key=lambda factor: (nlls[factor], abs(math.log(factor))))
     after = before if factor == 1 else draws(factor)
     fitted = replace(data.fit(after), std_factor=factor)
@@ -111,11 +113,10 @@ def _fitted(model: nn.Module, data: HeldOut, stds: list[Std], samples: int, seed
     return replace(fitted, scores=scores)
 
 
-def _refuse_infinite(nlls: dict[float, float]) -> None:
-    if not all(map(math.isfinite, nlls.values())):
-        raise UsageError(
-            f"the NLL of the calibration data is {nlls[1.0]}: the model's outputs or the targets are not finite"
-        )
+def _refuse_infinite(*nlls: float) -> None:
+    wrong = [nll for nll in nlls if not math.isfinite(nll)]
+    if wrong:
+        raise UsageError(f"the NLL of the calibration data is {wrong[0]}: outputs or targets are not finite")
 
 
 @torch.no_grad()
@@ -124,7 +125,9 @@ def posterior_stds(model: nn.Module) -> list[Std]:
     stds = []
     for term in terms(model):
         layer, name = term.layers[0], term.mean_name
-        stds.append(Std(layer, name, layer.std_of(name).clone(), layer.scale_of(name).detach().clone()))  # type: ignore[union-attr]
+        scale = layer.scale_of(name)
+        assert scale is not None
+        stds.append(Std(layer.std_of(name).clone(), scale, scale.detach().clone(), layer, name))
     return stds
 
 
@@ -133,7 +136,7 @@ def scale_posterior(stds: list[Std], factor: float) -> None:
     """Give every posterior so many times these stds; with 1 they are what they were, bit by bit."""
     for std in stds:
         if factor == 1:
-            std.layer.scale_of(std.name).copy_(std.scale)  # type: ignore[union-attr]
+            std.scale.copy_(std.scale_before)
         else:
             std.layer.set_std(std.name, std.value * factor)
 

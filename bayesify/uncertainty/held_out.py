@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import UsageError
 from ..estimators.precision import widened
-from ..surgery.convert import posterior_mean
+from ..nn.posterior_mean import posterior_mean
 from .calibration import Calibration, Scores
 from .calls import LABELS, Call, loader_calls
 from .conformal import Conformal, mass_before

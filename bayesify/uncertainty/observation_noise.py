@@ -33,7 +33,8 @@ def settled_noise(task: Task | None, noise: Noise, fitted: Calibration | None) -
         raise UsageError(
             "a regression's uncertainty needs its observation noise: noise=std, a number or a tensor in the output's "
             "unit; noise='log_var', the part of the output that has the log-variance; noise='halves' where the output "
-            "is mean and log-variance along dim; or fitted by bayesify.calibrate. Without noise, task=None gives the spread of the model alone"
+            "is mean and log-variance along dim; or let bayesify.calibrate fit it. Without noise, task=None gives the "
+            "spread of the model alone"
         )
     if isinstance(noise, str):
         return noise

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from ..estimators import noise
 from ..nn.kl import layers_of
-from ..surgery.convert import posterior_mean
+from ..nn.posterior_mean import posterior_mean
 from .calls import Call
 from .prediction import is_float
 
 MOST_FOLDED = 4  # draws that share one |ΔW|: 16 of them are worth 9 at a fan-in of 20, 4 are worth 3.5
 MOST_ROWS = 64  # in a pass of several draws; from there on one draw fills the machine
 MOST_NUMBERS = 2**16  # in the largest input of such a pass
-_WORTH_OF_AN_ID = 256  # an id becomes a vector at once
+_WORTH_OF_AN_ID = 1024  # an id becomes a vector, and often the logits of a vocabulary
 
 Run = Callable[[Call], list[Any]]  # a forward pass, and its output's leaves
 

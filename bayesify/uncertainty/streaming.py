@@ -45,7 +45,7 @@ class LogMean:
     def add(self, logs: Tensor) -> None:
         """The logs of more draws: (draws, *shape)."""
         for log in logs:
-            self._log_sum = torch.logaddexp(self._log_sum, log) if self.count else log.clone()
+            self._log_sum = torch.logaddexp(self._log_sum, log, out=self._log_sum) if self.count else log.clone()
             self.count += 1
 
     @property

@@ -31,7 +31,8 @@ from .torch_archive import NOTE
 Role = Literal["call", "enum", "module", "plain", "value"]
 
 LIBRARIES = ("torch.nn", "torchvision", "timm", "transformers")
-OURS = ("bayesify.nn", "bayesify.distributions", "bayesify.programs.part")
+FITTED = ("bayesify.uncertainty.calibration", "bayesify.uncertainty.conformal")
+OURS = ("bayesify.nn", "bayesify.distributions", "bayesify.programs.part", *FITTED)
 
 
 @dataclass(frozen=True)
