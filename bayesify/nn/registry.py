@@ -115,8 +115,6 @@ def lazy_twin(cls: type[nn.Module]) -> type[nn.Module] | None:
     return twin if twin in _VARIANTS and getattr(twin, "cls_to_become", None) is cls else None
 
 
-
-
 def variants_like(cls: type[nn.Module], like: type[nn.Module]) -> Variants:
     """The variational classes of `cls`, derived from those of its base `like`."""
     return {method: _derived(cls, base) for method, base in _VARIANTS[like].items()}
@@ -130,12 +128,6 @@ def enter_weights(cls: type[nn.Module], weights: str | Sequence[str]) -> None:
 def registered_weights(cls: type[nn.Module]) -> tuple[str, ...]:
     """The Parameters that a class was registered to multiply by."""
     return _MULTIPLYING.get(cls, ())
-
-
-
-
-
-
 
 
 def _derived(cls: type[nn.Module], base: type[Variational]) -> type[Variational]:
