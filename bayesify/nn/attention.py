@@ -16,6 +16,7 @@ from .layer_kinds import LayerKind, batch_first_dims, describe, weight_names
 from .linear import LinearFamily
 from .posterior_tensors import posterior_tensors
 from .settings import Settings
+from .switches import is_quiet
 
 
 class FlipoutOutProjection(Flipout, LinearFamily, NonDynamicallyQuantizableLinear):
@@ -59,7 +60,7 @@ class AttentionFamily(Variational):
         """
         masks: dict[str, Any] = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask, "is_causal": is_causal}
         wanted: dict[str, Any] = {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
-        if self._quiet:
+        if is_quiet(self):
             output = super().forward(query, key, value, **masks, **wanted)
         elif query.is_nested or key.is_nested or value.is_nested:
             output = self._attend_nested(query, key, value, **masks, **wanted)
@@ -69,7 +70,7 @@ class AttentionFamily(Variational):
 
     def reset_parameters(self) -> None:
         """Initialize the projections as a new nn.MultiheadAttention does, and the posterior around them."""
-        self._reset_parameters()  # type: ignore[operator]
+        self._reset_parameters()
         self.reset_posterior()
 
     def _whole_kl(self) -> Tensor:

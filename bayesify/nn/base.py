@@ -36,9 +36,10 @@ from .layer_kinds import bias_names, fan_in, weight_names
 from .parametrized_weights import mask, value
 from .posterior_tensors import added_names, posterior_tensors
 from .settings import Method, Settings
+from .switches import Switchable, draws_of_forward, is_quiet
 
 
-class Variational(nn.Module):
+class Variational(Switchable):
     """A layer with a posterior q(w) = Normal(weight, weight_std²) over its weight, and its bias if settings say so.
 
     Args:
@@ -53,11 +54,7 @@ class Variational(nn.Module):
     method: Method
     examples_lead = False  # whether the forward hands its products inputs with the examples first
     _settings: Settings
-    _quiet: bool
     _reached: bool
-    _drawing = False  # whether a draw stands in a weight's place now
-    _examples: int
-    _examples_before: tuple[int, int]
 
     def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -77,7 +74,7 @@ class Variational(nn.Module):
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The plain layer's forward, with noise. With `return_kl`, (output, KL of this layer in nats)."""
-        if self._quiet:
+        if is_quiet(self):
             output = super().forward(*inputs, **kwargs)
         else:
             product, taken = self.product(*inputs, **kwargs)
@@ -86,6 +83,17 @@ class Variational(nn.Module):
             posterior = mean, self.std_of("weight", mean), bias, bias_std
             output = self.estimate(product, taken, *posterior, batch_dim=self._settings.batch_dim)
         return (output, self.kl_divergence()) if return_kl else output
+
+    def __getattr__(self, name: str) -> Any:
+        """Where a forward computes with one draw of a weight, code that reads the weight is given the draw."""
+        for layer, draws in draws_of_forward():
+            if layer is self and name in draws:
+                return draws[name]
+        return super().__getattr__(name)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        with unrouted():  # the mean, from inside a forward that computes with a draw too
+            super()._save_to_state_dict(*args, **kwargs)
 
     @property
     def weight_std(self) -> Tensor:
@@ -178,7 +186,7 @@ class Variational(nn.Module):
 
     def add_posterior(self, settings: Settings, tensors: dict[str, Tensor]) -> None:
         """Give the plain layer its settings, scale parameters, prior buffers and the ledger's hook."""
-        self._settings, self._quiet, self._reached = settings, False, False
+        self._settings, self._reached = settings, False
         for name, tensor in tensors.items():
             if isinstance(tensor, Parameter):
                 self.register_parameter(name, tensor)
@@ -193,7 +201,7 @@ class Variational(nn.Module):
             self._buffers.pop(name, None)
         for key in [key for key, hook in self._forward_hooks.items() if hook is mark_reached]:
             del self._forward_hooks[key]
-        for name in ("_settings", "_quiet", "_reached", "_drawing", "_examples", "_examples_before"):
+        for name in ("_settings", "_reached"):
             vars(self).pop(name, None)
 
     def reset_parameters(self) -> None:

@@ -18,6 +18,7 @@ from ..estimators.flipout import Fold
 from .base import LRT, Flipout, Variational
 from .folded_batches import fold_of
 from .layer_kinds import LayerKind, describe
+from .switches import is_quiet
 
 
 class RowsFamily(Variational):
@@ -71,7 +72,7 @@ class EmbeddingFamily(RowsFamily):
 
     def forward(self, input: Tensor, *, return_kl: bool = False) -> Any:  # type: ignore[override]
         """The plain layer's forward, with noise."""
-        output = super().forward(input) if self._quiet else self._rows(input, self._signs(input))
+        output = super().forward(input) if is_quiet(self) else self._rows(input, self._signs(input))
         return (output, self.kl_divergence()) if return_kl else output
 
     def _signs(self, ids: Tensor) -> Tensor | None:
@@ -97,7 +98,7 @@ class EmbeddingBagFamily(RowsFamily):
         *, return_kl: bool = False,
     ) -> Any:  # fmt: skip
         """The plain layer's forward, with noise."""
-        if self._quiet:
+        if is_quiet(self):
             output = super().forward(input, offsets, per_sample_weights)
         else:
             output = self._bags(input, offsets, per_sample_weights)

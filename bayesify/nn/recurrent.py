@@ -22,6 +22,7 @@ from ..estimators.products import LinearProduct
 from .base import LRT, Flipout, Variational
 from .layer_kinds import LayerKind, batch_first_dims, describe
 from .recurrent_steps import STEPS, Layout, State, over_time, run, stepwise, with_bias
+from .switches import is_quiet
 
 
 class RecurrentFamily(Variational):
@@ -40,7 +41,7 @@ class RecurrentFamily(Variational):
 
     def forward(self, input: Any, hx: Any = None, *, return_kl: bool = False) -> Any:  # type: ignore[override]
         """The plain layer's forward, with noise; an example is a sequence of the batch, in either layout."""
-        if self._quiet:
+        if is_quiet(self):
             output = super().forward(input, hx)
         else:
             noisy = self._packed if isinstance(input, PackedSequence) else self._padded
@@ -112,7 +113,7 @@ class CellFamily(Variational):
 
     def forward(self, input: Tensor, hx: Any = None, *, return_kl: bool = False) -> Any:  # type: ignore[override]
         """The plain cell's forward, with noise of this call's own."""
-        output = super().forward(input, hx) if self._quiet else self._step(input, hx)
+        output = super().forward(input, hx) if is_quiet(self) else self._step(input, hx)
         return (output, self.kl_divergence()) if return_kl else output
 
     def _step(self, x: Tensor, hx: Any) -> Any:

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from ..estimators.products import EinsumProduct, GroupedProduct, LinearProduct
 from .base import LRT, Flipout, Variational
 from .product_readers import Use
+from .switches import draws_of_forward, is_quiet, set_draws_of_forward
 from .torch_functions import BODIES, MULTIPLICATIONS, Role, role
 
 
@@ -33,7 +34,7 @@ class Rerouting(nn.Module):
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The module's own forward, its products with weights that have a posterior answered by the estimator."""
-        layers = [each for each in self._rerouted() if not each._quiet]
+        layers = [each for each in self._rerouted() if not is_quiet(each)]
         if not layers:
             return super().forward(*inputs, **kwargs)
         return _rerouted(layers, inputs, kwargs, self._eager(super().forward))
@@ -52,12 +53,26 @@ class Rerouting(nn.Module):
         return (module for module in modules if isinstance(module, Variational))
 
 
+class ReroutingEncoder(Rerouting):
+    """Stands before nn.TransformerEncoder: nested tensors, which layers with noise do not take, at the mean only."""
+
+    @property
+    def use_nested_tensor(self) -> bool:
+        """What the encoder was made with, as long as no layer in it has noise."""
+        layers = (layer for layer in self.modules() if isinstance(layer, Variational))
+        return bool(vars(self)["use_nested_tensor"]) and all(is_quiet(layer) for layer in layers)
+
+    @use_nested_tensor.setter
+    def use_nested_tensor(self, value: bool) -> None:
+        vars(self)["use_nested_tensor"] = value
+
+
 class Rerouted(Rerouting, Variational):
     """Stands before a layer class that multiplies by its own Parameters in its forward; settings name them."""
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The layer's own forward, its products answered by the estimator."""
-        layers = [each for each in (self, *self._rerouted()) if not each._quiet]
+        layers = [each for each in (self, *self._rerouted()) if not is_quiet(each)]
         forward = super(Variational, self).forward
         output = _rerouted(layers, inputs, kwargs, self._eager(forward)) if layers else forward(*inputs, **kwargs)
         return (output, self.kl_divergence()) if return_kl else output
@@ -73,19 +88,18 @@ class LRTRerouted(Rerouted, LRT):
 
 def _rerouted(layers: list[Variational], inputs: Any, kwargs: Any, forward: Callable[..., Any]) -> Any:
     """The forward, its products rerouted, and a draw in the place of each weight that it computes with."""
-    free = [each for each in layers if each._settings.drawn and not each._drawing]  # not drawn by a reader around it
-    means = [{name: layer._parameters[name] for name in layer._settings.drawn} for layer in free]
+    before = draws_of_forward()
+    around = [layer for layer, _ in before]  # drawn by a module around this one
+    free = [layer for layer in layers if layer._settings.drawn and all(layer is not drawn for drawn in around)]
+    for layer in free:
+        layer._reached = True
+    draws = tuple((layer, {name: layer._sampled(name) for name in layer._settings.drawn}) for layer in free)
+    set_draws_of_forward((*before, *draws))
     try:
-        for layer, own in zip(free, means, strict=True):
-            layer._drawing = layer._reached = True
-            draws: Any = {name: layer._sampled(name) for name in own}
-            layer._parameters.update(draws)
         with _Reroute(layers, inputs, kwargs):
             return forward(*inputs, **kwargs)
     finally:
-        for layer, own in zip(free, means, strict=True):
-            layer._parameters.update(own)
-            layer._drawing = False
+        set_draws_of_forward(before)
 
 
 class _Known(NamedTuple):
@@ -102,6 +116,9 @@ class _Reroute(TorchFunctionMode):
         self.inputs = [each for each in (*inputs, *kwargs.values()) if isinstance(each, Tensor) and each.dim() > 1]
         self.dim: int | None = None  # of the examples, where what is computed says so, and not the layers' settings
         self.known: list[_Known] = []
+        self.draws = [
+            (layer._parameters[name], draw) for layer, draws in draws_of_forward() for name, draw in draws.items()
+        ]
         for layer in layers:
             for name in (each for each in layer.means() if each not in layer._settings.drawn):
                 mean = layer._parameters[name]
@@ -110,7 +127,7 @@ class _Reroute(TorchFunctionMode):
                     self.known.append(_Known(mean, layer.std_of(name), layer))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = self._with_draws(args), self._with_draws(kwargs or {})
         found = [self._find(each) for each in _flat([*args, *kwargs.values()])]
         known = [each for each in found if each is not None]
         if not known or _by_compiled_code(func):
@@ -142,6 +159,16 @@ class _Reroute(TorchFunctionMode):
                 return body(query, *args, **kwargs)
         finally:
             self.inputs, self.dim = before
+
+    def _with_draws(self, given: Any) -> Any:
+        """Code that reaches a Parameter by another way than its module's attribute computes with the draw, too."""
+        if not self.draws:
+            return given
+        if isinstance(given, dict):
+            return {name: self._with_draws(value) for name, value in given.items()}
+        if type(given) in (list, tuple):
+            return type(given)(self._with_draws(value) for value in given)
+        return next((draw for mean, draw in self.draws if mean is given), given)
 
     def _find(self, tensor: Any) -> _Known | None:
         return next((each for each in self.known if each.mean is tensor), None)

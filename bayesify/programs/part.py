@@ -9,10 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..nn.base import Variational
 from ..nn.layer_kinds import LayerKind, describe
 from ..nn.parametrized_weights import kind_before
 from ..nn.registry import enter
 from ..nn.rerouting import FlipoutRerouted, LRTRerouted
+from ..nn.switches import is_quiet
 from ..nn.torch_functions import FUNCTIONS
 
 ROOT = "root_products"  # the part of what the root of a program multiplies by itself; a state_dict does not show it
@@ -74,7 +76,7 @@ class Part(Holder):
 
     def forward(self, which: int, examples: int | None, *inputs: Tensor) -> Any:
         """The product number `which`; `examples` is the batch's size, where the first input has it folded into rows."""
-        quiet = vars(self).get("_quiet", True)
+        quiet = not isinstance(self, Variational) or is_quiet(self)
         *views, product = (self.uses if quiet else self.noisy_uses)[which]
         results: list[Any] = []
         for step in views:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -25,14 +24,12 @@ from ..nn.rerouting import Rerouting
 from ..planning.plan import Plan
 from ..planning.planner import plan
 from ..policy.policy import PolicyLike
-from ..programs.layer_insertion import layered
-from ..programs.program import from_exported, graphs, is_exported
+from ..programs.program import from_exported, insert_layers, is_exported
 from .reset import refuse_lazy
 from .tied_weights import keep_ties, release_ties
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_NESTED = "_nested_when_plain"  # on encoders whose nested-tensor path conversion switched off
 _RESERVED = {*(f"weight_{suffix}" for suffix in SUFFIXES), *Variational.__annotations__, *dir(Flipout)}
 
 
@@ -74,8 +71,7 @@ def carry_out(made: Plan, model: Model, *, inplace: bool = False, kl_name: str =
     # tensors made in inference mode would never get a gradient
     with torch.inference_mode(False):
         target = model if inplace else _copied(model)
-        for graph in graphs(target):
-            layered(graph)
+        insert_layers(target, made.insertions)
         _rewrite(made, target, kl_name)
     return target
 
@@ -117,27 +113,6 @@ def revert(model: Model, weights: Literal["mean", "sample"] = "mean", *, inplace
             sources(layer, term.mean_name)[0].data.copy_(layer.draw(term.mean_name))
     _take_back(target)
     return target
-
-
-@contextmanager
-def posterior_mean(model: nn.Module) -> Iterator[None]:
-    """No noise inside: every layer computes with its posterior mean, as the model that was converted did.
-
-    Raises:
-        NotVariationalError: the model has no variational layer.
-    """
-    switches: list[tuple[nn.Module, str]] = [(layer, "_quiet") for layer in layers_of(model)]
-    switches += [(module, "use_nested_tensor") for module in model.modules() if hasattr(module, _NESTED)]
-    before = [getattr(module, switch) for module, switch in switches]
-    for module, switch in switches:
-        setattr(module, switch, True)
-    try:
-        yield
-    finally:
-        for (module, switch), value in zip(switches, before, strict=True):
-            setattr(module, switch, value)
-
-
 
 
 def _refuse_computed(model: nn.Module) -> None:
@@ -192,7 +167,7 @@ def _rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:
             module.add_posterior(row.settings, tensors)
         for row in made.rows:
             if row.reads:
-                _reroute(modules[row.name], row.reads)
+                _reroute(modules[row.name])._reads = row.reads
             if row.uncompiled:
                 modules[row.name]._uncompiled = True
             if row.verb == "adjusted":
@@ -240,16 +215,15 @@ def _plain_class(layer: Variational) -> type[nn.Module]:
         raise UsageError(f"{type(layer).__name__} {words}") from None
 
 
-def _reroute(module: Any, reads: tuple[str, ...]) -> None:
+def _reroute(module: Any) -> Any:
     if not isinstance(module, Rerouting):
         module.__class__ = rerouting(type(module))
-    module._reads = reads
+    return module
 
 
 def _adjust(module: nn.Module) -> None:
     if isinstance(module, nn.TransformerEncoder):
-        setattr(module, _NESTED, True)
-        module.use_nested_tensor = False
+        _reroute(module)
     elif isinstance(module, nn.TransformerEncoderLayer):
         module.register_forward_pre_hook(keep_unfused)
 
@@ -261,8 +235,5 @@ def _readjust(module: Any) -> None:
     release_ties(module)
     for key in [key for key, hook in module._forward_pre_hooks.items() if hook is keep_unfused]:
         del module._forward_pre_hooks[key]
-    if hasattr(module, _NESTED):
-        module.use_nested_tensor = True
-        delattr(module, _NESTED)
     for name in [name for name, value in vars(module).items() if isinstance(value, Ledger)]:
         delattr(module, name)

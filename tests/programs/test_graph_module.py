@@ -11,6 +11,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import bayesify
 from bayesify.errors import NothingToConvertError
+from bayesify.programs import layer_insertion
+from bayesify.surgery.convert import carry_out
 
 
 class Functional(nn.Module):
@@ -114,3 +116,45 @@ def test_graphs_inside_another_model_convert(inplace):
         assert torch.equal(other.kl(), converted.kl())
         other.load_state_dict(converted.state_dict())
     assert torch.equal(bayesify.revert(converted)(x), expected)
+
+
+def test_a_graph_gets_its_layers_once(monkeypatch):
+    rerouted = []
+
+    def counted(*args):
+        rerouted.append(args)
+        return reroute(*args)
+
+    reroute = layer_insertion._reroute
+    monkeypatch.setattr(layer_insertion, "_reroute", counted)
+    bayesify.convert(fx.symbolic_trace(Functional()))
+    assert len(rerouted) == 4  # two products of the root, two of the module below it
+
+
+class Around(nn.Module):
+    """A graph inside a module, under two names."""
+
+    def __init__(self, graph):
+        super().__init__()
+        self.first, self.alias, self.last = graph, graph, nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.first(self.last(x))
+
+
+@pytest.mark.parametrize("kind", ["products", "operators"])
+def test_a_plan_is_carried_out_more_than_once(kind):
+    model, x = Around(GRAPHS[kind]()), torch.randn(5, 4)
+    expected, made = model(x), bayesify.plan(model)
+    one, other = carry_out(made, model), carry_out(made, model)
+    for converted in (one, other):
+        assert {row.name for row in made.converting()} == {name for name, _ in bayesify.variational_layers(converted)}
+        assert converted.first is converted.alias
+        with bayesify.posterior_mean(converted):
+            assert torch.equal(converted(x), expected)
+    tensors = {id(each) for each in (*one.parameters(), *model.parameters())}
+    assert not any(id(each) in tensors for each in other.parameters())
+    modules = {id(each) for each in (*one.modules(), *model.modules())}
+    assert not any(id(each) in modules for each in other.modules())
+    carry_out(made, model, inplace=True)
+    assert not torch.equal(model(x), model(x))
