@@ -1,9 +1,20 @@
 """Stand-alone variational layers, each with the signature of the torch.nn layer that its name ends in.
 
     FlipoutConv2d(3, 64, 3, padding=1)            LazyLRTLinear(10)
+
+What is imported here under its own name again is no layer: saved files name it as a member of this package.
 """
 
-from .attention import FlipoutMultiheadAttention, LRTMultiheadAttention
+from .attention import (
+    FlipoutMultiheadAttention,
+    LRTMultiheadAttention,
+)
+from .attention import (
+    FlipoutOutProjection as FlipoutOutProjection,
+)
+from .attention import (
+    LRTOutProjection as LRTOutProjection,
+)
 from .base import LRT, Flipout, Variational
 from .conv import (
     FlipoutConv1d,
@@ -32,7 +43,21 @@ from .conv import (
     LRTConvTranspose3d,
 )
 from .embedding import FlipoutEmbedding, FlipoutEmbeddingBag, LRTEmbedding, LRTEmbeddingBag
+from .hooks import (
+    forget_examples as forget_examples,
+)
+from .hooks import (
+    keep_unfused as keep_unfused,
+)
+from .hooks import (
+    mark_reached as mark_reached,
+)
+from .hooks import (
+    tell_examples as tell_examples,
+)
+from .kl import Ledger as Ledger
 from .linear import FlipoutBilinear, FlipoutLinear, LazyFlipoutLinear, LazyLRTLinear, LRTBilinear, LRTLinear
+from .posterior_tensors import LazyBuffer as LazyBuffer
 from .recurrent import (
     LRTGRU,
     LRTLSTM,

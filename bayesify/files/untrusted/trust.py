@@ -25,13 +25,14 @@ from ...nn.base import Variational
 from ...programs.program import rebuilt
 from .global_names import Name, words
 from .placeholders import is_dangerous
+from .saved_names import PINNED, PINNED_NAMES
 from .stand_ins import ACTIVATIONS, VARIABLE_FUNCTIONS, NumpyType, attribute, class_of_note, numpy_scalar
 from .torch_archive import NOTE
 
 Role = Literal["call", "enum", "module", "plain", "value"]
 
 LIBRARIES = ("torch.nn", "torchvision", "timm", "transformers")
-OURS = ("bayesify.nn", "bayesify.distributions", "bayesify.programs.part")
+OURS = tuple(PINNED)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def judge(name: Name, allow: Sequence[str]) -> Trusted | Refused:
         return known
     if name.module == registered.__name__:
         return _derived(name, allow)
-    if _within(name.module, OURS) or (_within(name.module, LIBRARIES) and "__main__" not in name.module):
+    if str(name) in PINNED_NAMES or (_within(name.module, LIBRARIES) and "__main__" not in name.module):
         return _of_library(name)
     if name.module.partition(".")[0] in _STANDARD or is_dangerous(name, called=True) or _is_no_class(name):
         return Refused()
@@ -112,7 +113,7 @@ def _of_library(name: Name) -> Trusted | Refused:
         return Refused()
     if isinstance(found, type):
         return _class(found) or Refused()
-    listed = str(name) in HELPERS or name.module.startswith("timm.layers.activations") or _within(name.module, OURS)
+    listed = str(name) in HELPERS or name.module.startswith("timm.layers.activations") or str(name) in PINNED_NAMES
     return Trusted("value", found) if listed and callable(found) else Refused()
 
 
@@ -226,7 +227,7 @@ KNOWN: dict[str, Trusted] = {
     **{name: Trusted("call") for name in _REBUILDERS},
     "torch.utils.hooks.RemovableHandle": Trusted("plain", torch.utils.hooks.RemovableHandle),
     "functools.partial": Trusted("call", functools.partial),
-    "bayesify.programs.program.rebuilt": Trusted("call", rebuilt),
+    "bayesify.programs.rebuilt": Trusted("call", rebuilt),
     "builtins.getattr": Trusted("call", attribute),
     NOTE: Trusted("call", class_of_note),
     "numpy.dtype": Trusted("call", NumpyType),
