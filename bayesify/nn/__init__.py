@@ -5,6 +5,8 @@
 What is imported here under its own name again is no layer: saved files name it as a member of this package.
 """
 
+from typing import TYPE_CHECKING
+
 from .attention import (
     FlipoutMultiheadAttention,
     LRTMultiheadAttention,
@@ -73,6 +75,9 @@ from .recurrent import (
     LRTRNNCell,
 )
 from .settings import Settings
+
+if not TYPE_CHECKING:
+    from .registry import by_saved_name as __getattr__  # noqa: F401  (pickles look for derived classes here)
 
 __all__ = [
     "LRT",

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from ...errors import did_you_mean
-from ...nn import registered
 from ...nn.base import Variational
+from ...nn.registry import DERIVED_IN, by_saved_name, origin
 from ...programs.program import rebuilt
 from .global_names import Name, words
 from .placeholders import is_dangerous
@@ -56,7 +56,7 @@ def judge(name: Name, allow: Sequence[str]) -> Trusted | Refused:
     known = KNOWN.get(str(name)) or _of_torch(name)
     if known is not None:
         return known
-    if name.module == registered.__name__:
+    if origin_of(name) != name:
         return _derived(name, allow)
     if str(name) in PINNED_NAMES or (_within(name.module, LIBRARIES) and "__main__" not in name.module):
         return _of_library(name)
@@ -72,19 +72,18 @@ def judge(name: Name, allow: Sequence[str]) -> Trusted | Refused:
 
 def origin_of(name: Name) -> Name:
     """The class that a name stands for: of a class that conversion derived, the one that it was derived from."""
-    place = registered.origin(name.qualname) if name.module == registered.__name__ else None
+    place = origin(name.qualname) if name.module == DERIVED_IN else None
     return name if place is None else Name(*place)
 
 
 def _derived(name: Name, allow: Sequence[str]) -> Trusted | Refused:
     """A class that conversion derived is trusted as far as its origin, which judging imports."""
-    origin = origin_of(name)
-    verdict = Refused() if origin == name else judge(origin, allow)
+    verdict = judge(origin_of(name), allow)
     if isinstance(verdict, Refused):
         return verdict
     if verdict.role != "module" or issubclass(verdict.target, Variational):
         return Refused()
-    return Trusted("module", getattr(registered, name.qualname))
+    return Trusted("module", by_saved_name(name.qualname))
 
 
 def is_plain(name: Name) -> bool:
