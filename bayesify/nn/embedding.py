@@ -20,6 +20,13 @@ from .folded_batches import fold_of
 from .layer_kinds import LayerKind, describe
 from .switches import is_quiet
 
+__all__ = [
+    "FlipoutEmbedding",
+    "FlipoutEmbeddingBag",
+    "LRTEmbedding",
+    "LRTEmbeddingBag",
+]
+
 
 class RowsFamily(Variational):
     """What both layers share: rows of the table, looked up with noise."""
