@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..analysis.probe.findings import Reach
+from ..analysis.probe.findings import Finding
 from ..analysis.site import Site
 from ..nn.layer_kinds import layer_kind
 from ..nn.settings import Method, Settings
@@ -17,7 +17,7 @@ FROZEN = "frozen (requires_grad=False)"
 
 
 def notes(
-    site: Site, method: Method, settings: Settings, *, aliases: bool, sequences: bool, reach: Reach | None = None
+    site: Site, method: Method, settings: Settings, *, aliases: bool, sequences: bool, finding: Finding | None = None
 ) -> Iterator[str]:
     """The notes on one layer.
 
@@ -33,8 +33,8 @@ def notes(
         names = ", ".join(settings.drawn)
         yield f"one draw of {names} serves the whole batch: its forward computes with it before it multiplies"
     calls = site.census.calls.get(site.name, 0) if site.census else 0
-    yield from _calls(site, calls) if reach is None else reach.notes()
-    calls = calls if reach is None else len(reach.shapes)
+    yield from _calls(site, calls) if finding is None else finding.notes()
+    calls = calls if finding is None else len(finding.shapes)
     if isinstance(site.module, nn.RNNCellBase):
         yield "a cell draws anew at each call: the steps of a loop over it share no draw"
     if site.is_table and getattr(site.module, "sparse", False):
@@ -45,9 +45,9 @@ def notes(
         yield "approximate: signs per position ignore that positions share one weight"
     elif site.weights and site.forwards.uses(site.module).grouped:
         yield "approximate: each row that an expert sees has signs of its own, since it sees tokens and not examples"
-    elif reach is not None and reach.problem is not None:
-        yield f"approximate: signs along dimension {settings.batch_dim} follow no example: {reach.problem}"
-    elif reach is not None and reach.layout is not None:
+    elif finding is not None and finding.problem is not None:
+        yield f"approximate: signs along dimension {settings.batch_dim} follow no example: {finding.problem}"
+    elif finding is not None and finding.batch_layout is not None:
         yield from _found(settings)
     elif settings.batch_dim:
         yield f"examples along dimension {settings.batch_dim}"

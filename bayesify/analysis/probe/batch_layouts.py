@@ -21,7 +21,7 @@ DATA = "its number of rows depends on the data"
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """`Settings.batch_dim`, `rows` and `run`: see there."""
 
     dim: int
@@ -82,7 +82,7 @@ def marked(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) 
     return None if all(each.untouched for calls in found.values() for each in calls) else found
 
 
-def layout_of(call: Sequence[Marked]) -> Layout | str | None:
+def batch_layout_of(call: Sequence[Marked]) -> BatchLayout | str | None:
     """Where the examples are in one call, seen in batches of one or two sizes; or why that cannot be said."""
     first = call[0]
     if first.dims is None:
@@ -94,11 +94,11 @@ def layout_of(call: Sequence[Marked]) -> Layout | str | None:
     for dim in sorted(scaling, key=lambda dim: first.shape[dim] // first.size) if untouched else scaling:
         rows = first.shape[dim] // first.size
         if rows == 1 and all(each.fits(dim, 0) for each in call):
-            return Layout(first.dims.index(dim))
+            return BatchLayout(first.dims.index(dim))
         for run_ in (0, *(each for each in range(1, rows) if rows % each == 0)):
             if all(each.fits(dim, run_) for each in call):
-                return Layout(first.dims.index(dim), rows, run_)
-    return Layout(-1) if untouched and not scaling else MIXED
+                return BatchLayout(first.dims.index(dim), rows, run_)
+    return BatchLayout(-1) if untouched and not scaling else MIXED
 
 
 def _scales(call: Sequence[Marked], dim: int) -> bool:

@@ -16,7 +16,8 @@ from ...errors import UsageError
 from ...nn.layer_kinds import weight_names
 from ...nn.parametrized_weights import sources
 from ...nn.settings import Settings
-from .batch_layouts import Layout, Marked, layout_of, marked
+from ..tracing import TRACING
+from .batch_layouts import BatchLayout, Marked, batch_layout_of, marked
 from .example_inputs import Example, ExampleInputs, examples_of
 from .run import Calls, run, without_traces
 
@@ -25,26 +26,25 @@ _HINT = " (inputs of two batch sizes would tell, if the batch is not their first
 
 
 @dataclass(frozen=True)
-class Reach:
+class Finding:
     """What is known of one layer.
 
     Attributes:
         shapes: what each of its calls multiplies.
         moves: for each of its weights, whether noise in it moves the model's output; empty where that cannot be told.
-        layout: where the examples are in its calls; None where they could not be followed, or it knows itself.
+        batch_layout: where the examples are in its calls; None where they could not be followed, or it knows itself.
         problem: why its signs cannot follow the examples, if they cannot.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     moves: Mapping[str, bool] = field(default_factory=dict)
-    layout: Layout | None = None
+    batch_layout: BatchLayout | None = None
     problem: str | None = None
 
     def settled(self, settings: Settings) -> Settings:
         """The settings, with the examples where they are."""
-        if self.layout is None:
-            return settings
-        return replace(settings, batch_dim=self.layout.dim, rows=self.layout.rows, run=self.layout.run)
+        place = self.batch_layout
+        return settings if place is None else replace(settings, batch_dim=place.dim, rows=place.rows, run=place.run)
 
     def notes(self) -> Iterator[str]:
         """One sentence for each thing that is known."""
@@ -65,7 +65,7 @@ def examples_dim(given: ExampleInputs) -> int:
     return examples_of(given)[0].first[1]
 
 
-def reach(model: nn.Module, layers: Mapping[str, Settings], given: ExampleInputs) -> dict[str, Reach]:
+def findings(model: nn.Module, layers: Mapping[str, Settings], given: ExampleInputs) -> dict[str, Finding]:
     """What running the model with example inputs tells of these layers, by their names. Leaves no trace.
 
     Raises:
@@ -78,17 +78,17 @@ def reach(model: nn.Module, layers: Mapping[str, Settings], given: ExampleInputs
         model = copy.deepcopy(model)  # a lazy layer takes its shape from what it sees first
     modules = dict(model.named_modules())
     watched = {each: modules[each] for name in layers for each in (name, _called_as(name, modules))}
-    with without_traces(model), torch.inference_mode(False):
+    with TRACING, without_traces(model), torch.inference_mode(False):
         calls, moves = _once(model, watched, layers, examples[0])
         followed = [marked(model, watched, each) for each in _batches(model, watched, examples)]
-    reaches = {}
+    made = {}
     for name in layers:
         place = _called_as(name, modules)
         shapes = tuple(tuple(seen.x.shape) for seen in calls.of.get(place, ()))
         found = _layout(followed, place) if shapes else None
         problem = f"{found}{_HINT if len(examples) == 1 else ''}" if isinstance(found, str) else None
-        reaches[name] = Reach(shapes, moves[name], found if isinstance(found, Layout) else None, problem)
-    return reaches
+        made[name] = Finding(shapes, moves[name], found if isinstance(found, BatchLayout) else None, problem)
+    return made
 
 
 def _called_as(name: str, modules: Mapping[str, nn.Module]) -> str:
@@ -160,14 +160,14 @@ def _batches(model: nn.Module, watched: Mapping[str, nn.Module], examples: list[
     return small
 
 
-def _layout(followed: list[dict[str, list[Marked]] | None], name: str) -> Layout | str | None:
+def _layout(followed: list[dict[str, list[Marked]] | None], name: str) -> BatchLayout | str | None:
     """Where the examples are in every call of the layer, or why that is not one place."""
     if not followed or any(each is None for each in followed):
         return None
     calls = [each.get(name, []) for each in followed if each is not None]
     if len({len(each) for each in calls}) != 1:
         return "it is called more often for more examples"
-    found = [layout_of(each) for each in zip(*calls, strict=True)]
+    found = [batch_layout_of(each) for each in zip(*calls, strict=True)]
     if not found or found[0] is None or len(set(found)) == 1:
         return found[0] if found else None
     problem = next((each for each in found if isinstance(each, str)), None)
