@@ -24,6 +24,7 @@ from bayesify.nn.base import Variational
 from bayesify.nn.posterior_tensors import posterior_tensors
 from bayesify.nn.registry import variant
 from bayesify.nn.settings import Method
+from bayesify.nn.switches import MEAN, switched
 
 METHODS: tuple[Method, ...] = ("flipout", "lrt")
 PARAMETERIZATIONS: tuple[Parameterization, ...] = ("additive", "multiplicative")
@@ -53,11 +54,8 @@ def variational(plain: nn.Module, method: Method, settings: Settings | None = No
 @contextmanager
 def quiet(layer: Variational) -> Iterator[None]:
     """No noise inside."""
-    layer._quiet = True
-    try:
+    with switched({layer: MEAN}):
         yield
-    finally:
-        layer._quiet = False
 
 
 def as_if_compiling() -> Any:

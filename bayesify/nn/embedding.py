@@ -6,6 +6,7 @@ row up at two positions sees one value of it, and two examples see uncorrelated 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..estimators import noise
 from ..estimators.flipout import Fold
 from .base import LRT, Flipout, Variational
 from .folded_batches import fold_of
+from .held_draws import draw_of_rows, held_draws
 from .layer_kinds import LayerKind, describe
+from .switches import is_quiet
 
 
 class RowsFamily(Variational):
@@ -42,13 +46,23 @@ class RowsFamily(Variational):
             drawn[self.padding_idx] = self.weight[self.padding_idx]
         return drawn
 
-    def _rows(self, ids: Tensor, signs: Tensor | None) -> Tensor:
-        """The rows (*, channels) of the ids (*), each with noise; signs (*, channels), or None for LRT."""
+    def _rows(self, ids: Tensor, signs: Callable[[], Tensor | None], draw_of_id: Callable[[int], Tensor]) -> Tensor:
+        """The rows (*, channels) of the ids (*), each with noise.
+
+        Args:
+            signs: Flipout's (*, channels), or None for LRT.
+            draw_of_id: which of so many held draws each id takes (*).
+        """
         scale = self.scale_of("weight")
         assert scale is not None
         mean, scale_rows = self._look_up(ids, self.weight), self._look_up(ids, scale)
         std = self._settings.posterior.std(mean, scale_rows)
-        eps = noise.normal_like(mean) if signs is None else signs * self._shared(ids, mean)
+        held = held_draws(self)
+        if held is not None:
+            eps = held.rows("weight", ids, lambda: draw_of_id(held.draws)).to(std)
+        else:
+            flipped = signs()
+            eps = noise.normal_like(mean) if flipped is None else flipped * self._shared(ids, mean)
         spread = std * eps
         if self.padding_idx is not None:
             spread = spread.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0)
@@ -71,7 +85,10 @@ class EmbeddingFamily(RowsFamily):
 
     def forward(self, input: Tensor, *, return_kl: bool = False) -> Any:  # type: ignore[override]
         """The plain layer's forward, with noise."""
-        output = super().forward(input) if self._quiet else self._rows(input, self._signs(input))
+        if is_quiet(self):
+            output = super().forward(input)
+        else:
+            output = self._rows(input, lambda: self._signs(input), lambda draws: self._draw_of_id(input, draws))
         return (output, self.kl_divergence()) if return_kl else output
 
     def _signs(self, ids: Tensor) -> Tensor | None:
@@ -86,6 +103,14 @@ class EmbeddingFamily(RowsFamily):
         return _folded([*shape, channels], at, fold, self.weight)
 
 
+    def _draw_of_id(self, ids: Tensor, draws: int) -> Tensor:
+        at = self._settings.batch_dim
+        if not 0 <= at < ids.dim():
+            raise UsageError(f"draws={draws}: no dimension of the ids {tuple(ids.shape)} holds the examples")
+        of_row = draw_of_rows(self, ids.shape[at], draws, ids.device)
+        return of_row.view([-1 if dim == at else 1 for dim in range(ids.dim())])
+
+
 class EmbeddingBagFamily(RowsFamily):
     """A table, and bags of ids: rows (bags, ids), or one after the other, from `offsets` on. A bag is an example."""
 
@@ -97,7 +122,7 @@ class EmbeddingBagFamily(RowsFamily):
         *, return_kl: bool = False,
     ) -> Any:  # fmt: skip
         """The plain layer's forward, with noise."""
-        if self._quiet:
+        if is_quiet(self):
             output = super().forward(input, offsets, per_sample_weights)
         else:
             output = self._bags(input, offsets, per_sample_weights)
@@ -109,7 +134,10 @@ class EmbeddingBagFamily(RowsFamily):
         if (ids.dim() == 2) == (offsets is not None) or ids.dim() not in (1, 2):
             raise ValueError(f"EmbeddingBag takes ids (bags, ids), or (ids) with offsets; not {tuple(ids.shape)}")
         bags, of = self._bags_of(ids, offsets)
-        rows = self._rows(ids.flatten(), self._signs(ids.flatten(), bags, of))
+        flat = ids.flatten()
+        rows = self._rows(
+            flat, lambda: self._signs(flat, bags, of), lambda draws: draw_of_rows(self, bags, draws, ids.device)[of]
+        )
         if weights is not None:
             rows = rows * weights.flatten().unsqueeze(1)
         present = torch.ones_like(of) if self.padding_idx is None else (ids.flatten() != self.padding_idx).to(of.dtype)
@@ -181,13 +209,9 @@ def _drawn(shape: list[int], like: Tensor) -> Tensor:
     return noise.signs(noise.sign_bits(shape, like), shape, like.dtype)
 
 
-def _one_element(layer: Any, name: str, shape: torch.Size) -> int:
-    return 1  # an output is one element of the table
-
-
 _TABLE = LayerKind(
     biases=lambda layer: (),
-    fan_in=_one_element,
+    fan_in=lambda layer, name: 1,  # an output is one element of the table
     lrt="LRT draws for each looked-up element, though equal ids share a row",
 )
 describe(nn.Embedding, replace(_TABLE, example_dims=lambda layer, ids: tuple(range(ids.dim())), on_sequences=True))

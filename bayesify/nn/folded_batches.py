@@ -14,6 +14,7 @@ from torch import nn
 from ..estimators.flipout import Fold
 from .hooks import EXAMPLES_ALONG, forget_examples, tell_examples
 from .settings import Settings
+from .switches import examples_of_forward, last_examples, remember_examples
 
 
 def watch_examples(model: nn.Module, dim: int) -> None:
@@ -69,13 +70,13 @@ def fold_of(layer: Any, rows: int) -> Fold | None:
 
 
 def _examples(layer: Any, settings: Settings, rows: int) -> int:
-    told: int = vars(layer).get("_examples", 0)
+    told = examples_of_forward()
     if told:
         if not torch.compiler.is_compiling():
-            layer._examples_before = (rows, told)
+            remember_examples(layer, rows, told)
         return told
-    rows_before, examples_before = vars(layer).get("_examples_before", (0, 0))
-    return int(examples_before) if rows_before == rows else max(1, rows // settings.rows)
+    rows_before, examples_before = last_examples(layer)
+    return examples_before if rows_before == rows else max(1, rows // settings.rows)
 
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .switches import forget_examples_of, tell_examples_of
+
 EXAMPLES_ALONG = "_examples_along"  # on a model: which dimension of its own inputs holds the examples
 
 
@@ -19,21 +21,13 @@ def tell_examples(model: nn.Module, args: Any, kwargs: Any) -> None:
     dim = getattr(model, EXAMPLES_ALONG)
     given = (each for each in (*args, *kwargs.values()) if isinstance(each, Tensor) and each.dim() > dim)
     first = next(given, None)
-    if first is not None:
-        _tell(model, first.shape[dim])
+    tell_examples_of(0 if first is None else first.shape[dim])
 
 
 def forget_examples(model: nn.Module, args: Any, output: Any) -> None:
     """The forward hook of a model that has folding layers: what they are called with now is not the model's batch."""
-    _tell(model, 0)
+    forget_examples_of()
 
 
 def keep_unfused(module: nn.Module, args: Any) -> None:
     """A forward pre-hook that does nothing: with any hook on it, torch's encoder layer calls its layers one by one."""
-
-
-def _tell(model: nn.Module, examples: int) -> None:
-    for module in model.modules():
-        settings = vars(module).get("_settings")
-        if settings is not None and settings.rows > 1:
-            module._examples = examples  # type: ignore[assignment]

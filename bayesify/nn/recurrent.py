@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..errors import UsageError
 from ..estimators.precision import autocasted
-from ..estimators.products import LinearProduct
 from .base import LRT, Flipout, Variational
+from .held_draws import held_draws
 from .layer_kinds import LayerKind, batch_first_dims, describe
 from .recurrent_steps import STEPS, Layout, State, over_time, run, stepwise, with_bias
+from .switches import is_quiet
 
 
 class RecurrentFamily(Variational):
@@ -40,7 +42,7 @@ class RecurrentFamily(Variational):
 
     def forward(self, input: Any, hx: Any = None, *, return_kl: bool = False) -> Any:  # type: ignore[override]
         """The plain layer's forward, with noise; an example is a sequence of the batch, in either layout."""
-        if self._quiet:
+        if is_quiet(self):
             output = super().forward(input, hx)
         else:
             noisy = self._packed if isinstance(input, PackedSequence) else self._padded
@@ -64,6 +66,9 @@ class RecurrentFamily(Variational):
         return output.transpose(0, 1) if self.batch_first else output, final
 
     def _packed(self, x: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
+        held = held_draws(self)
+        if held is not None and held.draws > 1:
+            raise UsageError(f"draws={held.draws}: packed sequences of several draws; pad them, or hold one draw")
         hx = hx if hx is None else self.permute_hidden(hx, x.sorted_indices)
         state = self._initial(x.data, hx, x.batch_sizes)
         rows, final = self._layers(x.data, state, Layout.packed(x.batch_sizes, x.data.device))
@@ -97,8 +102,7 @@ class RecurrentFamily(Variational):
         return rows, final if isinstance(self, nn.LSTM) else final[0]
 
     def _direction(self, x: Tensor, suffix: str, state: State, layout: Layout) -> tuple[Tensor, State]:
-        given = stepwise(self, f"weight_ih{suffix}")
-        inputs = self.estimate(LinearProduct(), [x], given.mean, given.std, given.bias, given.bias_std, batch_dim=1)
+        inputs = stepwise(self, f"weight_ih{suffix}")(x, batch_dim=1)
         hidden = over_time(self, f"weight_hh{suffix}", x.shape[1])
         project = over_time(self, f"weight_hr{suffix}", x.shape[1]) if self.proj_size else None
         return run(self.mode, inputs, hidden, project, state, layout, suffix.endswith("_reverse"))
@@ -112,7 +116,7 @@ class CellFamily(Variational):
 
     def forward(self, input: Tensor, hx: Any = None, *, return_kl: bool = False) -> Any:  # type: ignore[override]
         """The plain cell's forward, with noise of this call's own."""
-        output = super().forward(input, hx) if self._quiet else self._step(input, hx)
+        output = super().forward(input, hx) if is_quiet(self) else self._step(input, hx)
         return (output, self.kl_divergence()) if return_kl else output
 
     def _step(self, x: Tensor, hx: Any) -> Any:

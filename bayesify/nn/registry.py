@@ -13,7 +13,7 @@ from ..errors import UsageError
 from . import attention, conv, embedding, linear, recurrent, registered
 from .base import Variational
 from .parametrized_weights import kind_before
-from .rerouting import FlipoutRerouted, LRTRerouted, Rerouting
+from .rerouting import FlipoutRerouted, LRTRerouted, Rerouting, ReroutingEncoder
 from .settings import Method
 
 Variants = dict[Method, type[Variational]]
@@ -89,7 +89,8 @@ def rerouted(cls: type[nn.Module], method: Method) -> type[Variational]:
 
 def rerouting(cls: type[nn.Module]) -> type[Rerouting]:
     """The class for a module that multiplies by weights of its children."""
-    made: type[Rerouting] = registered.derived(registered.REROUTING, cls, (Rerouting, cls), {})
+    base = ReroutingEncoder if issubclass(cls, nn.TransformerEncoder) else Rerouting
+    made: type[Rerouting] = registered.derived(registered.REROUTING, cls, (base, cls), {})
     return made
 
 

@@ -154,7 +154,7 @@ def state_of(program: Program) -> dict[str, Any]:
     return {
         "parameters": {_join(name, leaf): each for name, module in places for leaf, each in module._parameters.items()},
         "buffers": {_join(name, leaf): each for name, module in places for leaf, each in module._buffers.items()},
-        "layers": {name: (layer.method, layer._settings, layer._quiet) for name, layer in layers.items()},
+        "layers": {name: (layer.method, layer._settings) for name, layer in layers.items()},
         "examples along": watched_dim(program),
         "kl": [name for name, value in vars(program).items() if isinstance(value, Ledger)],
         "training": program.training,
@@ -170,8 +170,8 @@ def rebuilt(text: str, state: dict[str, Any]) -> Program:
     given = {**state["parameters"], **state["buffers"]}
     program = from_text(text, *_on_meta(text, given))
     modules = dict(program.named_modules())
-    for name, (method, settings, quiet) in state["layers"].items():
-        _make_variational(modules[name], method, settings, quiet, name, given)
+    for name, (method, settings) in state["layers"].items():
+        _make_variational(modules[name], method, settings, name, given)
     for name, module in program.named_modules(remove_duplicate=False):
         for leaf in module._parameters:
             module._parameters[leaf] = state["parameters"][_join(name, leaf)]
@@ -185,15 +185,12 @@ def rebuilt(text: str, state: dict[str, Any]) -> Program:
     return program.train(bool(state["training"]))
 
 
-def _make_variational(
-    module: Any, method: Any, settings: Settings, quiet: bool, name: str, given: dict[str, Any]
-) -> None:
+def _make_variational(module: Any, method: Any, settings: Settings, name: str, given: dict[str, Any]) -> None:
     cls = variant(type(module), method)
     assert cls is not None
     module.__class__ = cls
     own = {leaf: given[_join(name, leaf)] for leaf in _added(module, settings) if _join(name, leaf) in given}
     module.add_posterior(settings, own)
-    module._quiet = bool(quiet)
 
 
 def _added(module: nn.Module, settings: Settings) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -31,7 +30,6 @@ from .tied_weights import keep_ties, release_ties
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_NESTED = "_nested_when_plain"  # on encoders whose nested-tensor path conversion switched off
 _RESERVED = {*(f"weight_{suffix}" for suffix in SUFFIXES), *Variational.__annotations__, *dir(Flipout)}
 
 
@@ -117,27 +115,6 @@ def revert(model: Model, weights: Literal["mean", "sample"] = "mean", *, inplace
     return target
 
 
-@contextmanager
-def posterior_mean(model: nn.Module) -> Iterator[None]:
-    """No noise inside: every layer computes with its posterior mean, as the model that was converted did.
-
-    Raises:
-        NotVariationalError: the model has no variational layer.
-    """
-    switches: list[tuple[nn.Module, str]] = [(layer, "_quiet") for layer in layers_of(model)]
-    switches += [(module, "use_nested_tensor") for module in model.modules() if hasattr(module, _NESTED)]
-    before = [getattr(module, switch) for module, switch in switches]
-    for module, switch in switches:
-        setattr(module, switch, True)
-    try:
-        yield
-    finally:
-        for (module, switch), value in zip(switches, before, strict=True):
-            setattr(module, switch, value)
-
-
-
-
 def _refuse_computed(model: nn.Module) -> None:
     for term in terms(model):
         layer, name = term.layers[0], term.mean_name
@@ -190,7 +167,7 @@ def _rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:
             module.add_posterior(row.settings, tensors)
         for row in made.rows:
             if row.reads:
-                _reroute(modules[row.name], row.reads)
+                _reroute(modules[row.name])._reads = row.reads
             if row.uncompiled:
                 modules[row.name]._uncompiled = True
             if row.verb == "adjusted":
@@ -238,16 +215,15 @@ def _plain_class(layer: Variational) -> type[nn.Module]:
         raise UsageError(f"{type(layer).__name__} {words}") from None
 
 
-def _reroute(module: Any, reads: tuple[str, ...]) -> None:
+def _reroute(module: Any) -> Any:
     if not isinstance(module, Rerouting):
         module.__class__ = rerouting(type(module))
-    module._reads = reads
+    return module
 
 
 def _adjust(module: nn.Module) -> None:
     if isinstance(module, nn.TransformerEncoder):
-        setattr(module, _NESTED, True)
-        module.use_nested_tensor = False
+        _reroute(module)
     elif isinstance(module, nn.TransformerEncoderLayer):
         module.register_forward_pre_hook(keep_unfused)
 
@@ -259,8 +235,5 @@ def _readjust(module: Any) -> None:
     release_ties(module)
     for key in [key for key, hook in module._forward_pre_hooks.items() if hook is keep_unfused]:
         del module._forward_pre_hooks[key]
-    if hasattr(module, _NESTED):
-        module.use_nested_tensor = True
-        delattr(module, _NESTED)
     for name in [name for name, value in vars(module).items() if isinstance(value, Ledger)]:
         delattr(module, name)

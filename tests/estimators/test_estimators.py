@@ -23,6 +23,7 @@ from tests.support import (
     judge_mean,
     judge_moments,
     noisy,
+    quiet,
     variational,
 )
 
@@ -215,9 +216,8 @@ def test_drawing_leaves_seeds_and_state_to_the_user(method: Method) -> None:
     state = torch.get_rng_state()
     layer.kl_divergence()
     layer.reset_posterior()
-    layer._quiet = True
-    layer(x)
-    layer._quiet = False
+    with quiet(layer):
+        layer(x)
     assert torch.equal(torch.get_rng_state(), state)
     assert layer(x).shape == first.shape
     assert not torch.equal(torch.get_rng_state(), state)

@@ -16,8 +16,8 @@ from bayesify.errors import NothingToConvertError
 from bayesify.nn import FlipoutMultiheadAttention, Variational
 from bayesify.nn.hooks import keep_unfused, mark_reached
 from bayesify.nn.settings import Method
+from tests.support import judge_moments, same_example
 
-from ..support import judge_moments, same_example
 from .attentions import every_layout, every_method
 
 ATTENTION: dict[str, Any] = {"rules": [{"targets": ["MultiheadAttention"]}]}
@@ -140,8 +140,8 @@ def test_without_its_switch_an_encoder_hands_nested_tensors_on(method: Method) -
     x = _input(True)
     seen: list[bool] = []
     model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].is_nested))
-    for use_nested_tensor in (False, True):
-        model.use_nested_tensor = use_nested_tensor or model.use_nested_tensor
+    for cls in (type(model), nn.TransformerEncoder):
+        model.__class__ = cls
         with torch.no_grad():
             model(x, src_key_padding_mask=PADDING)
     assert seen == [False, True]

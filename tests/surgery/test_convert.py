@@ -157,7 +157,7 @@ def test_a_model_that_has_a_kl_of_its_own(kind: str) -> None:
     assert snapshot(model)[0] == before[0]
 
 
-@pytest.mark.parametrize("name", ["forward", "weight", "weight_rho", "_quiet", "_settings", "estimate", "a b", "1", ""])
+@pytest.mark.parametrize("name", ["forward", "weight", "weight_rho", "_way", "_settings", "estimate", "a b", "1", ""])
 def test_names_that_kl_cannot_have(name: str) -> None:
     layer = nn.Linear(2, 2)
     with pytest.raises((NameClashError, UsageError), match="name"):

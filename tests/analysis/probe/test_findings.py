@@ -15,9 +15,9 @@ from torch.func import functional_call
 import bayesify
 from bayesify.errors import UsageError
 from bayesify.nn.hooks import forget_examples, tell_examples
-
-from ...nets import SmallResNet, Tangled
-from ...support import draws, judge_moments
+from bayesify.nn.switches import examples_of_forward, last_examples
+from tests.nets import SmallResNet, Tangled
+from tests.support import draws, judge_moments
 
 SMALL = {"posterior": {"init_std": 1e-4}}  # so small that the model is linear in its noise
 
@@ -160,7 +160,7 @@ def test_other_batches_and_parts_called_alone() -> None:
     made(torch.randn(3, 4, 3, 4, 5))
     alone = made.layer(torch.zeros(8, 3, 4, 5))  # as the plan saw it: two rows for each of four examples
     assert alone.shape == (8, 3, 4, 2)
-    assert made.layer._examples_before == (12, 3)
+    assert last_examples(made.layer) == (12, 3)
     with pytest.raises(RuntimeError, match="7 rows are not 3 examples"):
         made.layer(torch.zeros(7, 3, 4, 5))
 
@@ -174,10 +174,10 @@ def test_the_model_at_the_door_is_told_and_forgets() -> None:
     assert torch.load(file, weights_only=True)["hooks"] == [tell_examples, forget_examples]
     for twin in (made, copy.deepcopy(made), torch.compile(copy.deepcopy(made), backend="aot_eager", fullgraph=True)):
         assert twin(torch.randn(5, 2, 3, 4, 5)).shape == (5, 1)
-        assert twin.layer._examples == 0
+        assert examples_of_forward() == 0
     with pytest.raises(RuntimeError):
         made(torch.randn(5, 2, 3, 4, 6))
-    assert made.layer._examples == 0
+    assert examples_of_forward() == 0
     back = bayesify.revert(made)
     assert (len(back._forward_hooks), len(back._forward_pre_hooks)) == (0, 0)
     assert vars(back).keys() == vars(model).keys()

@@ -1,0 +1,174 @@
+"""What a caller has switched for a while: layers at their means, draws that are held, examples of a running forward.
+
+A switch belongs to the thread or asyncio task that asked for it: it stands in a context variable, keyed by layer, and
+never on the layer. So no other caller sees it, and no copy or file of the model can keep it.
+
+Dynamo cannot trace a context variable. It does trace a property that is implemented in C: it takes the value once, and
+guards it by reading the property again before each call of the compiled code, in the caller's own context.
+`dict.__getitem__` is implemented in C and calls `__missing__`, which may be Python: `_Asked` stands on that.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+MEAN = "mean"  # what a layer computes with inside `posterior_mean`
+
+_Ways = Mapping[nn.Module, Any]
+_Draws = tuple[tuple[nn.Module, Mapping[str, Tensor]], ...]
+_SWITCHED: ContextVar[tuple[_Ways, ...]] = ContextVar("bayesify_switched", default=())
+_IN_BACKWARD, _LAST = "bayesify_switched", "bayesify_last_examples"  # in torch's own thread-local storage
+_backward = torch._C._current_graph_task_id  # -1 outside of backward passes
+
+
+class _Forward(threading.local):
+    """What belongs to the forward that runs in this thread, which it never leaves."""
+
+    def __init__(self) -> None:
+        self.told: tuple[int, Any] | None = None  # examples, and what was told before
+        self.draws: _Draws = ()
+
+
+_FORWARD = _Forward()
+
+
+@contextmanager
+def switched(ways: _Ways) -> Iterator[None]:
+    """Have each of these layers compute with what stands beside it, for this thread or task, until the block ends.
+
+    What stands beside a layer is `MEAN`, or another object that its forward knows what to do with. An inner block
+    goes before an outer one; blocks may end in any order.
+    """
+    own: _Ways = WeakKeyDictionary(ways)  # a context can outlive the model: a task keeps a copy of it
+    _set((*_SWITCHED.get(), own))
+    try:
+        yield
+    finally:
+        _set(tuple(other for other in _SWITCHED.get() if other is not own))
+
+
+def way_of(layer: nn.Module) -> Any:
+    """What the layer computes with in place of fresh noise, in this thread or task: None where nothing is switched."""
+    if torch.compiler.is_compiling():
+        return layer._way if _NOW.any else None  # one guard where nothing is switched, and not one for each layer
+    return _way_of(layer)
+
+
+def is_quiet(layer: nn.Module) -> bool:
+    """Whether the layer computes with its posterior mean, in this thread or task."""
+    return way_of(layer) is MEAN
+
+
+def tell_examples_of(examples: int) -> None:
+    """Note, at the start of a model's forward, how many examples its inputs have; 0 where that is not known."""
+    _FORWARD.told = (examples, _FORWARD.told)
+
+
+def forget_examples_of() -> None:
+    """Take back the last `tell_examples_of`."""
+    _FORWARD.told = _FORWARD.told[1] if _FORWARD.told else None
+
+
+def examples_of_forward() -> int:
+    """How many examples the forward that runs in this thread has; 0 where none runs, or where that is not known."""
+    return _FORWARD.told[0] if _FORWARD.told else 0
+
+
+def set_draws_of_forward(draws: _Draws) -> None:
+    """Have the forward that runs in this thread compute with these draws: (layer, name of a weight -> draw)."""
+    _FORWARD.draws = draws
+
+
+def draws_of_forward() -> _Draws:
+    """What `set_draws_of_forward` set in this thread."""
+    return _FORWARD.draws
+
+
+def remember_examples(layer: nn.Module, rows: int, examples: int) -> None:
+    """Note how many examples so many rows of the layer's input were: checkpointing runs parts of a forward again."""
+    _remembered()[layer] = (rows, examples)
+
+
+def last_examples(layer: nn.Module) -> tuple[int, int]:
+    """(rows, examples) as this thread remembered them last: (0, 0) where it did not."""
+    if torch.compiler.is_compiling():
+        last: tuple[int, int] = layer._last_examples  # type: ignore[assignment]
+        return last
+    return _last_examples(layer)
+
+
+class _Asked(dict[Any, Any]):
+    """Calls a function of `self` by `__getitem__`, which is implemented in C."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def __missing__(self, asked: Any) -> Any:
+        return self.function(asked)
+
+
+def _traceable(function: Callable[[Any], Any]) -> Any:
+    """A property that Dynamo takes for one that is implemented in C."""
+    return property(_Asked(function).__getitem__)
+
+
+def _way_of(layer: nn.Module) -> Any:
+    switched = _SWITCHED.get()
+    if not switched and _backward() == -1:  # so it is nearly always, and this is asked at every forward of every layer
+        return None
+    for ways in reversed(switched or _of_caller()):
+        way = ways.get(layer)
+        if way is not None:
+            return way
+    return None
+
+
+def _of_caller() -> tuple[_Ways, ...]:
+    """What the caller of a backward pass switched: on GPUs, checkpointing computes again in threads of autograd's."""
+    if _backward() == -1 or not torch._C._is_key_in_tls(_IN_BACKWARD):
+        return ()
+    thread, ways = torch._C._get_obj_in_tls(_IN_BACKWARD)
+    # in the caller's own thread the context has the answer, which is that of the task
+    return () if thread == threading.get_ident() else ways
+
+
+def _set(ways: tuple[_Ways, ...]) -> None:
+    _SWITCHED.set(ways)
+    torch._C._stash_obj_in_tls(_IN_BACKWARD, (threading.get_ident(), ways))
+
+
+def _remembered() -> WeakKeyDictionary[nn.Module, tuple[int, int]]:
+    """One for each thread; autograd's threads see that of the thread which called them."""
+    if not torch._C._is_key_in_tls(_LAST):
+        torch._C._stash_obj_in_tls(_LAST, WeakKeyDictionary())
+    remembered: WeakKeyDictionary[nn.Module, tuple[int, int]] = torch._C._get_obj_in_tls(_LAST)
+    return remembered
+
+
+def _last_examples(layer: nn.Module) -> tuple[int, int]:
+    return _remembered().get(layer, (0, 0))
+
+
+class _Now:
+    """Whether anything is switched now: a global object, so that Dynamo guards it once."""
+
+    any = _traceable(lambda _: bool(_SWITCHED.get() or _of_caller()))
+
+
+_NOW = _Now()
+
+
+class Switchable(nn.Module):
+    """A module that may be switched."""
+
+    _way = _traceable(_way_of)
+    _last_examples = _traceable(_last_examples)
