@@ -28,6 +28,7 @@ def build_model(
     key: str | None = None,
     ignore_keys: Sequence[str] = (),
     meta: bool = False,
+    tell: Callable[[str], object] | None = None,
 ) -> nn.Module:
     """Call a model's factory and load weights into what it returns.
 
@@ -39,6 +40,7 @@ def build_model(
         weights, key: a file for `read_weights`, and where in it the state_dict stands.
         ignore_keys: globs over names that may be missing in the file or in the model.
         meta: read no weights; the model's tensors are on the meta device where the factory can run there.
+        tell: called with what is done to the weights on the way, such as a wrapper's prefix that is stripped.
 
     Raises:
         FactoryError: the callable is not there, fails, or returns no nn.Module.
@@ -46,6 +48,9 @@ def build_model(
         UsageError: the spec, the file's path or the key is wrong.
     """
     loaded = None if weights is None else read_weights(weights, key=key, meta=meta)
+    if loaded is not None and tell is not None:
+        for note in loaded.notes:
+            tell(f"{weights}: {note}")
     with current_directory_first():
         factory = _find(spec)
         _check_arguments(spec, factory, args or {})
