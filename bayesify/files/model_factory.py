@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import FactoryError, UsageError, did_you_mean
 from .fit_weights import fit, left_on_meta
-from .read_weights import read_weights
+from .read_weights import Weights, read_weights
 from .untrusted.trust import current_directory_first
 
 
@@ -47,24 +47,28 @@ def build_model(
         FileRefusedError: the weights' file is refused, or doesn't fit.
         UsageError: the spec, the file's path or the key is wrong.
     """
-    loaded = None if weights is None else read_weights(weights, key=key, meta=meta)
-    if loaded is not None and tell is not None:
-        for note in loaded.notes:
-            tell(f"{weights}: {note}")
+    loaded, args = None if weights is None else _read(weights, key, meta, tell), args or {}
     with current_directory_first():
         factory = _find(spec)
-        _check_arguments(spec, factory, args or {})
+        _check_arguments(spec, factory, args)
         if loaded is not None or meta:
-            model = _on_meta(spec, factory, args or {})
-            if model is not None:
-                if loaded is not None:
-                    fit(model, loaded, ignore_keys=ignore_keys, source=str(weights))
-                if meta or not left_on_meta(model):
-                    return model
-        model = _call(spec, factory, args or {})
+            model = _on_meta(spec, factory, args)
+            if model is not None and loaded is not None:
+                fit(model, loaded, ignore_keys=ignore_keys, source=str(weights))
+            if model is not None and (meta or not left_on_meta(model)):
+                return model
+        model = _call(spec, factory, args)
     if loaded is not None:
         fit(model.to("meta") if meta else model, loaded, ignore_keys=ignore_keys, source=str(weights))
     return model
+
+
+def _read(path: str | PathLike[str], key: str | None, meta: bool, tell: Callable[[str], object] | None) -> Weights:
+    weights = read_weights(path, key=key, meta=meta)
+    if tell is not None:
+        for note in weights.notes:
+            tell(f"{path}: {note}")
+    return weights
 
 
 def parse_args(pairs: Sequence[str]) -> dict[str, Any]:

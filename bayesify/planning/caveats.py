@@ -1,4 +1,4 @@
-"""What a careful reader would want to know of a layer that converts, beside that it does: one sentence each."""
+"""Notes on a layer that converts: approximations, frozen weights, calls, where its examples are. One sentence each."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def notes(
         site: the layer.
         method, settings: how it converts.
         aliases: whether it has more than one name.
-        sequences: whether the model works on sequences, so far as its layers tell.
-        reach: what example inputs told of it, where there were some.
+        sequences: whether the model works on sequences, as far as its layers tell.
+        finding: what example inputs told about it, if there were any.
     """
     yield from _without_posterior(site, settings)
     if settings.drawn:
@@ -48,15 +48,15 @@ def notes(
     elif finding is not None and finding.problem is not None:
         yield f"approximate: signs along dimension {settings.batch_dim} follow no example: {finding.problem}"
     elif finding is not None and finding.batch_layout is not None:
-        yield from _found(settings)
+        yield from _batch_layout(settings)
     elif settings.batch_dim:
         yield f"examples along dimension {settings.batch_dim}"
     else:
-        yield from _layout(site)
+        yield from _unseen_layout(site)
 
 
 def _without_posterior(site: Site, settings: Settings) -> Iterator[str]:
-    """Matrices of a layer that converts which stay as they are."""
+    """The matrices of a layer that converts which get no posterior."""
     reasons = site.problems if site.weights else {}
     if isinstance(site.module, Part):
         reasons = site.module.exported_problems
@@ -65,7 +65,7 @@ def _without_posterior(site: Site, settings: Settings) -> Iterator[str]:
 
 
 def _lrt(site: Site, shared: bool, sequences: bool) -> Iterator[str]:
-    """Where LRT is an approximation: wherever weights are shared."""
+    """Where LRT is an approximation: where several positions or calls share a weight."""
     approximation = layer_kind(site.module).lrt
     if approximation and (site.known or not site.looks_up):
         yield f"approximate: {approximation}"
@@ -82,8 +82,8 @@ def _calls(site: Site, calls: int) -> Iterator[str]:
         yield f"called {calls} times"
 
 
-def _found(settings: Settings) -> Iterator[str]:
-    """Where the examples are, unless that is dimension 0 and nothing else."""
+def _batch_layout(settings: Settings) -> Iterator[str]:
+    """Where the examples are, unless dimension 0 is simply the batch."""
     if settings.batch_dim < 0:
         yield "its input is the same for all examples: one draw serves the whole batch"
     elif settings.rows > 1:
@@ -93,8 +93,8 @@ def _found(settings: Settings) -> Iterator[str]:
         yield f"examples along dimension {settings.batch_dim}"
 
 
-def _layout(site: Site) -> Iterator[str]:
-    """Where Flipout's signs, drawn along dimension 0, may not follow the model's examples."""
+def _unseen_layout(site: Site) -> Iterator[str]:
+    """Why Flipout's signs, drawn along dimension 0, may not follow the model's examples."""
     beside = sequence_first(site)
     if beside is not None:
         yield (
