@@ -51,12 +51,11 @@ def build_model(
     with current_directory_first():
         factory = _find(spec)
         _check_arguments(spec, factory, args)
-        if loaded is not None or meta:
-            model = _on_meta(spec, factory, args)
-            if model is not None and loaded is not None:
-                fit(model, loaded, ignore_keys=ignore_keys, source=str(weights))
-            if model is not None and (meta or not left_on_meta(model)):
-                return model
+        model = _on_meta(spec, factory, args) if loaded is not None or meta else None
+        if model is not None and loaded is not None:
+            fit(model, loaded, ignore_keys=ignore_keys, source=str(weights))
+        if model is not None and (meta or not left_on_meta(model)):
+            return model
         model = _call(spec, factory, args)
     if loaded is not None:
         fit(model.to("meta") if meta else model, loaded, ignore_keys=ignore_keys, source=str(weights))
