@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .surgery.convert import convert, flipout, lrt, revert
     from .surgery.optimizer import extend_optimizer, param_groups
     from .surgery.reset import load_weights, reset_posterior, set_posterior_std
+    from .uncertainty.calibrate import calibrate
+    from .uncertainty.calibration import Calibration
     from .uncertainty.draws import draw, sample
     from .uncertainty.kl_in_training import annealing, attach_kl, elbo
     from .uncertainty.predict import predict
@@ -37,11 +39,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BayesifyError",
+    "Calibration",
     "Plan",
     "Policy",
     "Prediction",
     "annealing",
     "attach_kl",
+    "calibrate",
     "convert",
     "draw",
     "elbo",
@@ -71,6 +75,8 @@ __all__ = [
 _DEFINED_IN = {
     "annealing": "uncertainty.kl_in_training",
     "attach_kl": "uncertainty.kl_in_training",
+    "calibrate": "uncertainty.calibrate",
+    "Calibration": "uncertainty.calibration",
     "convert": "surgery.convert",
     "draw": "uncertainty.draws",
     "elbo": "uncertainty.kl_in_training",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter, UninitializedParameter
 
+from ..distributions.posterior import SMALLEST_STD
 from ..distributions.prior import (
     LogUniform,
     ScaleMixture,
@@ -242,11 +243,11 @@ class Variational(Switchable):
 
     @torch.no_grad()
     def set_std(self, name: str, std: float | Tensor) -> None:
-        """Give every element of `weight` or `bias` this posterior std: a number, or a tensor of its shape."""
+        """Give the elements of `weight` or `bias` this posterior std: one number, or a tensor of their shape."""
         mean, scale = self.mean_of(name), self.scale_of(name)
         assert scale is not None
         wide = widened(mean)
-        stds = torch.as_tensor(std, dtype=wide.dtype, device=wide.device).expand_as(wide)
+        stds = torch.as_tensor(std, dtype=wide.dtype, device=wide.device).clamp_min(SMALLEST_STD).expand_as(wide)
         scale.copy_(self._settings.posterior.scale_of(stds, wide))
 
     @torch.no_grad()

@@ -33,7 +33,8 @@ from .tensor_rules import TENSOR_RULES
 Role = Literal["call", "enum", "module", "plain", "value"]
 
 LIBRARIES = ("torch.nn", "torchvision", "timm", "transformers")
-OURS = ("bayesify.nn", "bayesify.distributions", "bayesify.programs.part")
+FITTED = ("bayesify.uncertainty.calibration", "bayesify.uncertainty.conformal")
+OURS = ("bayesify.nn", "bayesify.distributions", "bayesify.programs.part", *FITTED)
 
 # The modules of those libraries in which their layers and configurations are; to import one does nothing else.
 _IMPORTABLE = re.compile(
