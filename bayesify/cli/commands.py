@@ -189,7 +189,7 @@ def revert(converted: str, output: str, weights: Weights, allow: tuple[str, ...]
     """
     from ..files.load_model import load_model
     from ..files.save import save
-    from ..surgery import convert as surgery
+    from ..surgery import revert as surgery
     from .output_path import check_output
 
     check_output(output, [converted], force=force)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import torch
@@ -25,6 +26,14 @@ class Product(Protocol):
     @property
     def flattens(self) -> bool:
         """Whether torch makes a matrix of rows of an input of more dimensions: a copy, unless it is contiguous."""
+        ...
+
+    def fan_in(self, shape: Sequence[int]) -> int:
+        """How many elements of a weight of this shape one output sums (of a convolution: away from the borders)."""
+        ...
+
+    def free_dims(self, dims: int) -> tuple[int, ...]:
+        """Those of the first input's `dims` dimensions that are not the weight's, and so may hold the examples."""
         ...
 
     def sign_dims(self, at: int, dims: int, batch_dim: int) -> set[int]:
@@ -49,6 +58,9 @@ class _ExamplesLead:
     core_dims: int
     flattens = True
 
+    def free_dims(self, dims: int) -> tuple[int, ...]:
+        return tuple(range(dims - self.core_dims))
+
     def sign_dims(self, at: int, dims: int, batch_dim: int) -> set[int]:
         leading = dims - self.core_dims
         return {leading, batch_dim} if 0 <= batch_dim < leading else {leading}  # else there is no batch: one example
@@ -59,6 +71,9 @@ class LinearProduct(_ExamplesLead):
     """y = x Wᵀ: x (*, in), W (out, in), y (*, out)."""
 
     core_dims: int = 1
+
+    def fan_in(self, shape: Sequence[int]) -> int:
+        return shape[-1]
 
     def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(inputs[0], weight, bias)
@@ -75,6 +90,9 @@ class BilinearProduct(_ExamplesLead):
     """y_k = x1ᵀ W_k x2: x1 (*, in1), x2 (*, in2), W (out, in1, in2), y (*, out)."""
 
     core_dims: int = 1
+
+    def fan_in(self, shape: Sequence[int]) -> int:
+        return shape[1] * shape[2]
 
     def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
         y = torch.einsum("...i,kij,...j->...k", inputs[0], weight, inputs[1])
@@ -99,6 +117,12 @@ class EinsumProduct(_ExamplesLead):
     of_x: str
     of_weight: str
     of_output: str
+
+    def fan_in(self, shape: Sequence[int]) -> int:
+        return prod(size for label, size in zip(self.of_weight, shape, strict=True) if label not in self.of_output)
+
+    def free_dims(self, dims: int) -> tuple[int, ...]:
+        return tuple(dim for dim, label in enumerate(self.of_x) if label not in self.of_weight)
 
     def sign_dims(self, at: int, dims: int, batch_dim: int) -> set[int]:
         labels = self.of_output if at < 0 else self.of_x
@@ -132,6 +156,9 @@ class GroupedProduct(_ExamplesLead):
     offsets: Tensor
     core_dims: int = 1
 
+    def fan_in(self, shape: Sequence[int]) -> int:
+        return shape[1]
+
     def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch._grouped_mm(inputs[0], weight, offs=self.offsets)
 
@@ -160,6 +187,10 @@ class ConvProduct(_ExamplesLead):
     @property
     def core_dims(self) -> int:  # type: ignore[override]
         return len(self.stride) + 1
+
+    def fan_in(self, shape: Sequence[int]) -> int:
+        channels = shape[0] // self.groups if self.transposed else shape[1]
+        return channels * prod(shape[2:])
 
     def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
         (x,) = inputs

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -163,16 +160,12 @@ class LazyLRTConvTranspose3d(LazyVariational, LRT, ConvTransposeFamily, nn.LazyC
     cls_to_become = LRTConvTranspose3d
 
 
-def _spatial_example_dims(layer: Any, x: Tensor) -> tuple[int, ...]:
-    return tuple(range(x.dim() - len(layer.kernel_size) - 1))
+def _geometry(layer: Any) -> ConvProduct:
+    """The layer's product; its padding may depend on the input and is left out."""
+    return ConvProduct(layer.stride, (0,) * len(layer.stride), layer.dilation, layer.groups, layer.transposed)
 
 
-def _transposed_fan_in(layer: Any, name: str, shape: torch.Size) -> int:
-    return int(shape[0] // layer.groups * math.prod(shape[2:]))
-
-
-_CONV = LayerKind(
-    example_dims=_spatial_example_dims, computes=True, lrt="LRT ignores that all positions share one kernel"
+describe(
+    nn.modules.conv._ConvNd,
+    LayerKind(product=_geometry, computes=True, lrt="LRT ignores that all positions share one kernel"),
 )
-describe(nn.modules.conv._ConvNd, _CONV)
-describe(nn.modules.conv._ConvTransposeNd, replace(_CONV, fan_in=_transposed_fan_in))

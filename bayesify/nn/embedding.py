@@ -182,13 +182,9 @@ def _drawn(shape: list[int], like: Tensor) -> Tensor:
     return noise.signs(noise.sign_bits(shape, like), shape, like.dtype)
 
 
-def _one_element(layer: Any, name: str, shape: torch.Size) -> int:
-    return 1  # an output is one element of the table
-
-
 _TABLE = LayerKind(
     biases=lambda layer: (),
-    fan_in=_one_element,
+    fan_in=lambda layer, name: 1,  # an output is one element of the table
     lrt="LRT draws for each looked-up element, though equal ids share a row",
 )
 describe(nn.Embedding, replace(_TABLE, example_dims=lambda layer, ids: tuple(range(ids.dim())), on_sequences=True))

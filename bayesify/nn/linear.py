@@ -52,5 +52,5 @@ class LazyLRTLinear(LazyVariational, LRT, LinearFamily, nn.LazyLinear):
     cls_to_become = LRTLinear
 
 
-for _cls in (nn.Linear, nn.Bilinear):
-    describe(_cls, LayerKind(computes=True))
+describe(nn.Linear, LayerKind(computes=True))
+describe(nn.Bilinear, LayerKind(product=lambda layer: BilinearProduct(), computes=True))

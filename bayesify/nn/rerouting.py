@@ -18,8 +18,9 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from ..estimators.products import EinsumProduct, GroupedProduct, LinearProduct
 from .base import LRT, Flipout, Variational
+from .product_readers import Use
 from .switches import draws_of_forward, is_quiet, set_draws_of_forward
-from .torch_functions import BODIES, MULTIPLICATIONS, VIEWS, Use, harmless, only_likens, scales
+from .torch_functions import BODIES, MULTIPLICATIONS, Role, role
 
 
 class Rerouting(nn.Module):
@@ -129,15 +130,19 @@ class _Reroute(TorchFunctionMode):
         args, kwargs = self._with_draws(args), self._with_draws(kwargs or {})
         found = [self._find(each) for each in _flat([*args, *kwargs.values()])]
         known = [each for each in found if each is not None]
-        if not known or harmless(func) or only_likens(func, args, known[0].mean) or _by_compiled_code(func):
+        if not known or _by_compiled_code(func):
             return func(*args, **kwargs)
-        scaled = len(known) == 1 and scales(func, args, known[0].mean)
-        if func in VIEWS or scaled:
-            return self._follow(func, known[0], args, kwargs)
+        weight, use = known[0].mean, None
         if func in BODIES:
             return self._inside(BODIES[func], *args, **kwargs)
-        able = func in MULTIPLICATIONS and len(known) == 1
-        use = MULTIPLICATIONS[func](known[0].mean, *args, **kwargs) if able else None
+        if func not in MULTIPLICATIONS:
+            what = role(func, args, kwargs, weight)
+            if what in (Role.FORM, Role.ROWS):  # of a tied weight, whose look-ups take its mean
+                return func(*args, **kwargs)
+            if what is Role.VIEW or (what is Role.SCALED and len(known) == 1):
+                return self._follow(func, known[0], args, kwargs)
+        elif len(known) == 1:
+            use = MULTIPLICATIONS[func].use(weight, args, kwargs)
         if use is None:
             raise RuntimeError(
                 f"a variational weight of {type(known[0].layer).__name__} is used in {resolve_name(func) or func}, "

@@ -48,7 +48,7 @@ def plan(model: nn.Module, policy: PolicyLike = "flipout", *, example_inputs: Ex
     """
     if not is_exported(model):
         refuse_model(model)
-    model = prepared(model)
+    model, insertions = prepared(model)
     policy = Policy.parse(policy)
     names = _names(model)
     traced = census(model)
@@ -68,7 +68,7 @@ def plan(model: nn.Module, policy: PolicyLike = "flipout", *, example_inputs: Ex
     rows.sort(key=lambda row: order[row.name])
     rows += [_outside(*each) for each in unregistered(model)]
     batch_dim = 0 if example_inputs is None else examples_dim(example_inputs)
-    return Plan(kind_of(model).__name__, policy, tuple(rows), _totals(model, rows), batch_dim)
+    return Plan(kind_of(model).__name__, policy, tuple(rows), _totals(model, rows), batch_dim, insertions)
 
 
 def _names(model: nn.Module) -> dict[int, list[str]]:

@@ -82,7 +82,7 @@ class Scripted(torch.jit.ScriptModule):
 
 ALONE = """
 import json, sys, torch, bayesify
-from bayesify.io import load
+from bayesify import load
 model = load(sys.argv[1], allow=["{0}.models.*"])
 x = torch.ones(2, 4)
 with bayesify.posterior_mean(model):

@@ -17,8 +17,7 @@ from bayesify.errors import NothingToConvertError, PolicyError, UsageError
 from bayesify.nn import Variational, registry
 from bayesify.nn.registry import plain_class, plain_classes, variant
 from bayesify.nn.settings import Method
-
-from ..support import (
+from tests.support import (
     METHODS,
     assert_moments,
     covariance,
