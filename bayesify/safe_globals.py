@@ -35,11 +35,14 @@ def register() -> None:
     from .nn.registry import plain_classes, variant
     from .nn.settings import Settings
     from .programs.program import rebuilt
+    from .uncertainty.calibration import Calibration, Scores
+    from .uncertainty.conformal import Conformal
 
     variants: list[Any] = [variant(cls, method) for cls in plain_classes() for method in ("flipout", "lrt")]
     settings = [Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture]
+    fitted = [Calibration, Scores, Conformal]
     hooks: list[Any] = [mark_reached, keep_unfused, tell_examples, forget_examples]
-    torch.serialization.add_safe_globals([*variants, *settings, *hooks, Ledger, LazyBuffer, rebuilt])
+    torch.serialization.add_safe_globals([*variants, *settings, *fitted, *hooks, Ledger, LazyBuffer, rebuilt])
 
 
 class _AfterTorch(MetaPathFinder):

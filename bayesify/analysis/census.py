@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from .side_effects import same_randomness
-from .tracer import Tracer, argument_choices, without_weights
+from .tracer import NotTraceableError, Tracer, argument_choices, without_weights
+from .tracing import TRACING
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ def census(model: nn.Module) -> Census | None:
     """Trace the model's forward symbolically and count; None where that fails for any reason.
 
     A copy without weights is traced, so that a forward that counts, logs or clamps leaves the model as it is. Forward
-    hooks do not run. The user's forward itself runs, with proxies: what it prints is printed. Meanwhile no other thread
-    should call a module, since torch.fx patches nn.Module for that time.
+    hooks do not run. The user's forward itself runs, with proxies: what it prints is printed. Other threads
+    may call modules meanwhile; those that trace wait for each other.
     """
-    with same_randomness(), warnings.catch_warnings(), torch.no_grad():
+    with TRACING, same_randomness(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         for concrete in argument_choices(model):
             try:
@@ -56,14 +57,12 @@ def census(model: nn.Module) -> Census | None:
     return None
 
 
-
-
 def _trace(root: nn.Module, concrete: dict[str, Any]) -> Census:
     tracer = Tracer(root)
     if tracer.is_leaf_module(root, ""):
         return Census({"": 1}, ("",), {}, frozenset(name for name, _ in root.named_modules() if name))
     if "forward" in vars(root):
-        raise RuntimeError("torch.fx would trace the class's forward, and the instance has its own")
+        raise NotTraceableError("torch.fx would trace the class's forward, and the instance has its own")
     graph = tracer.trace(root, concrete)
     calls = {"": 1, **tracer.calls}
     closed = [node.target for node in graph.nodes if node.op in ("call_module", "get_attr")]
@@ -88,29 +87,3 @@ def _reads(root: nn.Module, read_at: dict[str, str]) -> dict[str, str]:
             if id(value) in places and not any(True for _ in module.children()):
                 found.setdefault(name, places[id(value)])
     return found
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -12,17 +12,16 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import product
 from typing import Any, Literal
-from unittest.mock import patch
 
 import torch
 from torch import fx, nn
 
 from .proxies import Size, Unknown, Weight, is_size
 from .side_effects import same_randomness
-from .tracer import NOT_THE_USERS, Tracer, argument_choices, user_code, without_weights
+from .tracer import NOT_THE_USERS, NotTraceableError, Tracer, argument_choices, user_code, without_weights
+from .tracing import TRACING, Replacements
 
 _ATTEMPTS = 12
 _MOST_BRANCHES = 500
@@ -37,7 +36,7 @@ _CONSTRUCTORS = (
 def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
     """Graphs of this one module's forward, on both sides of its branches; or none, and what stopped the trace."""
     failure = ""
-    with same_randomness(), warnings.catch_warnings(), torch.no_grad(), _nothing_wrapped(), _UNCHECKED:
+    with TRACING, same_randomness(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         choices = [*reversed(argument_choices(module))]
         for way, concrete, told in product(_ways(type(module).forward), choices, (False, True)):
@@ -92,6 +91,8 @@ class _Alone(Tracer):
     `told`: sizes, dtypes and devices are some instead of unknown, for code that makes tensors of them.
     """
 
+    keeps_wrapped = False  # functions hidden from torch.fx (torchvision's windowed attention) are looked into
+
     def __init__(self, root: nn.Module, choices: list[bool], default: bool, way: Way, told: bool) -> None:
         super().__init__(root)
         self.told = self.proxy_buffer_attributes = told  # a buffer may be viewed by sizes that are not its own
@@ -100,6 +101,16 @@ class _Alone(Tracer):
         self.parameters = dict(root.named_parameters())
         self._autowrap_function_ids |= {id(each) for each in _CONSTRUCTORS}
         self._autowrap_search.append(torch)
+
+    def replace(self, replaced: Replacements, forward: Callable[..., Any]) -> None:
+        super().replace(replaced, forward)
+        here, check = replaced.here, torch._check_with
+
+        def unchecked(*args: Any, **kwargs: Any) -> None:
+            if not here:  # an unknown value would not pass
+                check(*args, **kwargs)
+
+        replaced.attribute(torch, "_check_with", unchecked)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m is not self.top
@@ -149,7 +160,7 @@ class _Alone(Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         if len(self.taken) > _MOST_BRANCHES:
-            raise RuntimeError("it branches too often to trace")
+            raise NotTraceableError("it branches too often to trace")
         at = len(self.taken)
         self.taken.append(self.choices[at] if at < len(self.choices) else self.default)
         return self.taken[-1]
@@ -162,22 +173,6 @@ class _Alone(Tracer):
 
     def keys(self, obj: fx.Proxy) -> Any:
         return ()
-
-
-# what is not known would not pass an assertion
-_UNCHECKED = patch.object(torch, "_check_with", lambda *args, **kwargs: None)
-
-
-@contextmanager
-def _nothing_wrapped() -> Iterator[None]:
-    """Functions that their authors hid from torch.fx (torchvision's windowed attention) are looked into."""
-    registry = fx._symbolic_trace._wrapped_fns_to_patch
-    kept = dict(registry)
-    registry.clear()
-    try:
-        yield
-    finally:
-        registry.update(kept)
 
 
 def _said(error: Exception) -> str:

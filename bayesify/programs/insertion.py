@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
-from torch.nn.parameter import Parameter
 
 from .fused_operators import refresh
 from .graph_module import find_root_products, hide_root_products, whole
@@ -138,5 +137,5 @@ def _without_tensors(layer: nn.Module) -> nn.Module:
     for name in _TENSORS_AND_CHILDREN:
         vars(bare)[name] = type(vars(layer)[name])()
     if isinstance(bare, nn.RNNBase):
-        bare._flat_weights = list[Parameter | None]()
+        bare._flat_weights = [None for _ in bare._flat_weights_names]
     return bare

@@ -261,7 +261,7 @@ def test_policies(here):
     for name in run("policy", "show").stdout.split():
         Path("mine.yaml").write_text(run("policy", "show", name).stdout)
         assert run("policy", "check", "mine.yaml").stdout.startswith("mine.yaml: a valid policy, ")
-        full = json.loads(run("policy", "show", name, "--full").stdout)
+        full = json.loads(run("policy", "show", name, "--json").stdout)
         assert full == bayesify.Policy.parse(name).to_dict() == bayesify.Policy.from_yaml("mine.yaml").to_dict()
     assert json.loads(run("policy", "schema").stdout) == bayesify.Policy.json_schema()
 
@@ -318,7 +318,7 @@ def test_as_a_program(here, vision):
     process = shell("report", "mlp.pt", env={"PYTHONIOENCODING": "ascii"})
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    assert "Linear ? FlipoutLinear" in out
+    assert "Linear -> FlipoutLinear" in out
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
