@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import UnregisteredLayerError
+
 REROUTING = "Rerouting"
 _REROUTED = "Rerouted"  # ends the prefix of a class whose products are rerouted: it may have a variant, too
 
@@ -41,7 +43,9 @@ def __getattr__(path: str) -> Any:
     """A pickle asks for a class that this process has not made yet. Nothing is imported for it."""
     cls = _imported(path)
     if cls is None:
-        raise AttributeError(f"{path!r} belongs to a layer class that is not imported or registered in this process")
+        raise UnregisteredLayerError(
+            f"{path!r} belongs to a layer class that is not imported or registered in this process"
+        )
     from .registry import rerouted, rerouting, variant
 
     if path.startswith(REROUTING):
@@ -51,7 +55,9 @@ def __getattr__(path: str) -> Any:
         return rerouted(cls, method)
     found = variant(cls, method)
     if found is None:
-        raise AttributeError(f"{cls.__name__} was registered where {path!r} was made: bayesify.register it here too")
+        raise UnregisteredLayerError(
+            f"{cls.__name__} was registered where {path!r} was made: bayesify.register it here too"
+        )
     return found
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from keyword import iskeyword
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
 
 from ..analysis.probe.example_inputs import ExampleInputs
-from ..errors import NameClashError, UsageError
+from ..errors import NameClashError, UsageError, did_you_mean
 from ..nn.base import Flipout, Variational
 from ..nn.posterior_tensors import SUFFIXES
 from ..planning.plan import Plan
 from ..planning.planner import plan
-from ..policy.policy import PolicyLike
+from ..policy.policy import Policy, PolicyLike
 from ..programs.program import from_exported, is_exported
 from .all_or_nothing import all_or_nothing
 from .copying import copied
@@ -26,7 +27,7 @@ _RESERVED = {*(f"weight_{suffix}" for suffix in SUFFIXES), *Variational.__annota
 
 def convert(
     model: Model, policy: PolicyLike = "flipout", *, example_inputs: ExampleInputs | None = None, inplace: bool = False,
-    kl_name: str = "kl",
+    kl_name: str = "kl", **unknown: NoReturn,
 ) -> Model:  # fmt: skip
     """Make the model variational: its plan, carried out.
 
@@ -46,8 +47,11 @@ def convert(
     Raises:
         NameClashError: the model has an attribute `kl_name` already.
         NotCopyableError: torch cannot deep-copy the model.
+        UsageError: an argument that convert does not take: a setting belongs to the policy.
         PolicyError, NothingToConvertError, WrappedModelError, AlreadyVariationalError: see `plan`.
     """
+    if unknown:
+        raise UsageError(_unknown_argument(next(iter(unknown)), unknown))
     if is_exported(model):
         model, inplace = _private(model, inplace), True
     return carry_out(plan(model, policy, example_inputs=example_inputs), model, inplace=inplace, kl_name=kl_name)
@@ -59,7 +63,7 @@ def carry_out(made: Plan, model: Model, *, inplace: bool = False, kl_name: str =
     Raises:
         NameClashError, NotCopyableError: see `convert`.
     """
-    _refuse_clash(model, kl_name)
+    refuse_clash(model, kl_name)
     # tensors made in inference mode would never get a gradient
     with torch.inference_mode(False):
         target = model if inplace else copied(model)
@@ -77,14 +81,29 @@ def lrt(layer: Model, **settings: Any) -> Model:
     return convert(layer, {"method": "lrt", **settings}, inplace=True)
 
 
-def _refuse_clash(model: nn.Module, kl_name: str) -> None:
-    if not kl_name.isidentifier():
-        raise UsageError(f"kl_name={kl_name!r} is no name for an attribute")
+def refuse_clash(model: object, kl_name: str) -> None:
+    """Raise where the converted model's `kl` cannot have this name.
+
+    Raises:
+        NameClashError: the model, or every variational layer, has an attribute of that name.
+        UsageError: it is not a name for an attribute.
+    """
+    another = "name another one by kl_name='kl_q' (on the command line --kl-name kl_q)"
+    if not kl_name.isidentifier() or iskeyword(kl_name):
+        raise UsageError(f"kl_name={kl_name!r} is not a name for an attribute: {another}")
     if hasattr(model, kl_name) or kl_name in _RESERVED:
         whose = type(model).__name__ if hasattr(model, kl_name) else "a variational layer"
-        raise NameClashError(
-            f"{whose} has an attribute {kl_name!r} already: name another, convert(..., kl_name='kl_q')"
-        )
+        raise NameClashError(f"{whose} has an attribute {kl_name!r} already, and the model's KL needs one: {another}")
+
+
+def _unknown_argument(name: str, given: dict[str, Any]) -> str:
+    settings = ("method", *Policy.model_fields)
+    if name == "method":
+        return f"convert takes no `method`: the method is a policy by itself, convert(model, {given[name]!r})"
+    if name in settings:
+        return f"convert takes no `{name}`, which a policy has: convert(model, {{{name!r}: ...}})"
+    near = did_you_mean(name, ("policy", "example_inputs", "inplace", "kl_name", *settings))
+    return f"convert takes no argument {name!r}.{near}"
 
 
 def _private(program: Any, inplace: bool) -> Any:
