@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from .surgery.convert import convert, flipout, lrt, revert
     from .surgery.optimizer import extend_optimizer, param_groups
     from .surgery.reset import load_weights, reset_posterior, set_posterior_std
+    from .uncertainty.calibrate import calibrate
+    from .uncertainty.calibration import Calibration
+    from .uncertainty.draws import draw, sample
+    from .uncertainty.kl_in_training import annealing, attach_kl, elbo
     from .uncertainty.predict import predict
     from .uncertainty.prediction import Prediction
 
@@ -35,10 +39,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BayesifyError",
+    "Calibration",
     "Plan",
     "Policy",
     "Prediction",
+    "annealing",
+    "attach_kl",
+    "calibrate",
     "convert",
+    "draw",
+    "elbo",
     "extend_optimizer",
     "flipout",
     "functional",
@@ -54,6 +64,7 @@ __all__ = [
     "register",
     "reset_posterior",
     "revert",
+    "sample",
     "save",
     "set_posterior_std",
     "variational_layers",
@@ -62,10 +73,13 @@ __all__ = [
 # Where each of these is defined: its module, and its name there if that is another. The modules `nn` and `functional`
 # need no entry.
 _DEFINED_IN = {
-    "Plan": "planning.plan",
-    "Policy": "policy.policy",
-    "Prediction": "uncertainty.prediction",
+    "annealing": "uncertainty.kl_in_training",
+    "attach_kl": "uncertainty.kl_in_training",
+    "calibrate": "uncertainty.calibrate",
+    "Calibration": "uncertainty.calibration",
     "convert": "surgery.convert",
+    "draw": "uncertainty.draws",
+    "elbo": "uncertainty.kl_in_training",
     "extend_optimizer": "surgery.optimizer",
     "flipout": "surgery.convert",
     "kl": "nn.kl:total_kl",
@@ -73,12 +87,16 @@ _DEFINED_IN = {
     "load_weights": "surgery.reset",
     "lrt": "surgery.convert",
     "param_groups": "surgery.optimizer",
+    "Plan": "planning.plan",
     "plan": "planning.planner",
-    "predict": "uncertainty.predict",
+    "Policy": "policy.policy",
     "posterior_mean": "nn.posterior_mean",
+    "predict": "uncertainty.predict",
+    "Prediction": "uncertainty.prediction",
     "register": "analysis.registration",
     "reset_posterior": "surgery.reset",
     "revert": "surgery.convert",
+    "sample": "uncertainty.draws",
     "save": "files.save",
     "set_posterior_std": "surgery.reset",
     "variational_layers": "nn.kl",

@@ -12,6 +12,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..estimators.products import LinearProduct
 from .base import LRT, Flipout, Variational
+from .held_draws import Spread
 from .layer_kinds import LayerKind, batch_first_dims, describe, weight_names
 from .linear import LinearFamily
 from .posterior_tensors import posterior_tensors
@@ -172,18 +173,17 @@ class AttentionFamily(Variational):
         pass, which must draw as the first did.
         """
         names = weight_names(self)
-        means, stds = [self._parameters[name] for name in names], [self.std_of(name) for name in names]
+        means, spreads = [self._parameters[name] for name in names], [self.spread_of(name) for name in names]
         if len(names) == 1:
-            means, stds = _thirds(means[0]), _thirds(stds[0])
-        parts = zip(inputs, means, stds, _thirds(self.in_proj_bias), _thirds(self._bias_std()), strict=True)
+            means, spreads = _thirds(means[0]), _thirds(spreads[0])
+        parts = zip(inputs, means, spreads, _thirds(self.in_proj_bias), _thirds(self._bias_spread()), strict=True)
         return [self._project(*each) for each in parts]
 
-    def _project(self, x: Tensor, *posterior: Tensor | None) -> Tensor:
-        projected: Tensor = self.estimate(LinearProduct(), [x], *posterior, batch_dim=0)
-        return projected
+    def _project(self, x: Tensor, *posterior: Any) -> Tensor:
+        return self.multiply(LinearProduct(), [x], *posterior, batch_dim=0)
 
-    def _bias_std(self) -> Tensor | None:
-        return None if self.scale_of("in_proj_bias") is None else self.std_of("in_proj_bias")
+    def _bias_spread(self) -> Spread | None:
+        return None if self.scale_of("in_proj_bias") is None else self.spread_of("in_proj_bias")
 
     def _attention(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, need_weights: bool
@@ -218,7 +218,9 @@ class LRTMultiheadAttention(AttentionFamily, LRT, nn.MultiheadAttention):
     out_class = LRTOutProjection
 
 
-def _thirds(packed: Tensor | None) -> list[Any]:
+def _thirds(packed: Spread | None) -> list[Any]:
+    if isinstance(packed, tuple):
+        return list(zip(*(draw.chunk(3) for draw in packed), strict=True))
     return [None] * 3 if packed is None else list(packed.chunk(3))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter, UninitializedParameter
 
+from ..distributions.posterior import SMALLEST_STD
 from ..distributions.prior import (
     LogUniform,
     ScaleMixture,
@@ -31,6 +32,7 @@ from ..estimators.lrt import lrt
 from ..estimators.precision import widened
 from ..estimators.products import Product
 from .folded_batches import fold_of
+from .held_draws import Spread, held_draws, held_product, only_draw
 from .hooks import mark_reached
 from .layer_kinds import bias_names, fan_in, weight_names
 from .parametrized_weights import mask, value
@@ -79,9 +81,9 @@ class Variational(Switchable):
         else:
             product, taken = self.product(*inputs, **kwargs)
             mean, bias = self.weight, self.bias  # each read once, since reading may compute it
-            bias_std = None if self.scale_of("bias") is None else self.std_of("bias", bias)
-            posterior = mean, self.std_of("weight", mean), bias, bias_std
-            output = self.estimate(product, taken, *posterior, batch_dim=self._settings.batch_dim)
+            bias_spread = None if self.scale_of("bias") is None else self.spread_of("bias", bias)
+            posterior = mean, self.spread_of("weight", mean), bias, bias_spread
+            output = self.multiply(product, taken, *posterior, batch_dim=self._settings.batch_dim)
         return (output, self.kl_divergence()) if return_kl else output
 
     def __getattr__(self, name: str) -> Any:
@@ -138,6 +140,25 @@ class Variational(Switchable):
         with unrouted():
             std, left = self._settings.posterior.std(mean, scale), mask(self, name)
             return std if left is None else std * left
+
+    def spread_of(self, name: str, mean: Tensor | None = None) -> Spread:
+        """The std, as `std_of`; where draws are held, each draw's deviation from the mean."""
+        held, std = held_draws(self), self.std_of(name, mean)
+        if held is None:
+            return std
+        with unrouted():
+            return held.deviations(name, std)
+
+    def multiply(
+        self, product: Product, inputs: list[Tensor], mean: Tensor, spread: Spread, bias: Tensor | None,
+        bias_spread: Spread | None, *, batch_dim: int,
+    ) -> Tensor:  # fmt: skip
+        """The product by the layer's estimator; where draws are held, with them."""
+        posterior: Any = mean, spread, bias, bias_spread
+        if not isinstance(spread, tuple):
+            return self.estimate(product, inputs, *posterior, batch_dim=batch_dim)  # type: ignore[no-any-return]
+        with unrouted():
+            return held_product(self, product, inputs, *posterior, batch_dim=batch_dim)
 
     def kl_divergence(self) -> Tensor:
         """KL(q‖p) of this layer alone in nats: a 0-dim tensor in float32 or better, summed over weight and bias."""
@@ -221,12 +242,13 @@ class Variational(Switchable):
                 setattr(self, name, start)
 
     @torch.no_grad()
-    def set_std(self, name: str, std: float) -> None:
-        """Give every element of `weight` or `bias` this posterior std."""
+    def set_std(self, name: str, std: float | Tensor) -> None:
+        """Give the elements of `weight` or `bias` this posterior std: one number, or a tensor of their shape."""
         mean, scale = self.mean_of(name), self.scale_of(name)
         assert scale is not None
         wide = widened(mean)
-        scale.copy_(self._settings.posterior.scale_of(torch.full_like(wide, std), wide))
+        stds = torch.as_tensor(std, dtype=wide.dtype, device=wide.device).clamp_min(SMALLEST_STD).expand_as(wide)
+        scale.copy_(self._settings.posterior.scale_of(stds, wide))
 
     @torch.no_grad()
     def draw(self, name: str) -> Tensor:
@@ -236,7 +258,10 @@ class Variational(Switchable):
     def _sampled(self, name: str) -> Tensor:
         """One draw of `weight` or `bias`, with gradients to its posterior."""
         mean = self.mean_of(name)
-        return mean + self.std_of(name, mean) * noise.normal_like(mean)
+        spread = self.spread_of(name, mean)
+        if isinstance(spread, tuple):
+            return mean + only_draw(self, spread)
+        return mean + spread * noise.normal_like(mean)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

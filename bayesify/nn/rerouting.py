@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from ..estimators.products import EinsumProduct, GroupedProduct, LinearProduct
 from .base import LRT, Flipout, Variational
+from .held_draws import Spread, mapped
 from .product_readers import Use
 from .switches import draws_of_forward, is_quiet, set_draws_of_forward
 from .torch_functions import BODIES, MULTIPLICATIONS, Role, role
@@ -103,10 +104,10 @@ def _rerouted(layers: list[Variational], inputs: Any, kwargs: Any, forward: Call
 
 
 class _Known(NamedTuple):
-    """A weight, or a view of one, with its std and the layer that it belongs to."""
+    """A weight, or a view of one, with its std (or its held draws) and the layer that it belongs to."""
 
     mean: Tensor
-    std: Tensor
+    spread: Spread
     layer: Variational
 
 
@@ -124,7 +125,7 @@ class _Reroute(TorchFunctionMode):
                 mean = layer._parameters[name]
                 assert mean is not None
                 if all(each.mean is not mean for each in self.known):
-                    self.known.append(_Known(mean, layer.std_of(name), layer))
+                    self.known.append(_Known(mean, layer.spread_of(name), layer))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = self._with_draws(args), self._with_draws(kwargs or {})
@@ -174,11 +175,17 @@ class _Reroute(TorchFunctionMode):
         return next((each for each in self.known if each.mean is tensor), None)
 
     def _follow(self, func: Callable[..., Any], known: _Known, args: Any, kwargs: Any) -> Any:
+        def followed(tensor: Tensor) -> list[Tensor]:
+            named = {name: tensor if value is known.mean else value for name, value in kwargs.items()}
+            views = func(*(tensor if value is known.mean else value for value in args), **named)
+            return [views] if isinstance(views, Tensor) else list(views)
+
         mean = func(*args, **kwargs)
-        named = {name: known.std if each is known.mean else each for name, each in kwargs.items()}
-        std = func(*(known.std if each is known.mean else each for each in args), **named)
-        pairs = [(mean, std)] if isinstance(mean, Tensor) else list(zip(mean, std, strict=True))
-        self.known += [_Known(each, its, known.layer) for each, its in pairs if each is not known.mean]
+        means = [mean] if isinstance(mean, Tensor) else list(mean)
+        spread: Any = known.spread
+        spreads: Any = zip(*map(followed, spread), strict=True) if isinstance(spread, tuple) else followed(spread)
+        pairs = zip(means, spreads, strict=True)
+        self.known += [_Known(view, spread, known.layer) for view, spread in pairs if view is not known.mean]
         return mean
 
     def _estimate(self, use: Use, known: _Known) -> Tensor:
@@ -192,8 +199,8 @@ class _Reroute(TorchFunctionMode):
             sizes = (-1, self._examples(dim)) if dim else (self._examples(dim), -1)
             use.inputs[0] = x.reshape(*sizes, *x.shape[1:])
         matrix = isinstance(use.product, LinearProduct) and x.dim() == 2 and not folds
-        y: Tensor = layer.estimate(
-            use.product, use.inputs, use.oriented(known.mean), use.oriented(known.std), use.bias, None,
+        y = layer.multiply(
+            use.product, use.inputs, use.oriented(known.mean), mapped(known.spread, use.oriented), use.bias, None,
             batch_dim=0 if not told and (matrix or isinstance(use.product, EinsumProduct | GroupedProduct)) else dim,
         )  # fmt: skip
         return y.flatten(0, 1) if folds else y

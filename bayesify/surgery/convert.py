@@ -230,7 +230,7 @@ def _adjust(module: nn.Module) -> None:
 
 def _readjust(module: Any) -> None:
     unwatch_examples(module)
-    for name in ("_reads", "_uncompiled"):
+    for name in ("_reads", "_uncompiled", "_calibration"):
         vars(module).pop(name, None)
     release_ties(module)
     for key in [key for key, hook in module._forward_pre_hooks.items() if hook is keep_unfused]:

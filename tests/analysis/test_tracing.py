@@ -54,7 +54,8 @@ def tables():
 
 def same(before, after):
     spaces = zip(before[0], after[0], strict=True)
-    changed = [name for one, other in spaces for name in one.keys() | other.keys() if one.get(name) is not other.get(name)]
+    names = ((one, other, name) for one, other in spaces for name in one.keys() | other.keys())
+    changed = [name for one, other, name in names if one.get(name) is not other.get(name)]
     return not changed and before[1:] == after[1:]
 
 
