@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from .planning.plan import Plan
     from .planning.planner import plan
     from .policy.policy import Policy
-    from .surgery.convert import convert, flipout, lrt, revert
+    from .surgery.convert import convert, flipout, lrt
     from .surgery.optimizer import extend_optimizer, param_groups
     from .surgery.reset import load_weights, reset_posterior, set_posterior_std
+    from .surgery.revert import revert
     from .uncertainty.calibrate import calibrate
     from .uncertainty.calibration import Calibration
     from .uncertainty.draws import draw, sample
@@ -95,7 +96,7 @@ _DEFINED_IN = {
     "Prediction": "uncertainty.prediction",
     "register": "analysis.registration",
     "reset_posterior": "surgery.reset",
-    "revert": "surgery.convert",
+    "revert": "surgery.revert",
     "sample": "uncertainty.draws",
     "save": "files.save",
     "set_posterior_std": "surgery.reset",

@@ -25,7 +25,7 @@ from ..distributions.prior import (
     scale_mixture_kl,
     softplus_normal_kl,
 )
-from ..errors import UninitializedLayerError
+from ..errors import NoPosteriorError, ShapeError, UninitializedLayerError, did_you_mean
 from ..estimators import noise
 from ..estimators.flipout import flipout
 from ..estimators.lrt import lrt
@@ -126,14 +126,17 @@ class Variational(Switchable):
         """The posterior's std of `weight` or `bias`, as `means` names them; `mean` is its value, where that is at hand.
 
         Raises:
-            AttributeError: the layer has no posterior of that name.
-            RuntimeError: the mean was resized after conversion, so that its scale no longer fits.
+            NoPosteriorError: the layer has no posterior of that name.
+            ShapeError: the mean was resized after conversion, so that its scale no longer fits.
         """
         mean, scale = value(self, name) if mean is None else mean, self.scale_of(name)
         if mean is None or scale is None:
-            raise AttributeError(f"{type(self).__name__} has no posterior over {name!r}, but over {self.means()}")
+            near = did_you_mean(name, self.means())
+            raise NoPosteriorError(
+                f"{type(self).__name__} has no posterior over {name!r}, but over {self.means()}.{near}"
+            )
         if scale.shape != mean.shape:
-            raise RuntimeError(
+            raise ShapeError(
                 f"{name} has shape {tuple(mean.shape)} but its posterior was made for {tuple(scale.shape)}: "
                 "resize first, then convert"
             )

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..errors import ShapeError, UsageError
 from ..estimators import noise
 from ..estimators.flipout import Fold
 from .base import LRT, Flipout, Variational
@@ -137,9 +137,9 @@ class EmbeddingBagFamily(RowsFamily):
 
     def _bags(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
         if weights is not None and (self.mode != "sum" or weights.shape != ids.shape):
-            raise ValueError(f"per_sample_weights need mode 'sum', not {self.mode!r}, and the shape of the input")
+            raise ShapeError(f"per_sample_weights need mode 'sum', not {self.mode!r}, and the shape of the input")
         if (ids.dim() == 2) == (offsets is not None) or ids.dim() not in (1, 2):
-            raise ValueError(f"EmbeddingBag takes ids (bags, ids), or (ids) with offsets; not {tuple(ids.shape)}")
+            raise ShapeError(f"EmbeddingBag takes ids (bags, ids), or (ids) with offsets; not {tuple(ids.shape)}")
         bags, of = self._bags_of(ids, offsets)
         flat = ids.flatten()
         rows = self._rows(

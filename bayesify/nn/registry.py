@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..errors import UsageError
+from ..errors import UnregisteredLayerError, UsageError
 from . import attention, conv, embedding, linear, recurrent
 from .base import Variational
 from .parametrized_weights import kind_before
@@ -172,7 +172,8 @@ def by_saved_name(path: str) -> Any:
     """The derived class of this qualified name, made now if this process has not made it. Nothing is imported for it.
 
     Raises:
-        AttributeError: it is not such a name, or the class that it came from is not imported or registered.
+        AttributeError: it is not such a name.
+        UnregisteredLayerError: the class that it came from is not imported or registered.
     """
     if path in _DERIVED:
         return _DERIVED[path]
@@ -181,14 +182,18 @@ def by_saved_name(path: str) -> Any:
         raise AttributeError(f"module {DERIVED_IN!r} has no attribute {path!r}")
     cls = _imported(*place)
     if cls is None:
-        raise AttributeError(f"{path!r} belongs to a layer class that is not imported or registered in this process")
+        raise UnregisteredLayerError(
+            f"{path!r} belongs to a layer class that is not imported or registered in this process"
+        )
     prefix = path.partition("/")[0]
     if prefix == _REROUTING:
         return rerouting(cls)
     method: Method = "flipout" if prefix.startswith("Flipout") else "lrt"
     found = rerouted(cls, method) if prefix.endswith(_REROUTED) else variant(cls, method)
     if found is None:
-        raise AttributeError(f"{cls.__name__} was registered where {path!r} was made: bayesify.register it here too")
+        raise UnregisteredLayerError(
+            f"{cls.__name__} was registered where {path!r} was made: bayesify.register it here too"
+        )
     return found
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from ..errors import BypassError
 from ..estimators.products import EinsumProduct, GroupedProduct, LinearProduct
 from .base import LRT, Flipout, Variational
 from .held_draws import Spread, mapped
@@ -145,7 +146,7 @@ class _Reroute(TorchFunctionMode):
         elif len(known) == 1:
             use = MULTIPLICATIONS[func].use(weight, args, kwargs)
         if use is None:
-            raise RuntimeError(
+            raise BypassError(
                 f"a variational weight of {type(known[0].layer).__name__} is used in {resolve_name(func) or func}, "
                 "which its noise would not pass through: keep this layer by `ignore` in the policy"
             )

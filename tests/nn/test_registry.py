@@ -144,7 +144,7 @@ def test_a_registered_transposed_convolution_passes_its_arguments_on(method: Met
         (ReadsBeside, nn.Linear, "reads the weight too"),
         (BelowReads, nn.Linear, "noise would bypass it"),
         (OwnConv, nn.Conv2d, "noise would bypass it"),
-        (Inherits, nn.Conv2d, "Inherits is no subclass of Conv2d"),
+        (Inherits, nn.Conv2d, "Inherits is not a subclass of Conv2d"),
         (Inherits, nn.LayerNorm, "like=LayerNorm has no variational variants"),
     ],
 )
