@@ -184,7 +184,8 @@ class _Reroute(TorchFunctionMode):
         mean = func(*args, **kwargs)
         means = [mean] if isinstance(mean, Tensor) else list(mean)
         drawn = isinstance(known.spread, tuple)
-        spreads: Any = zip(*map(followed, known.spread), strict=True) if drawn else followed(known.spread)  # type: ignore[arg-type]
+        of: Any = known.spread
+        spreads: Any = zip(*map(followed, of), strict=True) if drawn else followed(of)
         pairs = zip(means, spreads, strict=True)
         self.known += [_Known(view, spread, known.layer) for view, spread in pairs if view is not known.mean]
         return mean
