@@ -164,10 +164,7 @@ def _plan(source: Source, policy: Policy, inputs: ExampleInputs | None, kl_name:
 
 
 def _opened(source: Source, meta: bool = False) -> Module:
-    model = source.open(meta=meta)
-    for note in source.notes():
-        say(note, err=True)
-    return model
+    return source.open(meta=meta, tell=lambda note: say(note, err=True))
 
 
 def _show(plan: Plan, as_json: bool, full: bool, **_: Any) -> None:

@@ -20,6 +20,11 @@ from .posterior_tensors import posterior_tensors
 from .settings import Settings
 from .switches import is_quiet
 
+__all__ = [
+    "FlipoutMultiheadAttention",
+    "LRTMultiheadAttention",
+]
+
 
 class FlipoutOutProjection(Flipout, LinearFamily, NonDynamicallyQuantizableLinear):
     """The `out_proj` of a FlipoutMultiheadAttention."""

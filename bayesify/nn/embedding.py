@@ -23,6 +23,13 @@ from .held_draws import draw_of_rows, held_draws
 from .layer_kinds import LayerKind, describe
 from .switches import is_quiet
 
+__all__ = [
+    "FlipoutEmbedding",
+    "FlipoutEmbeddingBag",
+    "LRTEmbedding",
+    "LRTEmbeddingBag",
+]
+
 
 class RowsFamily(Variational):
     """What both layers share: rows of the table, looked up with noise."""

@@ -25,6 +25,21 @@ from .layer_kinds import LayerKind, batch_first_dims, describe
 from .recurrent_steps import STEPS, Layout, State, over_time, run, stepwise, with_bias
 from .switches import is_quiet
 
+__all__ = [
+    "LRTGRU",
+    "LRTLSTM",
+    "LRTRNN",
+    "FlipoutGRU",
+    "FlipoutGRUCell",
+    "FlipoutLSTM",
+    "FlipoutLSTMCell",
+    "FlipoutRNN",
+    "FlipoutRNNCell",
+    "LRTGRUCell",
+    "LRTLSTMCell",
+    "LRTRNNCell",
+]
+
 
 class RecurrentFamily(Variational):
     """A recurrent layer over whole sequences."""

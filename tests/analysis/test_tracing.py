@@ -54,8 +54,7 @@ def tables():
 
 def same(before, after):
     spaces = zip(before[0], after[0], strict=True)
-    names = ((one, other, name) for one, other in spaces for name in one.keys() | other.keys())
-    changed = [name for one, other, name in names if one.get(name) is not other.get(name)]
+    changed = [key for one, two in spaces for key in one.keys() | two.keys() if one.get(key) is not two.get(key)]
     return not changed and before[1:] == after[1:]
 
 
