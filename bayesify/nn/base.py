@@ -180,6 +180,11 @@ class Variational(Switchable):
         """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
         return normal_prior_of(self, name)
 
+    def counted(self, name: str, tensor: Tensor) -> Tensor:
+        """Those elements of the mean, or of what goes with it, that have a posterior: all that are not pruned."""
+        left = mask(self, name)
+        return tensor if left is None else tensor[left.bool()]
+
     def add_posterior(self, settings: Settings, tensors: dict[str, Tensor]) -> None:
         """Give the plain layer its settings, scale parameters, prior buffers and the ledger's hook."""
         self._settings, self._reached = settings, False
@@ -203,7 +208,7 @@ class Variational(Switchable):
     def reset_parameters(self) -> None:
         """Initialize the means as the plain layer does, and the posterior around them."""
         super().reset_parameters()  # type: ignore[misc]
-        lazy = any(isinstance(each, UninitializedParameter) for each in self._parameters.values())
+        lazy = any(isinstance(parameter, UninitializedParameter) for parameter in self._parameters.values())
         if "_settings" in self.__dict__ and not lazy:
             self.reset_posterior()
 

@@ -18,7 +18,6 @@ from ..distributions.prior import (
 from ..errors import UninitializedLayerError
 from ..estimators.precision import widened
 from .layer_kinds import fan_in
-from .parametrized_weights import mask
 
 
 def kl_of(layer: Any, name: str) -> Tensor:
@@ -35,7 +34,7 @@ def kl_of(layer: Any, name: str) -> Tensor:
         raise UninitializedLayerError(
             "is on the meta device: load its weights, then call bayesify.reset_posterior(model)"
         )
-    mean, scale = (_counted(layer, name, _whole(tensor)) for tensor in (mean, scale))
+    mean, scale = (layer.counted(name, _whole(tensor)) for tensor in (mean, scale))
     prior = layer._settings.prior
     if isinstance(prior, LogUniform):
         return log_uniform_kl(scale)
@@ -51,16 +50,10 @@ def normal_prior_of(layer: Any, name: str) -> tuple[Tensor | float, Tensor | flo
     """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
     prior: Any = layer._settings.prior
     mean, std = (layer._buffers.get(f"{name}_prior_{part}") for part in ("mean", "std"))
-    prior_mean = prior.mean if mean is None else widened(_counted(layer, name, mean))
+    prior_mean = prior.mean if mean is None else widened(layer.counted(name, mean))
     if std is not None:
-        return prior_mean, widened(_counted(layer, name, std))
+        return prior_mean, widened(layer.counted(name, std))
     return prior_mean, prior.std.std(prior_mean, fan_in(layer, name))
-
-
-def _counted(layer: Any, name: str, tensor: Tensor) -> Tensor:
-    """Those elements of the mean, or of what goes with it, that have a posterior: all that are not pruned."""
-    left = mask(layer, name)
-    return tensor if left is None else tensor[left.bool()]
 
 
 def _whole(tensor: Tensor) -> Tensor:
