@@ -56,10 +56,16 @@ __all__ = [
 ]
 
 # Where each of these is defined: its module, and its name there if that is another. The modules `nn` and `functional`
-# need no entry.
+# need no entry; what settings are made of is there too, though it is not in `__all__`.
 _DEFINED_IN = {
+    "LogUniform": "distributions.prior",
+    "Normal": "distributions.prior",
     "Plan": "planning.plan",
     "Policy": "policy.policy",
+    "Posterior": "distributions.posterior",
+    "Scale": "distributions.scale",
+    "ScaleMixture": "distributions.prior",
+    "Settings": "nn.settings",
     "convert": "surgery.convert",
     "extend_optimizer": "surgery.optimizer",
     "flipout": "surgery.convert",
