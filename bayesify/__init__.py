@@ -25,17 +25,31 @@ if TYPE_CHECKING:
     from .planning.plan import Plan
     from .planning.planner import plan
     from .policy.policy import Policy
-    from .surgery.convert import convert, flipout, lrt, revert
+    from .surgery.convert import convert, flipout, lrt
     from .surgery.optimizer import extend_optimizer, param_groups
     from .surgery.reset import load_weights, reset_posterior, set_posterior_std
+    from .surgery.revert import revert
+    from .uncertainty.calibrate import calibrate
+    from .uncertainty.calibration import Calibration
+    from .uncertainty.draws import draw, sample
+    from .uncertainty.kl_in_training import annealing, attach_kl, elbo
+    from .uncertainty.predict import predict
+    from .uncertainty.prediction import Prediction
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BayesifyError",
+    "Calibration",
     "Plan",
     "Policy",
+    "Prediction",
+    "annealing",
+    "attach_kl",
+    "calibrate",
     "convert",
+    "draw",
+    "elbo",
     "extend_optimizer",
     "flipout",
     "functional",
@@ -47,9 +61,11 @@ __all__ = [
     "param_groups",
     "plan",
     "posterior_mean",
+    "predict",
     "register",
     "reset_posterior",
     "revert",
+    "sample",
     "save",
     "set_posterior_std",
     "variational_layers",
@@ -58,29 +74,38 @@ __all__ = [
 # Where each of these is defined: its module, and its name there if that is another. The modules `nn` and `functional`
 # need no entry; what settings are made of is there too, though it is not in `__all__`.
 _DEFINED_IN = {
-    "LogUniform": "distributions.prior",
-    "Normal": "distributions.prior",
-    "Plan": "planning.plan",
-    "Policy": "policy.policy",
-    "Posterior": "distributions.posterior",
-    "Scale": "distributions.scale",
-    "ScaleMixture": "distributions.prior",
-    "Settings": "nn.settings",
+    "annealing": "uncertainty.kl_in_training",
+    "attach_kl": "uncertainty.kl_in_training",
+    "calibrate": "uncertainty.calibrate",
+    "Calibration": "uncertainty.calibration",
     "convert": "surgery.convert",
+    "draw": "uncertainty.draws",
+    "elbo": "uncertainty.kl_in_training",
     "extend_optimizer": "surgery.optimizer",
     "flipout": "surgery.convert",
     "kl": "nn.kl:total_kl",
     "load": "files.load_model:load_model",
     "load_weights": "surgery.reset",
+    "LogUniform": "distributions.prior",
     "lrt": "surgery.convert",
+    "Normal": "distributions.prior",
     "param_groups": "surgery.optimizer",
+    "Plan": "planning.plan",
     "plan": "planning.planner",
+    "Policy": "policy.policy",
+    "Posterior": "distributions.posterior",
     "posterior_mean": "nn.posterior_mean",
+    "predict": "uncertainty.predict",
+    "Prediction": "uncertainty.prediction",
     "register": "analysis.registration",
     "reset_posterior": "surgery.reset",
-    "revert": "surgery.convert",
+    "revert": "surgery.revert",
+    "sample": "uncertainty.draws",
     "save": "files.save",
+    "Scale": "distributions.scale",
+    "ScaleMixture": "distributions.prior",
     "set_posterior_std": "surgery.reset",
+    "Settings": "nn.settings",
     "variational_layers": "nn.kl",
 }
 

@@ -91,7 +91,7 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
     """
     source, policy, inputs = _source(**options), _policy(**options), _inputs(**options)
     if dry_run:
-        _show(_plan(source, policy, inputs), **options)
+        _show(_plan(source, policy, inputs, kl_name), **options)
         say("\nDry run: nothing was written.", err=options["as_json"])
         return
     from ..files.save import save
@@ -150,18 +150,21 @@ def _inputs(inputs: tuple[str, ...], input_file: str | None, **_: Any) -> Exampl
     return parse_inputs(inputs) if inputs else read_inputs(input_file) if input_file else None
 
 
-def _plan(source: Source, policy: Policy, inputs: ExampleInputs | None) -> Plan:
+def _plan(source: Source, policy: Policy, inputs: ExampleInputs | None, kl_name: str | None = None) -> Plan:
+    """The plan; with `kl_name`, a conversion by that name would not be refused."""
     from ..planning.planner import plan
+    from ..surgery.convert import refuse_clash
 
     with busy(f"Planning for {source.model}"):
-        return plan(_opened(source, meta=inputs is None), policy, example_inputs=inputs)
+        model = _opened(source, meta=inputs is None)
+        made = plan(model, policy, example_inputs=inputs)
+        if kl_name is not None:
+            refuse_clash(model, kl_name)
+        return made
 
 
 def _opened(source: Source, meta: bool = False) -> Module:
-    model = source.open(meta=meta)
-    for note in source.notes():
-        say(note, err=True)
-    return model
+    return source.open(meta=meta, tell=lambda note: say(note, err=True))
 
 
 def _show(plan: Plan, as_json: bool, full: bool, **_: Any) -> None:
@@ -201,7 +204,7 @@ def revert(
 
     from ..files.load_model import load_model
     from ..files.save import save
-    from ..surgery import convert as surgery
+    from ..surgery import revert as surgery
     from .output_path import check_output
 
     check_output(output, [converted], force=force)

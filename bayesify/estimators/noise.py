@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import prod
 from typing import Any
 
@@ -20,6 +22,8 @@ def normal_like(tensor: Tensor) -> Tensor:
 def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
     """Random bytes, of shape (words, 8), that hold one fair bit for each element of `shape`. `signs` unpacks them."""
     words = (prod(shape) + 63) // 64
+    if not torch.compiler.is_compiling() and (counts := _counts.get()) is not None:
+        counts.append(prod(shape))
     if _inductor_is_slow(like):
         bits = torch.ops.bayesify.random_words(like, words, torch.empty(()))
     else:
@@ -32,6 +36,20 @@ def signs(bits: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
     spread = (bits.unsqueeze(-1) >> shifts) & 1
     return (spread.flatten()[: prod(shape)].view(shape).to(dtype) * 2) - 1
+
+
+_counts: ContextVar[list[int] | None] = ContextVar("counts", default=None)
+
+
+@contextmanager
+def signs_counted() -> Iterator[list[int]]:
+    """How many signs are drawn inside, call by call of `sign_bits`: what examples share, it does not draw for each."""
+    counts: list[int] = []
+    token = _counts.set(counts)
+    try:
+        yield counts
+    finally:
+        _counts.reset(token)
 
 
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1

@@ -31,7 +31,10 @@ class Product(Protocol):
         ...
 
     def fan_in(self, shape: Sequence[int]) -> int:
-        """How many elements of a weight of this shape one output sums (of a convolution: away from the borders)."""
+        """How many elements of a weight of this shape one output sums.
+
+        Of a convolution: away from the borders; of a transposed one: at stride 1.
+        """
         ...
 
     def free_dims(self, dims: int) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from torch import nn
 
 import bayesify
 from bayesify.cli.commands import main
+from bayesify.files import read_weights
 from bayesify.files.load_model import load_model as load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,7 +114,15 @@ def test_json_is_the_plan_and_nothing_else(here, command):
     assert json.loads(result.stdout) == bayesify.plan(load("mlp.pt"), "last-layer").to_dict()
 
 
-def test_a_factory(here):
+def test_a_factory(here, monkeypatch):
+    reads = []
+    weights_in = read_weights.weights_in
+
+    def counted(*args, **options):
+        reads.append(args)
+        return weights_in(*args, **options)
+
+    monkeypatch.setattr(read_weights, "weights_in", counted)
     shapes = {"a.weight": (6, 4), "a.bias": (6,), "b.weight": (2, 6), "b.bias": (2,)}
     torch.save({"state_dict": {f"module.{name}": torch.ones(shape) for name, shape in shapes.items()}}, "sd.pt")
     result = run("convert", "clinets:Net", "--arg", "width=6", "--weights", "sd.pt", "--key", "state_dict", "--json")
@@ -121,6 +130,7 @@ def test_a_factory(here):
     assert "chatter" in result.stderr
     assert "sd.pt: stripped 'module.' from the names\n" in result.stderr
     assert "worry" not in result.stderr
+    assert len(reads) == 1
     model = load("Net.flipout.pt", allow=["clinets.Net"])
     assert torch.equal(model.a.weight, torch.ones(6, 4))
     run("report", "clinets:Net", "--method", "lrt")

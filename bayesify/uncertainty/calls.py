@@ -1,0 +1,149 @@
+"""What a model is called with: given once, or by a loader in batches with labels that it does not take."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..errors import UsageError
+from ..nn.base import Variational
+from ..nn.registry import plain_class
+from ..nn.rerouting import Rerouting
+
+LABELS = frozenset(("label", "labels", "label_ids", "target", "targets"))  # keys of a batch that are not for the model
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one forward pass."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors in the arguments."""
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+    @property
+    def examples(self) -> int:
+        """The size of dimension 0 of the first tensor that has one; 0 where no tensor does."""
+        return next((tensor.shape[0] for tensor in self.tensors if tensor.dim()), 0)
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Call:
+        """The same call, the function done to each of its tensors."""
+        args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, self.kwargs))
+        return Call(args, kwargs)
+
+    def batched(self, function: Callable[[Tensor], Tensor]) -> Call:
+        """The same call, the function done to each tensor whose dimension 0 is as long as the first one's."""
+        examples = self.examples
+        return self.mapped(lambda tensor: function(tensor) if tensor.dim() and len(tensor) == examples else tensor)
+
+
+def given_call(model: nn.Module, inputs: tuple[Any, ...]) -> Call:
+    """The call for inputs that `predict` was given: by place, or by keyword where one mapping names parameters."""
+    if len(inputs) == 1 and isinstance(inputs[0], Mapping) and _takes(model, inputs[0]):
+        return Call((), dict(inputs[0]))
+    return Call(inputs, {})
+
+
+def is_loader(value: Any) -> bool:
+    """Whether this gives batches one after the other: a DataLoader, or any iterable that is no container of tensors.
+
+    Raises:
+        UsageError: it is a data set, or of numpy: neither batches nor what a model takes.
+    """
+    if isinstance(value, Tensor | Mapping | tuple | list | str) or value is None:
+        return False
+    if type(value).__module__.partition(".")[0] in ("numpy", "pandas") or isinstance(value, torch.utils.data.Dataset):
+        raise UsageError(f"predict takes tensors or a loader of batches, not a {type(value).__name__}: put it in one")
+    return isinstance(value, Iterable)
+
+
+def loader_calls(model: nn.Module, loader: Iterable[Any]) -> Iterator[Call]:
+    """One call for each batch, on the model's device, without labels.
+
+    A batch is a tensor; a mapping of keyword arguments, `LABELS` left out unless the forward requires them; or a tuple
+    or list with as many inputs as the forward requires in front. An input that is a tuple holds all arguments.
+    """
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    for batch in loader:
+        yield _batch_call(model, batch).mapped(lambda tensor: tensor.to(device))
+
+
+def _batch_call(model: nn.Module, batch: Any) -> Call:
+    if isinstance(batch, Mapping):
+        return Call((), _keywords(model, batch))
+    if not isinstance(batch, tuple | list) or hasattr(batch, "_fields"):
+        return Call((batch,), {})
+    first = batch[0]
+    if isinstance(first, Mapping):
+        return Call((), _keywords(model, first))
+    if isinstance(first, tuple):
+        return Call(first, {})
+    count = 1 if len(batch) == 1 else _required(model)
+    if count is None or not 0 < count <= len(batch):
+        raise UsageError(
+            f"a batch of the loader has {len(batch)} parts, and which of them {type(model).__name__}.forward takes its "
+            "signature does not say: let the loader give ((input, ...), labels), or mappings of keyword arguments"
+        )
+    return Call(tuple(batch[:count]), {})
+
+
+def _keywords(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = _parameters(model)
+    named = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    open_ended = len(named) < len(parameters)
+    needed = {name for name in named if parameters[name].default is inspect.Parameter.empty}
+    wanted = needed | {key for key in batch if key not in LABELS and (open_ended or key in named)}
+    return {key: value for key, value in batch.items() if key in wanted}
+
+
+def _takes(model: nn.Module, keywords: Mapping[Any, Any]) -> bool:
+    if not all(isinstance(key, str) for key in keywords):
+        return False
+    try:
+        inspect.signature(_forward(model)).bind(**keywords)
+    except TypeError:
+        return False
+    return True
+
+
+def _required(model: nn.Module) -> int | None:
+    """How many arguments the forward needs by place; None where it takes any number."""
+    parameters = _parameters(model).values()
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+        return None
+    places = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    required = sum(each.default is inspect.Parameter.empty for each in places)
+    return required or min(1, len(places))
+
+
+def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(_forward(model)).parameters
+
+
+def _forward(model: nn.Module) -> Callable[..., Any]:
+    """The forward as the model's author wrote it, inside of what wraps it."""
+    while (inner := _wrapped(model)) is not None:
+        model = inner
+    if isinstance(model, Variational | Rerouting):
+        forward: Callable[..., Any] = plain_class(type(model)).forward.__get__(model)
+        return forward
+    return model.forward
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    """The model inside torch.compile's or DataParallel's wrapper."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        module: nn.Module = model.module
+        return module
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else None

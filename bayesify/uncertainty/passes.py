@@ -1,0 +1,177 @@
+"""Noisy forward passes: without gradients, the model left as it was, small batches with several draws at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..estimators import noise
+from ..nn.kl import layers_of
+from ..nn.posterior_mean import posterior_mean
+from .calls import Call
+from .prediction import is_float
+from .seeds import seeded
+
+MOST_FOLDED = 4  # draws that share one |ΔW|: 16 of them are worth 9 at a fan-in of 20, 4 are worth 3.5
+MOST_ROWS = 64  # in a pass of several draws; from there on one draw fills the machine
+MOST_NUMBERS = 2**16  # in the largest input of such a pass
+_WORTH_OF_AN_ID = 1024  # an id becomes a vector, and often the logits of a vocabulary
+
+Run = Callable[[Call], list[Any]]  # a forward pass, and its output's leaves
+
+
+@contextmanager
+def undisturbed(model: nn.Module, seed: int | None) -> Iterator[None]:
+    """No gradients and no dropout inside; afterwards modes, buffers and, with a seed, generators are as before.
+
+    A model in train mode as a whole is as training left it: inside it is in eval mode. Where the model is in eval mode
+    and modules of it are in train mode (dropout, say), that is on purpose: they stay so, and their buffers are put
+    back.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.no_grad(), seeded(model, seed):
+        if model.training:
+            model.eval()
+        training = (module for module in model.modules() if module.training)
+        kept = [(buffer, buffer.clone()) for module in training for buffer in module.buffers()]
+        try:
+            yield
+        finally:
+            for buffer, before in kept:
+                buffer.copy_(before)
+            if modes[0][1]:
+                model.train()
+            for module, mode in modes:
+                module.training = mode
+
+
+class Sampler:
+    """Draws the outputs of a model for one call after another.
+
+    Args:
+        run: the forward pass.
+    """
+
+    def __init__(self, model: nn.Module, run: Run) -> None:
+        self.model, self.run = model, run
+        self._apart: dict[Any, bool] = {}
+        self._foldable: dict[Any, bool] = {}
+
+    def draws(self, call: Call, samples: int) -> Iterator[list[Any]]:
+        """Outputs of so many draws in groups: leaves, each float one of shape (draws, *shape)."""
+        most = self._folded(call, samples)
+        while samples > 0:
+            draws = min(most, samples)
+            yield _grouped(self.run(_repeated(call, draws)), draws)
+            samples -= draws
+
+    def examples_apart(self, call: Call) -> bool:
+        """Whether dimension 0 of inputs and outputs holds examples that do not depend on each other.
+
+        What stands beside an example must not move it at the posterior mean. Where that fails to run, the answer is no.
+        """
+        key = _kind(call)
+        if key not in self._apart:
+            with torch.random.fork_rng(_cuda(call)):
+                self._apart[key] = _examples_apart(self.model, self.run, call)
+        return self._apart[key]
+
+    def foldable(self, call: Call) -> bool:
+        """Whether dimension 0 may hold several draws of an example: they are apart, and no two share their noise.
+
+        Three examples must be given three times the signs of one.
+        """
+        key = _kind(call)
+        if key not in self._foldable:
+            with torch.random.fork_rng(_cuda(call)):
+                self._foldable[key] = self.examples_apart(call) and _noise_apart(self.model, self.run, call)
+        return self._foldable[key]
+
+    def _folded(self, call: Call, samples: int) -> int:
+        """How many draws one pass takes: by the input's shape, and one where draws would not be independent."""
+        numbers = max((_numbers(tensor) for tensor in call.tensors), default=0)
+        if not call.examples or not numbers:
+            return 1
+        most = min(MOST_FOLDED, samples, MOST_ROWS // call.examples, MOST_NUMBERS // numbers)
+        return most if most > 1 and self.foldable(call) else 1
+
+
+def _numbers(tensor: Tensor) -> int:
+    return tensor.numel() * (1 if tensor.is_floating_point() else _WORTH_OF_AN_ID)
+
+
+def _repeated(call: Call, times: int) -> Call:
+    """(times · examples) rows, all examples once and then again."""
+    if times == 1:
+        return call
+    return call.batched(lambda tensor: tensor.repeat(times, *[1] * (tensor.dim() - 1)))
+
+
+def _grouped(leaves: list[Any], draws: int) -> list[Any]:
+    def grouped(leaf: Any) -> Any:
+        if not is_float(leaf):
+            return leaf
+        return leaf.unflatten(0, (draws, -1)) if draws > 1 else leaf.unsqueeze(0)
+
+    return [grouped(leaf) for leaf in leaves]
+
+
+def _examples_apart(model: nn.Module, run: Run, call: Call) -> bool:
+    one, three = _one_and_three(call)
+    try:
+        with posterior_mean(model):
+            alone, beside = run(one), run(three)
+    except Exception:  # whatever a model raises that cannot take a batch of this size
+        return False
+    return all(map(_is_middle, alone, beside))
+
+
+def _noise_apart(model: nn.Module, run: Run, call: Call) -> bool:
+    layers = layers_of(model)
+    compiled = hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in model.modules())
+    if compiled or any(layer._settings.drawn for layer in layers):  # every size compiles anew; one draw for the batch
+        return False
+    counts = []
+    for each in _one_and_three(call):
+        with noise.signs_counted() as signs:
+            run(each)
+        counts.append(signs)
+    of_one, of_three = counts
+    known = bool(of_one) or all(layer.method == "lrt" for layer in layers)
+    return known and [3 * count for count in of_one] == of_three
+
+
+def _one_and_three(call: Call) -> tuple[Call, Call]:
+    """The first example, and the same between two others."""
+    one = call.batched(lambda tensor: tensor[:1])
+    return one, one.batched(lambda tensor: torch.cat([_altered(tensor), tensor, _altered(tensor)]))
+
+
+def _kind(call: Call) -> Any:
+    return tuple((tensor.shape[1:], tensor.dtype) for tensor in call.tensors)
+
+
+def _cuda(call: Call) -> list[int]:
+    return sorted({tensor.get_device() for tensor in call.tensors if tensor.is_cuda})
+
+
+def _altered(tensor: Tensor) -> Tensor:
+    """Something else of the same kind: an example that another one must not depend on."""
+    if tensor.dtype is torch.bool or tensor.dim() < 2:
+        return tensor
+    other = tensor.flip(-1)
+    return other * 0.5 if tensor.is_floating_point() else other
+
+
+def _is_middle(alone: Any, beside: Any) -> bool:
+    """Whether an output of one example is what it is in the middle of three."""
+    if not is_float(alone):
+        return not isinstance(alone, Tensor)
+    if not alone.dim() or len(alone) != 1 or len(beside) != 3:
+        return False
+    tolerance = 1e-2 if alone.element_size() < 4 else 1e-4
+    return torch.allclose(alone, beside[1:2], rtol=tolerance, atol=tolerance * float(alone.abs().max()), equal_nan=True)
