@@ -37,7 +37,7 @@ def raised(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Raise) and node.exc is not None:
             made = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
             name = ast.unparse(made)
-            if name[:1].isupper() or name.startswith("_") and name[1:2].isupper():
+            if name[:1].isupper() or (name.startswith("_") and name[1:2].isupper()):
                 yield name
 
 
