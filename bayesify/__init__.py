@@ -33,6 +33,7 @@ from .uncertainty.draws import draw, sample
 from .uncertainty.kl_in_training import annealing, attach_kl, elbo
 from .uncertainty.predict import predict
 from .uncertainty.prediction import Prediction
+from .uncertainty.sequence import SequencePrediction, sequence
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "Plan",
     "Policy",
     "Prediction",
+    "SequencePrediction",
     "annealing",
     "attach_kl",
     "convert",
@@ -63,6 +65,7 @@ __all__ = [
     "revert",
     "sample",
     "save",
+    "sequence",
     "set_posterior_std",
     "variational_layers",
 ]

@@ -165,10 +165,10 @@ class _Reroute(TorchFunctionMode):
 
         mean = func(*args, **kwargs)
         means = [mean] if isinstance(mean, Tensor) else list(mean)
-        drawn = isinstance(known.spread, tuple)
-        spreads: Any = zip(*map(followed, known.spread), strict=True) if drawn else followed(known.spread)  # type: ignore[arg-type]
+        spread: Any = known.spread
+        spreads: Any = zip(*map(followed, spread), strict=True) if isinstance(spread, tuple) else followed(spread)
         pairs = zip(means, spreads, strict=True)
-        self.known += [_Known(view, spread, known.layer) for view, spread in pairs if view is not known.mean]
+        self.known += [_Known(view, its, known.layer) for view, its in pairs if view is not known.mean]
         return mean
 
     def _estimate(self, use: Use, known: _Known) -> Tensor:
