@@ -2,49 +2,53 @@
 
     model = bayesify.convert(model, "flipout")
     loss = nll + model.kl() / n_train
+
+A public name is imported at its first use (PEP 562), so that the command line can answer without torch.
 """
 
-from typing import Any
+from __future__ import annotations
 
-import torch
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from . import functional, nn
-from .analysis.registration import register
-from .distributions.posterior import Posterior, Scale
-from .distributions.prior import LogUniform, Normal, ScaleMixture
 from .errors import BayesifyError
-from .files.load_model import load_model as load
-from .files.save import save
-from .nn.hooks import forget_examples, keep_unfused, mark_reached, tell_examples
-from .nn.kl import Ledger, variational_layers
-from .nn.kl import total_kl as kl
-from .nn.posterior_mean import posterior_mean
-from .nn.posterior_tensors import LazyBuffer
-from .nn.registry import plain_classes, variant
-from .nn.settings import Settings
-from .planning.plan import Plan
-from .planning.planner import plan
-from .policy.policy import Policy
-from .programs.program import rebuilt
-from .surgery.convert import convert, flipout, lrt, revert
-from .surgery.optimizer import extend_optimizer, param_groups
-from .surgery.reset import load_weights, reset_posterior, set_posterior_std
-from .uncertainty.draws import draw, sample
-from .uncertainty.kl_in_training import annealing, attach_kl, elbo
-from .uncertainty.predict import predict
-from .uncertainty.prediction import Prediction
-from .uncertainty.sequence import SequencePrediction, sequence
+from .safe_globals import register_once_torch_is_imported
+
+if TYPE_CHECKING:
+    from . import functional, nn
+    from .analysis.registration import register
+    from .files.load_model import load_model as load
+    from .files.save import save
+    from .nn.kl import total_kl as kl
+    from .nn.kl import variational_layers
+    from .nn.posterior_mean import posterior_mean
+    from .planning.plan import Plan
+    from .planning.planner import plan
+    from .policy.policy import Policy
+    from .surgery.convert import convert, flipout, lrt
+    from .surgery.optimizer import extend_optimizer, param_groups
+    from .surgery.reset import load_weights, reset_posterior, set_posterior_std
+    from .surgery.revert import revert
+    from .uncertainty.calibrate import calibrate
+    from .uncertainty.calibration import Calibration
+    from .uncertainty.draws import draw, sample
+    from .uncertainty.kl_in_training import annealing, attach_kl, elbo
+    from .uncertainty.predict import predict
+    from .uncertainty.prediction import Prediction
+    from .uncertainty.sequence import SequencePrediction, sequence
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BayesifyError",
+    "Calibration",
     "Plan",
     "Policy",
     "Prediction",
     "SequencePrediction",
     "annealing",
     "attach_kl",
+    "calibrate",
     "convert",
     "draw",
     "elbo",
@@ -70,8 +74,57 @@ __all__ = [
     "variational_layers",
 ]
 
-# A converted model holds these beside its plain layers: torch.load(..., weights_only=True) may build them.
-_VARIANTS: list[Any] = [variant(cls, method) for cls in plain_classes() for method in ("flipout", "lrt")]
-_SETTINGS = [Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture]
-_HOOKS: list[Any] = [mark_reached, keep_unfused, tell_examples, forget_examples]
-torch.serialization.add_safe_globals([*_VARIANTS, *_SETTINGS, *_HOOKS, Ledger, LazyBuffer, rebuilt])
+# Where each of these is defined: its module, and its name there if that is another. The modules `nn` and `functional`
+# need no entry.
+_DEFINED_IN = {
+    "annealing": "uncertainty.kl_in_training",
+    "attach_kl": "uncertainty.kl_in_training",
+    "calibrate": "uncertainty.calibrate",
+    "Calibration": "uncertainty.calibration",
+    "convert": "surgery.convert",
+    "draw": "uncertainty.draws",
+    "elbo": "uncertainty.kl_in_training",
+    "extend_optimizer": "surgery.optimizer",
+    "flipout": "surgery.convert",
+    "kl": "nn.kl:total_kl",
+    "load": "files.load_model:load_model",
+    "load_weights": "surgery.reset",
+    "lrt": "surgery.convert",
+    "param_groups": "surgery.optimizer",
+    "Plan": "planning.plan",
+    "plan": "planning.planner",
+    "Policy": "policy.policy",
+    "posterior_mean": "nn.posterior_mean",
+    "predict": "uncertainty.predict",
+    "Prediction": "uncertainty.prediction",
+    "register": "analysis.registration",
+    "reset_posterior": "surgery.reset",
+    "revert": "surgery.revert",
+    "sample": "uncertainty.draws",
+    "save": "files.save",
+    "sequence": "uncertainty.sequence",
+    "SequencePrediction": "uncertainty.sequence",
+    "set_posterior_std": "surgery.reset",
+    "variational_layers": "nn.kl",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _DEFINED_IN:
+        module, _, other_name = _DEFINED_IN[name].partition(":")
+        globals()[name] = getattr(import_module(f".{module}", __name__), other_name or name)
+        return globals()[name]
+    if not name.startswith("_"):
+        try:
+            return import_module(f".{name}", __name__)
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_once_torch_is_imported()

@@ -1,18 +1,28 @@
-"""Every exception that bayesify raises on purpose. Each message says what was wrong, where, and what to do."""
+"""The exceptions by which bayesify refuses. A message says what was wrong, where, and what to do.
+
+Every one is a `BayesifyError`, and most are a builtin exception too, so that code which catches `ValueError` goes on
+working. Names and keys that a message quotes may come from a file, so a message prints with every character escaped
+that does not print.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
 
+from .escaping import printable
+
 
 class BayesifyError(Exception):
-    """Base of all: `except bayesify.BayesifyError` catches whatever bayesify refuses.
+    """The base class: `except bayesify.BayesifyError` catches whatever bayesify refuses.
 
-    `exit_code` is the command line's.
+    `exit_code` is the exit code of the command line.
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), keep="\n")
 
 
 class PolicyError(BayesifyError, ValueError):
@@ -31,10 +41,11 @@ class PolicyError(BayesifyError, ValueError):
         super().__init__(self.problems, source)
 
     def __str__(self) -> str:
-        where = f"{self.source}: " if self.source else ""
-        if len(self.problems) == 1:
-            return where + self.problems[0]
-        return f"{where}{len(self.problems)} problems\n" + "\n".join(f"  - {problem}" for problem in self.problems)
+        where = f"{printable(self.source)}: " if self.source else ""
+        problems = [printable(problem) for problem in self.problems]
+        if len(problems) == 1:
+            return where + problems[0]
+        return f"{where}{len(problems)} problems\n" + "\n".join(f"  - {problem}" for problem in problems)
 
 
 class UsageError(BayesifyError, ValueError):
@@ -77,6 +88,25 @@ class UninitializedLayerError(BayesifyError, RuntimeError):
     """A lazy layer that has not seen data, or a layer on the meta device, was asked for a number."""
 
 
+class ShapeError(UsageError, RuntimeError, AssertionError):
+    """A layer was called with what does not fit it, or its weight no longer fits its posterior.
+
+    torch's own layers raise a ValueError, a RuntimeError or an AssertionError then: this is each of them.
+    """
+
+
+class BypassError(BayesifyError, RuntimeError):
+    """A forward does with a variational weight what noise would not pass through, and no trace of it has shown."""
+
+
+class NoPosteriorError(BayesifyError, AttributeError):
+    """A layer has no posterior over what was named."""
+
+
+class UnregisteredLayerError(BayesifyError, AttributeError):
+    """A pickle names the variational class of a layer class that is not imported or registered in this process."""
+
+
 class FileRefusedError(BayesifyError, ValueError):
     """A file that is broken, not what was asked for, or that names what must not be built."""
 
@@ -94,6 +124,6 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     words = list(valid)
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     if not near:
-        lowered = {each.lower(): each for each in words}
-        near = [lowered[each] for each in difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)]
+        lowered = {candidate.lower(): candidate for candidate in words}
+        near = [lowered[match] for match in difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)]
     return f" Did you mean {near[0]!r}?" if near else ""

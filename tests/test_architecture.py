@@ -21,6 +21,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
     ("__init__",),
+    ("safe_globals",),
     ("integrations",),
     ("uncertainty",),
     ("surgery",),
@@ -34,6 +35,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("distributions",),
     ("estimators",),
     ("errors",),
+    ("escaping",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 
@@ -130,8 +132,9 @@ def test_who_may_import_what(library: str) -> None:
     assert users <= allowed
 
 
-def test_errors_import_nothing_of_ours() -> None:
-    assert not list(rooms_imported(ROOT / "errors.py"))
+def test_errors_import_nothing_of_ours_except_escaping() -> None:
+    assert {room for room, _ in rooms_imported(ROOT / "errors.py")} == {"escaping"}
+    assert not list(rooms_imported(ROOT / "escaping.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -14,20 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..nn.torch_functions import MULTIPLICATIONS, VIEWS, harmless, is_added, is_factor, scales
+from ..nn.torch_functions import MULTIPLICATIONS, VIEWS, Role, only_for_weights
+from ..programs.operators import call_of
+from ..programs.weight_flow import node_role
 
 _GATHERS: frozenset[Any] = frozenset(
     {torch.index_select, torch.gather, Tensor.index_select, Tensor.gather, operator.getitem, Tensor.__getitem__}
 )
 _WITHOUT_GRADIENT = (torch.detach, Tensor.detach)
 _PLACES = (operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv)
-
-
-def function_of(node: fx.Node) -> Any:
-    """The function or method that a node calls, None where it calls a module or nothing."""
-    if node.op == "call_method":
-        return getattr(Tensor, str(node.target), None)
-    return node.target if node.op == "call_function" else None
 
 
 def drawable(traces: Iterable[tuple[fx.Graph, set[fx.Node]]], name: str) -> bool:
@@ -68,7 +63,7 @@ def _multiplied(graph: fx.Graph, weights: set[fx.Node], name: str) -> bool | Non
             if node in itself and _writes(user):
                 if user.target is not getattr or not weights.issuperset(_descendants(user)):
                     return None
-            elif function_of(user) in _WITHOUT_GRADIENT:
+            elif _function_of(user) in _WITHOUT_GRADIENT:
                 continue
             elif user in weights or _scaled_by_data(user, node, weights):
                 if node in itself and _is_view(user):
@@ -76,36 +71,41 @@ def _multiplied(graph: fx.Graph, weights: set[fx.Node], name: str) -> bool | Non
                 waiting += [user] if user not in seen else []
                 seen.add(user)
                 alone = weights.intersection(user.all_input_nodes) == {node}  # times a constant
-                found = found or (alone and is_factor(function_of(user), user.args, user.kwargs, node))
+                found = found or (alone and node_role(user, node) is Role.FACTOR)
             else:
                 found = found or _is_product(user, node, weights)
     return found
 
 
+def _function_of(node: fx.Node) -> Any:
+    call = call_of(node)
+    return None if call is None else call.function
+
+
 def _gathers(node: fx.Node, weights: set[fx.Node]) -> bool:
     """Rows of a weight that data select, or a view whose sizes they tell."""
-    function = function_of(node)
+    function = _function_of(node)
     return (function in _GATHERS or function in VIEWS) and bool(node.args) and node.args[0] in weights
 
 
 def _scaled_by_data(user: fx.Node, node: fx.Node, weights: set[fx.Node]) -> bool:
     """A weight times a factor of each example's own, as in a modulated convolution, and what is computed from that."""
-    function = function_of(user)
-    if function is None or function in MULTIPLICATIONS or harmless(function):
+    function, role = _function_of(user), node_role(user, node)
+    if function is None or function in MULTIPLICATIONS or role in (Role.FORM, Role.ROWS):
         return False
-    return node not in weights or scales(function, user.args, node)
+    return node not in weights or role is Role.SCALED
 
 
 def _is_product(user: fx.Node, node: fx.Node, weights: set[fx.Node]) -> bool:
-    function = function_of(user)
+    function, role = _function_of(user), node_role(user, node)
     if node not in weights:  # what it is multiplied by may be taken for data: only a place for weights tells
-        return is_factor(function, user.args, user.kwargs, node, placed=True)
-    multiplies = function in MULTIPLICATIONS and not is_added(function, user.args, user.kwargs, node)
+        return role is Role.FACTOR and only_for_weights(function)
+    multiplies = function in MULTIPLICATIONS and role is not Role.ADDED
     return multiplies or isinstance(function, torch._ops.OpOverloadPacket | torch._ops.OpOverload)
 
 
 def _is_view(node: fx.Node) -> bool:
-    return function_of(node) in VIEWS or function_of(node) in _GATHERS or node.target is getattr
+    return _function_of(node) in VIEWS or _function_of(node) in _GATHERS or node.target is getattr
 
 
 def _writes(node: fx.Node) -> bool:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import prod
-from typing import Any
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.parameter import Parameter, is_lazy
 
-from ..nn.torch_functions import LOOK_UPS, MULTIPLICATIONS, VIEWS, harmless, is_factor, only_likens, scales
+from ..estimators.products import GroupedProduct
+from ..nn.torch_functions import Role
+from ..programs.operators import call_of
+from ..programs.weight_flow import Reached, fan_in, follow, form_of, node_role, product_of
 from .bytecode import reached_names
-from .derived_weights import drawable, from_weights, function_of
+from .derived_weights import drawable, from_weights
 from .forward_trace import traced_alone
 
 UNUSED = "its forward never uses it"
@@ -77,7 +77,7 @@ def uses(module: nn.Module) -> Uses:
     keeps_no_draw = any("checkpoint" in name for name in reached_names(type(module)))  # it would compute with the mean
     traces = [(graph, from_weights(graph)) for graph in graphs]
     for name, value in held.items():
-        _enter(found, value, [each for trace in traces for each in _uses(*trace, name, module)])
+        _enter(found, value, [use for trace in traces for use in _uses(*trace, name, module)])
         if id(value) in found.problems and not keeps_no_draw and drawable(traces, name):
             del found.problems[id(value)]
             found.drawn[id(value)] = value[0].numel()
@@ -86,46 +86,63 @@ def uses(module: nn.Module) -> Uses:
     return found
 
 
-def _enter(found: Uses, value: Parameter, each: list[Any]) -> None:
-    problem = next((use for use in each if isinstance(use, str)), None)
-    sizes = [_fan_in(value, *use) for use in each if isinstance(use, tuple)]
-    found.looked_up.update({id(value)} if None in each else ())
+def _enter(found: Uses, value: Parameter, judged: list[_Product | str | None]) -> None:
+    problem = next((use for use in judged if isinstance(use, str)), None)
+    products = [use for use in judged if isinstance(use, _Product)]
+    found.looked_up.update({id(value)} if None in judged else ())
     if problem is not None:
         found.problems[id(value)] = problem
-    elif sizes:
-        found.multiplied[id(value)] = sizes[0]
-        if any(isinstance(use, tuple) and use[0] in _GROUPED for use in each):
+    elif products:
+        found.multiplied[id(value)] = products[0].fan_in
+        if any(product.grouped for product in products):
             found.grouped.add(id(value))
+
+
+class _Product(NamedTuple):
+    fan_in: int
+    grouped: bool
 
 
 def _uses(
     graph: fx.Graph, weights: set[fx.Node], name: str, module: nn.Module
-) -> Iterator[tuple[Any, fx.Node, fx.Node] | str | None]:
-    """Each multiplication as (function, node, the weight's node there); None for a look-up; a sentence for the rest."""
-    waiting = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
-    while waiting:
-        node = waiting.pop()
-        for user in node.users:
-            function = function_of(user)
-            if (function in VIEWS and _views(node, user)) or _is_view(user) or _rescales(user, node, module):
-                waiting.append(user)
-            elif is_factor(function, user.args, user.kwargs, node) and user not in weights:
-                yield function, user, node
-            elif function in LOOK_UPS:
-                yield None
-            elif not (harmless(function) or _asks_for_form(user) or only_likens(function, user.args, node)):
-                what = user.args[1] if function is getattr else getattr(function, "__name__", user.target)
-                yield f"it is used in `{what}` at {user.meta.get('code', '?')}"
+) -> Iterator[_Product | str | None]:
+    """Each use of the weight: a product; None for a look-up; a sentence for the rest."""
+    reads = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
+    for reached in follow(graph, reads, lambda user, given: _role(user, given, module)):
+        product = None
+        if reached.role is Role.FACTOR and reached.user not in weights:
+            product = _product(reached, module.get_parameter(name))
+        if product is not None:
+            yield product
+        elif reached.role is Role.ROWS:
+            yield None
+        elif reached.role is not Role.FORM:
+            user, call = reached.user, call_of(reached.user)
+            function = None if call is None else call.function
+            what = user.args[1] if user.target is getattr else getattr(function, "__name__", user.target)
+            yield f"it is used in `{what}` at {user.meta.get('code', '?')}"
 
 
-def _views(weight: fx.Node, user: fx.Node) -> bool:
-    """Whether the weight is what is viewed, and not a Tensor whose form is taken or an index."""
-    return bool(user.args) and user.args[0] is weight
+def _product(reached: Reached, weight: Parameter) -> _Product | None:
+    call, form = call_of(reached.user), form_of(reached, weight)
+    assert call is not None
+    if form is None:  # data tell the sizes of a view: as of a matrix that is not viewed
+        return _Product(weight[0].numel(), False)
+    use = product_of(call, reached.given, form)
+    return None if use is None else _Product(fan_in(use, form), isinstance(use.product, GroupedProduct))
+
+
+def _role(user: fx.Node, given: fx.Node, module: nn.Module) -> Role:
+    """As the function says; a weight times numbers, which may stand in a buffer, is followed as a view is."""
+    role = node_role(user, given)
+    if role is Role.SCALED:
+        return Role.VIEW if _rescales(user, given, module) else Role.OTHER
+    return role
 
 
 def _rescales(user: fx.Node, weight: fx.Node, module: nn.Module) -> bool:
     """Whether it multiplies each element of the weight by a number, which may stand in a buffer."""
-    if not scales(function_of(user), user.args, weight) or len(user.args) != 2 or user.kwargs:
+    if len(user.args) != 2 or user.kwargs:
         return False
     other = user.args[user.args[0] is weight]
     if isinstance(other, int | float):
@@ -140,76 +157,18 @@ def _rescales(user: fx.Node, weight: fx.Node, module: nn.Module) -> bool:
 def _whole(node: fx.Node) -> fx.Node | None:
     """The weight, where this is one times numbers, element by element."""
     while node.op != "get_attr":
-        if not scales(function_of(node), node.args, node.args[0]):
+        first, *others = node.all_input_nodes
+        before = others[0] if first.op == "get_attr" and not first.meta["parameter"] else first
+        if node_role(node, before) is not Role.SCALED:
             return None
-        node = _before(node)
+        node = before
     return node
-
-
-def _is_view(node: fx.Node) -> bool:
-    if node.target is operator.getitem:
-        return not any(isinstance(each, fx.Node) for each in _flat(node.args[1]))
-    return node.target is getattr and node.args[1] in ("T", "mT")
 
 
 def _views_as_attribute(node: fx.Node) -> bool:
     """Whether it is `weight.T`, or that of a view of a weight."""
-    if node.target is not getattr or not _is_view(node):
+    if node.target is not getattr or node.args[1] not in ("T", "mT"):
         return False
     while node.op != "get_attr" and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return bool(node.meta.get("parameter"))
-
-
-def _flat(index: Any) -> Iterator[Any]:
-    for each in index if isinstance(index, list | tuple) else [index]:
-        if isinstance(each, slice):
-            yield from (each.start, each.stop, each.step)
-        else:
-            yield each
-
-
-def _asks_for_form(node: fx.Node) -> bool:
-    return node.target is getattr and node.args[1] in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda")
-
-
-def _fan_in(weight: Tensor, function: Any, node: fx.Node, at: fx.Node) -> int:
-    """By how many weights an output is a sum: a transposed view of a matrix has them in its other dimension."""
-    if function is torch.einsum and at.op == "get_attr" and (size := _summed(weight, node, at)):
-        return size
-    if weight.dim() > 2 and function not in _MATMULS:
-        return weight[0].numel()
-    rows_first = (function in _MATMULS and node.args[-1] is at) or function is torch.addmm
-    flipped = sum(_flips(each) for each in _chain(at)) % 2 == 1
-    return weight.shape[-2 if rows_first != flipped else -1]
-
-
-def _summed(weight: Tensor, node: fx.Node, at: fx.Node) -> int:
-    """The sizes of the labels that an einsum of two operands sums over; 0 if it is written in another way."""
-    equation, *operands = node.args
-    if not isinstance(equation, str) or "->" not in equation or at not in operands:
-        return 0
-    sides, out = equation.replace(" ", "").split("->")
-    labels = sides.split(",")[operands.index(at)]
-    return prod(size for label, size in zip(labels, weight.shape, strict=False) if label not in out)
-
-
-_GROUPED = tuple(each for each, reader in MULTIPLICATIONS.items() if reader is MULTIPLICATIONS[torch._grouped_mm])
-_MATMULS = (*(each for each, reader in MULTIPLICATIONS.items() if reader is MULTIPLICATIONS[torch.matmul]), *_GROUPED)
-
-
-def _chain(node: fx.Node) -> Iterator[fx.Node]:
-    while node.op != "get_attr":
-        yield node
-        node = _before(node)
-
-
-def _before(node: fx.Node) -> fx.Node:
-    """What is viewed, or multiplied by a number, which may stand in a buffer."""
-    first, *others = node.all_input_nodes
-    return others[0] if first.op == "get_attr" and not first.meta["parameter"] else first
-
-
-def _flips(node: fx.Node) -> bool:
-    names = {"t", "transpose", "swapaxes"}
-    return str(node.target) in names or getattr(node.target, "__name__", "") in names or node.target is getattr

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..estimators import noise
 from ..estimators.precision import widened
-from .posterior import Scale
+from .scale import Scale
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..errors import UsageError
 
 Gradients = tuple[list[Tensor | None], Tensor | None, Tensor | None]
 
@@ -25,6 +28,17 @@ class Product(Protocol):
     @property
     def flattens(self) -> bool:
         """Whether torch makes a matrix of rows of an input of more dimensions: a copy, unless it is contiguous."""
+        ...
+
+    def fan_in(self, shape: Sequence[int]) -> int:
+        """How many elements of a weight of this shape one output sums.
+
+        Of a convolution: away from the borders; of a transposed one: at stride 1.
+        """
+        ...
+
+    def free_dims(self, dims: int) -> tuple[int, ...]:
+        """Those of the first input's `dims` dimensions that are not the weight's, and so may hold the examples."""
         ...
 
     def sign_dims(self, at: int, dims: int, batch_dim: int) -> set[int]:
@@ -49,6 +63,9 @@ class _ExamplesLead:
     core_dims: int
     flattens = True
 
+    def free_dims(self, dims: int) -> tuple[int, ...]:
+        return tuple(range(dims - self.core_dims))
+
     def sign_dims(self, at: int, dims: int, batch_dim: int) -> set[int]:
         leading = dims - self.core_dims
         return {leading, batch_dim} if 0 <= batch_dim < leading else {leading}  # else there is no batch: one example
@@ -59,6 +76,9 @@ class LinearProduct(_ExamplesLead):
     """y = x Wᵀ: x (*, in), W (out, in), y (*, out)."""
 
     core_dims: int = 1
+
+    def fan_in(self, shape: Sequence[int]) -> int:
+        return shape[-1]
 
     def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(inputs[0], weight, bias)
@@ -75,6 +95,9 @@ class BilinearProduct(_ExamplesLead):
     """y_k = x1ᵀ W_k x2: x1 (*, in1), x2 (*, in2), W (out, in1, in2), y (*, out)."""
 
     core_dims: int = 1
+
+    def fan_in(self, shape: Sequence[int]) -> int:
+        return shape[1] * shape[2]
 
     def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
         y = torch.einsum("...i,kij,...j->...k", inputs[0], weight, inputs[1])
@@ -99,6 +122,12 @@ class EinsumProduct(_ExamplesLead):
     of_x: str
     of_weight: str
     of_output: str
+
+    def fan_in(self, shape: Sequence[int]) -> int:
+        return prod(size for label, size in zip(self.of_weight, shape, strict=True) if label not in self.of_output)
+
+    def free_dims(self, dims: int) -> tuple[int, ...]:
+        return tuple(dim for dim, label in enumerate(self.of_x) if label not in self.of_weight)
 
     def sign_dims(self, at: int, dims: int, batch_dim: int) -> set[int]:
         labels = self.of_output if at < 0 else self.of_x
@@ -132,6 +161,9 @@ class GroupedProduct(_ExamplesLead):
     offsets: Tensor
     core_dims: int = 1
 
+    def fan_in(self, shape: Sequence[int]) -> int:
+        return shape[1]
+
     def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch._grouped_mm(inputs[0], weight, offs=self.offsets)
 
@@ -160,6 +192,10 @@ class ConvProduct(_ExamplesLead):
     @property
     def core_dims(self) -> int:  # type: ignore[override]
         return len(self.stride) + 1
+
+    def fan_in(self, shape: Sequence[int]) -> int:
+        channels = shape[0] // self.groups if self.transposed else shape[1]
+        return channels * prod(shape[2:])
 
     def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
         (x,) = inputs
@@ -195,17 +231,17 @@ def conv(
     """The product of a convolution and the input that it takes: padded here where the product cannot say how.
 
     Raises:
-        ValueError: `padding='same'` with a stride, which torch does not define either, or an unknown word.
+        UsageError: `padding='same'` with a stride, which torch does not define either, or an unknown word.
     """
     n = len(kernel)
     stride, dilation = _each(stride, n), _each(dilation, n)
     if not isinstance(padding, str):
         return ConvProduct(stride, _each(padding, n), dilation, groups), x
     if padding not in ("same", "valid"):
-        raise ValueError(f"padding={padding!r} is neither a number nor 'same' nor 'valid'")
+        raise UsageError(f"padding={padding!r} is neither a number nor 'same' nor 'valid'")
     if padding == "same":
         if any(step != 1 for step in stride):
-            raise ValueError("padding='same' is not supported for strided convolutions")
+            raise UsageError("padding='same' is not supported for strided convolutions")
         totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
         if all(total % 2 == 0 for total in totals):
             return ConvProduct(stride, tuple(total // 2 for total in totals), dilation, groups), x

@@ -46,9 +46,7 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
 
 
 def _refuse_code(model: nn.Module, path: str | PathLike[str]) -> None:
-    found = graphs(model)
-    if found:
-        name = next(name for name, each in model.named_modules() if each is found[0])
+    for name in graphs(model):
         raise UsageError(
             f"{path}: {name or 'the model'} is a torch.fx graph, which is pickled as code that no one should load: "
             "save model.state_dict(), or convert an exported program (torch.export), which is saved as data"

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from ..errors import ShapeError
 from ..estimators.products import LinearProduct
 from .base import LRT, Flipout, Variational
 from .held_draws import Spread
@@ -18,6 +19,11 @@ from .linear import LinearFamily
 from .posterior_tensors import posterior_tensors
 from .settings import Settings
 from .switches import is_quiet
+
+__all__ = [
+    "FlipoutMultiheadAttention",
+    "LRTMultiheadAttention",
+]
 
 
 class FlipoutOutProjection(Flipout, LinearFamily, NonDynamicallyQuantizableLinear):
@@ -71,7 +77,7 @@ class AttentionFamily(Variational):
 
     def reset_parameters(self) -> None:
         """Initialize the projections as a new nn.MultiheadAttention does, and the posterior around them."""
-        self._reset_parameters()  # type: ignore[operator]
+        self._reset_parameters()
         self.reset_posterior()
 
     def _whole_kl(self) -> Tensor:
@@ -86,7 +92,7 @@ class AttentionFamily(Variational):
             query, key, value, key_padding_mask, attn_mask, self.num_heads
         )
         if is_causal and attn_mask is None:
-            raise RuntimeError("is_causal needs attn_mask: nn.Transformer.generate_square_subsequent_mask makes one")
+            raise ShapeError("is_causal needs attn_mask: nn.Transformer.generate_square_subsequent_mask makes one")
         query, key, value = self._batch_first(batched, query, key, value)
         self._refuse_misfit(query, key, value)
         # as in torch, the hint stands for the mask where it can
@@ -108,7 +114,7 @@ class AttentionFamily(Variational):
         """Padded, attended with the padding masked, and nested again."""
         alone = query is key and key is value and key_padding_mask is None and attn_mask is None
         if not alone or not self.batch_first or query.layout is not torch.strided:
-            raise AssertionError(
+            raise ShapeError(
                 "a nested tensor must be strided, and query, key and value at once, with batch_first=True and no masks"
             )
         lengths = torch.tensor([each.shape[0] for each in query.unbind()], device=query.device)
@@ -135,11 +141,11 @@ class AttentionFamily(Variational):
 
     def _refuse_misfit(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         if query.shape[-1] != self.embed_dim:
-            raise AssertionError(f"query has {query.shape[-1]} features and should have {self.embed_dim}")
+            raise ShapeError(f"query has {query.shape[-1]} features and should have {self.embed_dim}")
         if key.shape[:2] != value.shape[:2]:
-            raise AssertionError(f"(batch, sequence) is {key.shape[:2]} of key and {value.shape[:2]} of value")
+            raise ShapeError(f"(batch, sequence) is {key.shape[:2]} of key and {value.shape[:2]} of value")
         if key.shape[0] != query.shape[0]:
-            raise RuntimeError(f"query has a batch of {query.shape[0]}, and key and value have one of {key.shape[0]}")
+            raise ShapeError(f"query has a batch of {query.shape[0]}, and key and value have one of {key.shape[0]}")
 
     def _score_bias(self, query: Tensor, key: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
         """The masks as what is added to the scores, (batch or 1, heads or 1, targets or 1, sources), or None."""
@@ -150,12 +156,12 @@ class AttentionFamily(Variational):
         if mask is not None:
             expected = (targets, sources) if mask.dim() == 2 else (batch * self.num_heads, targets, sources)
             if mask.shape != expected:
-                raise RuntimeError(f"the {mask.dim()}D attn_mask is {tuple(mask.shape)} and should be {expected}")
+                raise ShapeError(f"the {mask.dim()}D attn_mask is {tuple(mask.shape)} and should be {expected}")
             mask = mask[None, None] if mask.dim() == 2 else mask.view(batch, self.num_heads, *mask.shape[1:])
         if padding is not None:
             padding = padding if padding.dim() == 2 else padding.unsqueeze(0)
             if padding.shape != (batch, sources):
-                raise AssertionError(f"key_padding_mask is {tuple(padding.shape)} and should be {(batch, sources)}")
+                raise ShapeError(f"key_padding_mask is {tuple(padding.shape)} and should be {(batch, sources)}")
             padding = padding[:, None, None]
             mask = padding if mask is None else mask + padding
         more = (self.bias_k is not None) + self.add_zero_attn  # keys that no mask hides

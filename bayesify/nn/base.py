@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter, UninitializedParameter
 
+from ..distributions.posterior import SMALLEST_STD
 from ..distributions.prior import (
     LogUniform,
     ScaleMixture,
@@ -24,7 +25,7 @@ from ..distributions.prior import (
     scale_mixture_kl,
     softplus_normal_kl,
 )
-from ..errors import UninitializedLayerError
+from ..errors import NoPosteriorError, ShapeError, UninitializedLayerError, did_you_mean
 from ..estimators import noise
 from ..estimators.flipout import flipout
 from ..estimators.lrt import lrt
@@ -37,7 +38,7 @@ from .layer_kinds import bias_names, fan_in, weight_names
 from .parametrized_weights import mask, value
 from .posterior_tensors import added_names, posterior_tensors
 from .settings import Method, Settings
-from .switches import Switchable, is_quiet
+from .switches import Switchable, draws_of_forward, is_quiet
 
 
 class Variational(Switchable):
@@ -56,7 +57,6 @@ class Variational(Switchable):
     examples_lead = False  # whether the forward hands its products inputs with the examples first
     _settings: Settings
     _reached: bool
-    _drawing = False  # whether a draw stands in a weight's place now
 
     def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -85,6 +85,17 @@ class Variational(Switchable):
             posterior = mean, self.spread_of("weight", mean), bias, bias_spread
             output = self.multiply(product, taken, *posterior, batch_dim=self._settings.batch_dim)
         return (output, self.kl_divergence()) if return_kl else output
+
+    def __getattr__(self, name: str) -> Any:
+        """Where a forward computes with one draw of a weight, code that reads the weight is given the draw."""
+        for layer, draws in draws_of_forward():
+            if layer is self and name in draws:
+                return draws[name]
+        return super().__getattr__(name)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        with unrouted():  # the mean, from inside a forward that computes with a draw too
+            super()._save_to_state_dict(*args, **kwargs)
 
     @property
     def weight_std(self) -> Tensor:
@@ -115,14 +126,17 @@ class Variational(Switchable):
         """The posterior's std of `weight` or `bias`, as `means` names them; `mean` is its value, where that is at hand.
 
         Raises:
-            AttributeError: the layer has no posterior of that name.
-            RuntimeError: the mean was resized after conversion, so that its scale no longer fits.
+            NoPosteriorError: the layer has no posterior of that name.
+            ShapeError: the mean was resized after conversion, so that its scale no longer fits.
         """
         mean, scale = value(self, name) if mean is None else mean, self.scale_of(name)
         if mean is None or scale is None:
-            raise AttributeError(f"{type(self).__name__} has no posterior over {name!r}, but over {self.means()}")
+            near = did_you_mean(name, self.means())
+            raise NoPosteriorError(
+                f"{type(self).__name__} has no posterior over {name!r}, but over {self.means()}.{near}"
+            )
         if scale.shape != mean.shape:
-            raise RuntimeError(
+            raise ShapeError(
                 f"{name} has shape {tuple(mean.shape)} but its posterior was made for {tuple(scale.shape)}: "
                 "resize first, then convert"
             )
@@ -211,7 +225,7 @@ class Variational(Switchable):
             self._buffers.pop(name, None)
         for key in [key for key, hook in self._forward_hooks.items() if hook is mark_reached]:
             del self._forward_hooks[key]
-        for name in ("_settings", "_reached", "_drawing"):
+        for name in ("_settings", "_reached"):
             vars(self).pop(name, None)
 
     def reset_parameters(self) -> None:
@@ -232,11 +246,11 @@ class Variational(Switchable):
 
     @torch.no_grad()
     def set_std(self, name: str, std: float | Tensor) -> None:
-        """Give every element of `weight` or `bias` this posterior std: a number, or a tensor of its shape."""
+        """Give the elements of `weight` or `bias` this posterior std: one number, or a tensor of their shape."""
         mean, scale = self.mean_of(name), self.scale_of(name)
         assert scale is not None
         wide = widened(mean)
-        stds = torch.as_tensor(std, dtype=wide.dtype, device=wide.device).expand_as(wide)
+        stds = torch.as_tensor(std, dtype=wide.dtype, device=wide.device).clamp_min(SMALLEST_STD).expand_as(wide)
         scale.copy_(self._settings.posterior.scale_of(stds, wide))
 
     @torch.no_grad()

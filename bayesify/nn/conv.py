@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +11,33 @@ from ..estimators.products import ConvProduct, conv
 from .base import LRT, Flipout
 from .layer_kinds import LayerKind, describe
 from .lazy import LazyVariational
+
+__all__ = [
+    "FlipoutConv1d",
+    "FlipoutConv2d",
+    "FlipoutConv3d",
+    "FlipoutConvTranspose1d",
+    "FlipoutConvTranspose2d",
+    "FlipoutConvTranspose3d",
+    "LRTConv1d",
+    "LRTConv2d",
+    "LRTConv3d",
+    "LRTConvTranspose1d",
+    "LRTConvTranspose2d",
+    "LRTConvTranspose3d",
+    "LazyFlipoutConv1d",
+    "LazyFlipoutConv2d",
+    "LazyFlipoutConv3d",
+    "LazyFlipoutConvTranspose1d",
+    "LazyFlipoutConvTranspose2d",
+    "LazyFlipoutConvTranspose3d",
+    "LazyLRTConv1d",
+    "LazyLRTConv2d",
+    "LazyLRTConv3d",
+    "LazyLRTConvTranspose1d",
+    "LazyLRTConvTranspose2d",
+    "LazyLRTConvTranspose3d",
+]
 
 if TYPE_CHECKING:
     _Conv = nn.modules.conv._ConvNd
@@ -163,16 +187,12 @@ class LazyLRTConvTranspose3d(LazyVariational, LRT, ConvTransposeFamily, nn.LazyC
     cls_to_become = LRTConvTranspose3d
 
 
-def _spatial_example_dims(layer: Any, x: Tensor) -> tuple[int, ...]:
-    return tuple(range(x.dim() - len(layer.kernel_size) - 1))
+def _geometry(layer: Any) -> ConvProduct:
+    """The layer's product; its padding may depend on the input and is left out."""
+    return ConvProduct(layer.stride, (0,) * len(layer.stride), layer.dilation, layer.groups, layer.transposed)
 
 
-def _transposed_fan_in(layer: Any, name: str, shape: torch.Size) -> int:
-    return int(shape[0] // layer.groups * math.prod(shape[2:]))
-
-
-_CONV = LayerKind(
-    example_dims=_spatial_example_dims, computes=True, lrt="LRT ignores that all positions share one kernel"
+describe(
+    nn.modules.conv._ConvNd,
+    LayerKind(product=_geometry, computes=True, lrt="LRT ignores that all positions share one kernel"),
 )
-describe(nn.modules.conv._ConvNd, _CONV)
-describe(nn.modules.conv._ConvTransposeNd, replace(_CONV, fan_in=_transposed_fan_in))

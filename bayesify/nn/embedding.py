@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..errors import ShapeError, UsageError
 from ..estimators import noise
 from ..estimators.flipout import Fold
 from .base import LRT, Flipout, Variational
@@ -22,6 +22,13 @@ from .folded_batches import fold_of
 from .held_draws import draw_of_rows, held_draws
 from .layer_kinds import LayerKind, describe
 from .switches import is_quiet
+
+__all__ = [
+    "FlipoutEmbedding",
+    "FlipoutEmbeddingBag",
+    "LRTEmbedding",
+    "LRTEmbeddingBag",
+]
 
 
 class RowsFamily(Variational):
@@ -130,9 +137,9 @@ class EmbeddingBagFamily(RowsFamily):
 
     def _bags(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
         if weights is not None and (self.mode != "sum" or weights.shape != ids.shape):
-            raise ValueError(f"per_sample_weights need mode 'sum', not {self.mode!r}, and the shape of the input")
+            raise ShapeError(f"per_sample_weights need mode 'sum', not {self.mode!r}, and the shape of the input")
         if (ids.dim() == 2) == (offsets is not None) or ids.dim() not in (1, 2):
-            raise ValueError(f"EmbeddingBag takes ids (bags, ids), or (ids) with offsets; not {tuple(ids.shape)}")
+            raise ShapeError(f"EmbeddingBag takes ids (bags, ids), or (ids) with offsets; not {tuple(ids.shape)}")
         bags, of = self._bags_of(ids, offsets)
         flat = ids.flatten()
         rows = self._rows(
@@ -209,13 +216,9 @@ def _drawn(shape: list[int], like: Tensor) -> Tensor:
     return noise.signs(noise.sign_bits(shape, like), shape, like.dtype)
 
 
-def _one_element(layer: Any, name: str, shape: torch.Size) -> int:
-    return 1  # an output is one element of the table
-
-
 _TABLE = LayerKind(
     biases=lambda layer: (),
-    fan_in=_one_element,
+    fan_in=lambda layer, name: 1,  # an output is one element of the table
     lrt="LRT draws for each looked-up element, though equal ids share a row",
 )
 describe(nn.Embedding, replace(_TABLE, example_dims=lambda layer, ids: tuple(range(ids.dim())), on_sequences=True))

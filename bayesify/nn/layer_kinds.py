@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,16 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..estimators.products import LinearProduct, Product
 from .parametrized_weights import sources, value
 from .settings import Settings
-
-
-def _inputs_of_a_row(layer: Any, name: str, shape: torch.Size) -> int:
-    return math.prod(shape[1:])
-
-
-def _all_but_features(layer: Any, x: Tensor) -> tuple[int, ...]:
-    return tuple(range(x.dim() - 1))
 
 
 def batch_first_dims(layer: Any, x: Tensor) -> tuple[int, ...]:
@@ -34,9 +26,10 @@ class LayerKind:
     Attributes:
         weights: where a layer keeps its weight matrices, whether or not a Parameter is there.
         biases: likewise its biases, as far as they can be variational.
-        fan_in: for (layer, weight name, weight shape): how many weights enter one output.
+        product: for a layer: the product of its weight, as far as that does not depend on the input.
+        fan_in: for (layer, weight name): how many weights one output sums, where the product does not say it.
         example_dims: for (layer, input): the input's dimensions that may hold examples, or None where the layer itself
-            knows how they lie.
+            knows how they lie. Without this function the product says it.
         layout: `leading` where the examples are wherever the model puts them; `batch_first` where the layer's attribute
             of that name says so; `step` where the layer sees one time step of each example.
         on_sequences: whether a model that has such a layer works on sequences.
@@ -46,8 +39,9 @@ class LayerKind:
 
     weights: Callable[[Any], Sequence[str]] = lambda layer: ("weight",)
     biases: Callable[[Any], Sequence[str]] = lambda layer: ("bias",)
-    fan_in: Callable[[Any, str, torch.Size], int] = _inputs_of_a_row
-    example_dims: Callable[[Any, Tensor], tuple[int, ...] | None] = _all_but_features
+    product: Callable[[Any], Product] = lambda layer: LinearProduct()
+    fan_in: Callable[[Any, str], int] | None = None
+    example_dims: Callable[[Any, Tensor], tuple[int, ...] | None] | None = None
     layout: Literal["leading", "batch_first", "step"] = "leading"
     on_sequences: bool = False
     computes: bool = False
@@ -82,13 +76,20 @@ def bias_names(layer: nn.Module) -> list[str]:
 
 
 def fan_in(layer: Any, name: str, settings: Settings | None = None) -> int:
-    """How many weights of the matrix `name` enter one output; of a bias, those of the matrix that it goes with."""
+    """How many elements of the matrix `name` one output sums; for a bias, those of the matrix that it belongs to."""
     settings = settings or vars(layer).get("_settings")
     if settings is not None and settings.weights:
         return int(dict(settings.weights)[name])
     names, matrix = weight_names(layer), name.replace("bias", "weight")
     matrix = matrix if matrix in names else names[0]
-    return layer_kind(layer).fan_in(layer, matrix, _shape(layer, matrix))
+    kind = layer_kind(layer)
+    return kind.fan_in(layer, matrix) if kind.fan_in else kind.product(layer).fan_in(_shape(layer, matrix))
+
+
+def example_dims(layer: nn.Module, x: Tensor) -> tuple[int, ...] | None:
+    """The dimensions of the layer's input that may hold examples; None where the layer itself knows how they lie."""
+    kind = layer_kind(layer)
+    return kind.example_dims(layer, x) if kind.example_dims else kind.product(layer).free_dims(x.dim())
 
 
 def _shape(layer: nn.Module, name: str) -> torch.Size:

@@ -9,6 +9,15 @@ from .base import LRT, Flipout
 from .layer_kinds import LayerKind, describe
 from .lazy import LazyVariational
 
+__all__ = [
+    "FlipoutBilinear",
+    "FlipoutLinear",
+    "LRTBilinear",
+    "LRTLinear",
+    "LazyFlipoutLinear",
+    "LazyLRTLinear",
+]
+
 
 class LinearFamily:
     """y = x Wᵀ + b on any number of leading dimensions."""
@@ -52,5 +61,5 @@ class LazyLRTLinear(LazyVariational, LRT, LinearFamily, nn.LazyLinear):
     cls_to_become = LRTLinear
 
 
-for _cls in (nn.Linear, nn.Bilinear):
-    describe(_cls, LayerKind(computes=True))
+describe(nn.Linear, LayerKind(computes=True))
+describe(nn.Bilinear, LayerKind(product=lambda layer: BilinearProduct(), computes=True))

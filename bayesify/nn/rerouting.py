@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from ..errors import BypassError
 from ..estimators.products import EinsumProduct, GroupedProduct, LinearProduct
 from .base import LRT, Flipout, Variational
 from .held_draws import Spread, mapped
-from .switches import is_quiet
-from .torch_functions import BODIES, MULTIPLICATIONS, VIEWS, Use, harmless, only_likens, scales
+from .product_readers import Use
+from .switches import draws_of_forward, is_quiet, set_draws_of_forward
+from .torch_functions import BODIES, MULTIPLICATIONS, Role, role
 
 
 class Rerouting(nn.Module):
@@ -88,19 +90,18 @@ class LRTRerouted(Rerouted, LRT):
 
 def _rerouted(layers: list[Variational], inputs: Any, kwargs: Any, forward: Callable[..., Any]) -> Any:
     """The forward, its products rerouted, and a draw in the place of each weight that it computes with."""
-    free = [each for each in layers if each._settings.drawn and not each._drawing]  # not drawn by a reader around it
-    means = [{name: layer._parameters[name] for name in layer._settings.drawn} for layer in free]
+    before = draws_of_forward()
+    around = [layer for layer, _ in before]  # drawn by a module around this one
+    free = [layer for layer in layers if layer._settings.drawn and all(layer is not drawn for drawn in around)]
+    for layer in free:
+        layer._reached = True
+    draws = tuple((layer, {name: layer._sampled(name) for name in layer._settings.drawn}) for layer in free)
+    set_draws_of_forward((*before, *draws))
     try:
-        for layer, own in zip(free, means, strict=True):
-            layer._drawing, layer._reached = True, True
-            draws: Any = {name: layer._sampled(name) for name in own}
-            layer._parameters.update(draws)
         with _Reroute(layers, inputs, kwargs):
             return forward(*inputs, **kwargs)
     finally:
-        for layer, own in zip(free, means, strict=True):
-            layer._parameters.update(own)
-            layer._drawing = False
+        set_draws_of_forward(before)
 
 
 class _Known(NamedTuple):
@@ -117,6 +118,9 @@ class _Reroute(TorchFunctionMode):
         self.inputs = [each for each in (*inputs, *kwargs.values()) if isinstance(each, Tensor) and each.dim() > 1]
         self.dim: int | None = None  # of the examples, where what is computed says so, and not the layers' settings
         self.known: list[_Known] = []
+        self.draws = [
+            (layer._parameters[name], draw) for layer, draws in draws_of_forward() for name, draw in draws.items()
+        ]
         for layer in layers:
             for name in (each for each in layer.means() if each not in layer._settings.drawn):
                 mean = layer._parameters[name]
@@ -125,20 +129,24 @@ class _Reroute(TorchFunctionMode):
                     self.known.append(_Known(mean, layer.spread_of(name), layer))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = self._with_draws(args), self._with_draws(kwargs or {})
         found = [self._find(each) for each in _flat([*args, *kwargs.values()])]
         known = [each for each in found if each is not None]
-        if not known or harmless(func) or only_likens(func, args, known[0].mean) or _by_compiled_code(func):
+        if not known or _by_compiled_code(func):
             return func(*args, **kwargs)
-        scaled = len(known) == 1 and scales(func, args, known[0].mean)
-        if func in VIEWS or scaled:
-            return self._follow(func, known[0], args, kwargs)
+        weight, use = known[0].mean, None
         if func in BODIES:
             return self._inside(BODIES[func], *args, **kwargs)
-        able = func in MULTIPLICATIONS and len(known) == 1
-        use = MULTIPLICATIONS[func](known[0].mean, *args, **kwargs) if able else None
+        if func not in MULTIPLICATIONS:
+            what = role(func, args, kwargs, weight)
+            if what in (Role.FORM, Role.ROWS):  # of a tied weight, whose look-ups take its mean
+                return func(*args, **kwargs)
+            if what is Role.VIEW or (what is Role.SCALED and len(known) == 1):
+                return self._follow(func, known[0], args, kwargs)
+        elif len(known) == 1:
+            use = MULTIPLICATIONS[func].use(weight, args, kwargs)
         if use is None:
-            raise RuntimeError(
+            raise BypassError(
                 f"a variational weight of {type(known[0].layer).__name__} is used in {resolve_name(func) or func}, "
                 "which its noise would not pass through: keep this layer by `ignore` in the policy"
             )
@@ -153,6 +161,16 @@ class _Reroute(TorchFunctionMode):
                 return body(query, *args, **kwargs)
         finally:
             self.inputs, self.dim = before
+
+    def _with_draws(self, given: Any) -> Any:
+        """Code that reaches a Parameter by another way than its module's attribute computes with the draw, too."""
+        if not self.draws:
+            return given
+        if isinstance(given, dict):
+            return {name: self._with_draws(value) for name, value in given.items()}
+        if type(given) in (list, tuple):
+            return type(given)(self._with_draws(value) for value in given)
+        return next((draw for mean, draw in self.draws if mean is given), given)
 
     def _find(self, tensor: Any) -> _Known | None:
         return next((each for each in self.known if each.mean is tensor), None)

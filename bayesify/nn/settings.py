@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..distributions.posterior import Posterior, Scale
+from ..distributions.posterior import Posterior
 from ..distributions.prior import Normal, Prior
+from ..distributions.scale import Scale
 
 Method = Literal["flipout", "lrt"]
 

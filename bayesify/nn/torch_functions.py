@@ -1,12 +1,13 @@
-"""The torch functions that multiply by a weight, read as the estimators' products; and those that only view one."""
+"""torch's functions that multiply by a weight or only view it: the one table, and what a call does with a weight."""
 
 from __future__ import annotations
 
 import inspect
 import operator
-import string
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
 from types import FunctionType
 from typing import Any
 
@@ -14,228 +15,204 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..estimators.products import (
-    BilinearProduct,
-    EinsumProduct,
-    GroupedProduct,
-    LinearProduct,
-    Product,
-    conv,
-    conv_transpose,
-)
+from . import product_readers as read
+from .product_readers import Reader, Use
+
+
+class Role(Enum):
+    """What a call does with one of its arguments."""
+
+    FORM = "takes its shape, dtype or device and no value"
+    ROWS = "looks rows up in it"
+    VIEW = "views or casts it"
+    SCALED = "multiplies or divides it element by element, which scales its std as much"
+    FACTOR = "multiplies by it"
+    ADDED = "adds it to a product"
+    OTHER = "anything else"
 
 
 @dataclass(frozen=True)
-class Use:
-    """One multiplication by a weight.
+class Multiplication:
+    """One of torch's functions that multiply by a weight.
 
     Attributes:
-        product: what is computed, of `inputs` and the weight as `oriented` puts it.
-        oriented: the view of the weight (and of its std) that the product takes.
+        name: what a program's steps call it; saved files hold this name.
+        functions: the function under all its Python names; a step runs the first.
+        reader: reads its arguments as a product.
+        place: the parameter that can be nothing but a weight; "" where either factor may be one.
+        added: the parameter that is added to the product.
     """
 
-    product: Product
-    inputs: list[Tensor]
-    bias: Tensor | None = None
-    oriented: Callable[[Tensor], Tensor] = lambda weight: weight
+    name: str
+    functions: tuple[Callable[..., Any], ...]
+    reader: Reader
+    place: str = ""
+    added: str = ""
+
+    def use(self, weight: Tensor, args: Any, kwargs: Any) -> Use | None:
+        """The call as a product by `weight`; None where it is not one, or is spelled in a way that is not known."""
+        most, names = self._spelling
+        if len(args) > most or not names.issuperset(kwargs):
+            return None
+        return self.reader(weight, *args, **kwargs)
+
+    def role(self, args: Any, kwargs: Any, weight: Any) -> Role:
+        """What the call does with `weight`, as far as its place among the arguments tells."""
+        try:
+            given = self._signature.bind(None, *args, **kwargs).arguments
+        except TypeError:  # such as `out=`
+            return Role.OTHER
+        given["operands"] = (operands := read.einsum_operands(given.get("operands", ())))
+        places = [name for name, value in given.items() if name != "operands" and value is weight]
+        places += ["operands" for operand in operands if operand is weight]
+        if operands and (len(operands) != 2 or not read.einsum_sides(args[0])):
+            return Role.OTHER
+        if len(places) != 1:
+            return Role.OTHER
+        return Role.ADDED if places == [self.added] else Role.FACTOR if self.place in ("", *places) else Role.OTHER
+
+    def by_place(self, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with as few as possible by name; as they are where they do not fit."""
+        try:
+            bound = self._signature.bind(None, *args, **kwargs)
+        except TypeError:
+            return args, kwargs
+        return bound.args[1:], bound.kwargs
+
+    @cached_property
+    def _signature(self) -> inspect.Signature:
+        return inspect.signature(self.reader)
+
+    @cached_property
+    def _spelling(self) -> tuple[float, frozenset[str]]:
+        """How many arguments it takes by position, and which by name."""
+        parameters = list(self._signature.parameters.values())[1:]
+        if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+            return float("inf"), frozenset()
+        by_position = [parameter for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+        return len(by_position), frozenset(parameter.name for parameter in parameters)
 
 
-def _linear(known: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Use | None:
-    return Use(LinearProduct(), [input], bias) if weight is known else None
-
-
-def _bilinear(known: Tensor, x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Use | None:
-    return Use(BilinearProduct(), [x1, x2], bias) if weight is known else None
-
-
-def _matmul(known: Tensor, input: Tensor, other: Tensor) -> Use | None:
-    if other is known and other.dim() == 2:
-        return Use(LinearProduct(), [input], oriented=torch.t)
-    dims = max(input.dim(), other.dim(), 2) - 2
-    batch = _BATCH[:dims]
-    left = f"{batch[dims - input.dim() + 2 :]}ik" if input.dim() > 1 else "k"
-    right = f"{batch[dims - other.dim() + 2 :]}kj" if other.dim() > 1 else "k"
-    out = batch + "i" * (input.dim() > 1) + "j" * (other.dim() > 1)
-    return _labelled(known, other, right, left, out) if input is known else _labelled(known, input, left, right, out)
-
-
-def _labelled(known: Tensor, x: Tensor, of_x: str, of_weight: str, out: str) -> Use:
-    """By labels; what is broadcast is no dimension of the weight, and each output is a sum over distinct weights."""
-    size, its = dict(zip(of_weight, known.shape, strict=True)), dict(zip(of_x, x.shape, strict=True))
-    broadcast = [label for label in of_weight if size[label] == 1 and its.get(label, 1) != 1]
-    kept = [at for at, label in enumerate(of_weight) if label not in broadcast]
-    of_weight = "".join(of_weight[at] for at in kept)
-    alone = [dim for dim, label in enumerate(of_x) if x.shape[dim] == 1 and label in of_weight]
-    summed = [dim for dim, label in enumerate(of_x) if label not in of_weight + out]
-    if alone or summed:
-        x = x.sum([*alone, *summed])
-        of_x = "".join(label for dim, label in enumerate(of_x) if dim not in (*alone, *summed))
-    shape = [known.shape[at] for at in kept]
-    return Use(EinsumProduct(of_x, of_weight, out), [x], oriented=lambda weight: weight.reshape(shape))
-
-
-_BATCH = "abcdefgh"
-
-
-def _grouped(
-    known: Tensor, input: Tensor, mat2: Tensor, *, offs: Any = None, bias: Any = None, out_dtype: Any = None
-) -> Use | None:
-    if mat2 is not known or mat2.dim() != 3 or offs is None or bias is not None or out_dtype is not None:
-        return None
-    return Use(GroupedProduct(offs), [input])
-
-
-def _addmm(known: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Use | None:
-    if mat2 is not known or beta != 1 or alpha != 1:
-        return None
-    return Use(LinearProduct(), [mat1], input, torch.t)
-
-
-def _einsum(known: Tensor, equation: Any, *operands: Any) -> Use | None:
-    tensors = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else list(operands)
-    if not _readable(equation) or len(tensors) != 2:
-        return None
-    at = 0 if tensors[0] is known else 1
-    x, dots = tensors[1 - at], ""
-    labels, arrow, out = equation.replace(" ", "").partition("->")
-    if "..." in labels:
-        named = len(labels.split(",")[1 - at].replace("...", ""))
-        dots = "".join(label for label in string.ascii_letters if label not in equation)[: x.dim() - named]
-    labels = labels.replace("...", dots)
-    once = "".join(sorted(label for label in set(labels) - {",", *dots} if labels.count(label) == 1))
-    sides, out = labels.split(","), out.replace("...", dots) if arrow else dots + once
-    return _labelled(known, x, sides[1 - at], sides[at], out) if len(sides[at]) == known.dim() else None
-
-
-def _readable(equation: Any) -> bool:
-    """Whether each label stands once in each of two operands, and only what is no weight has an ellipsis."""
-    sides = equation.replace(" ", "").partition("->")[0].split(",") if isinstance(equation, str) else []
-    return len(sides) == 2 and all(len({*(each := side.replace("...", ""))}) == len(each) for side in sides)
-
-
-def _conv(
-    known: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None,
-    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
-) -> Use | None:  # fmt: skip
-    if weight is not known:
-        return None
-    product, padded = conv(input, weight.shape[2:], stride, padding, dilation, groups)
-    return Use(product, [padded], bias)
-
-
-def _conv_transpose(
-    known: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None,
-    stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
-) -> Use | None:  # fmt: skip
-    if weight is not known:
-        return None
-    return Use(conv_transpose(weight.dim() - 2, stride, padding, output_padding, groups, dilation), [input], bias)
-
-
-MULTIPLICATIONS: dict[Any, Callable[..., Use | None]] = {
-    F.linear: _linear,
-    F.bilinear: _bilinear,
-    torch.addmm: _addmm,
-    torch.einsum: _einsum,
-    **dict.fromkeys(
-        (torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__, operator.matmul),
-        _matmul,
+_DIMS = (1, 2, 3)
+_TABLE = (
+    Multiplication("linear", (F.linear,), read.linear, "weight", "bias"),
+    Multiplication("bilinear", (F.bilinear,), read.bilinear, "weight", "bias"),
+    Multiplication("_trilinear", (torch._trilinear,), read.trilinear, "i2"),
+    Multiplication("addmm", (torch.addmm, Tensor.addmm), read.addmm, "mat2", "input"),
+    Multiplication("einsum", (torch.einsum,), read.einsum),
+    Multiplication(
+        "matmul", (torch.matmul, Tensor.matmul, Tensor.__matmul__, operator.matmul, torch.linalg.matmul), read.matmul
     ),
-    **dict.fromkeys((torch._grouped_mm, F.grouped_mm), _grouped),
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _conv),
-    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _conv_transpose),
-}
-
-_PLACES: dict[Any, tuple[int, str, str]] = {  # where the weight is, its name there, and that of what is only added
-    F.linear: (1, "weight", "bias"), F.bilinear: (2, "weight", "bias"), torch.addmm: (2, "mat2", "input"),
-    **{each: (1, "mat2", "bias") for each, reader in MULTIPLICATIONS.items() if reader is _grouped},
-    **{each: (1, "weight", "bias") for each, reader in MULTIPLICATIONS.items() if reader in (_conv, _conv_transpose)},
-}  # fmt: skip
-
-_MHA = F.multi_head_attention_forward
-# torch's functions that are Python over others: their bodies, that do not ask first whether they are overridden
-BODIES: dict[Any, Callable[..., Any]] = {
-    _MHA: FunctionType(
-        _MHA.__code__, {**_MHA.__globals__, "has_torch_function": lambda tensors: False}, argdefs=_MHA.__defaults__
+    Multiplication("mm", (torch.mm, Tensor.mm), read.mm),
+    Multiplication("bmm", (torch.bmm, Tensor.bmm), read.mm),
+    Multiplication("_grouped_mm", (torch._grouped_mm,), read.grouped_mm, "mat2", "bias"),
+    Multiplication("grouped_mm", (F.grouped_mm,), read.public_grouped_mm, "mat_b", "bias"),
+    *(
+        Multiplication(f"conv{dims}d", (getattr(F, f"conv{dims}d"),), read.convolution, "weight", "bias")
+        for dims in _DIMS
     ),
-}
-_WEIGHTS = {*(f"{name}_weight" for name in ("in_proj", "q_proj", "k_proj", "v_proj", "out_proj"))}
-
-
-def is_added(function: Any, args: Any, kwargs: Any, weight: Any) -> bool:
-    """Whether this argument is a product's bias."""
-    if function not in _PLACES:
-        return False
-    at, _, bias = _PLACES[function]
-    at = 0 if bias == "input" else at + 1
-    return (args[at] if len(args) > at else kwargs.get(bias)) is weight
-
-
-def is_factor(function: Any, args: Any, kwargs: Any, weight: Any, placed: bool = False) -> bool:
-    """Whether the function multiplies by this argument, once, as its reader here reads it.
-
-    `placed`: only where that argument of the function can be nothing but a weight.
-    """
-    if function in BODIES:
-        given = inspect.signature(function).bind(*args, **kwargs).arguments
-        return [name in _WEIGHTS for name, each in given.items() if each is weight] == [True]
-    if function not in MULTIPLICATIONS or "out" in kwargs or [*args, *kwargs.values()].count(weight) != 1:
-        return False
-    if function in _PLACES:
-        at, name, _ = _PLACES[function]
-        return (args[at] if len(args) > at else kwargs.get(name)) is weight
-    if function is not torch.einsum:
-        return not placed
-    readable = not placed and _readable(args[0]) and len(args) == 3
-    return readable and "." not in args[0].partition("->")[0].split(",")[args.index(weight) - 1]
-
-
-_VIEW_NAMES = (
-    "t", "transpose", "permute", "view", "reshape", "contiguous", "flatten", "unflatten", "squeeze", "unsqueeze",
-    "swapaxes", "movedim", "to", "type_as", "float", "half", "bfloat16", "double", "chunk", "split", "unbind",
-    "__getitem__", "view_as", "reshape_as", "narrow", "type",
+    *(
+        Multiplication(
+            f"conv_transpose{dims}d", (getattr(F, f"conv_transpose{dims}d"),), read.transposed_convolution,
+            "weight", "bias",
+        )
+        for dims in _DIMS
+    ),
 )  # fmt: skip
-VIEWS: frozenset[Any] = frozenset(
-    found
-    for name in _VIEW_NAMES
-    for where in (torch, Tensor)
-    if callable(found := getattr(where, name, None))
-) | {Tensor.T.__get__, Tensor.mT.__get__}  # type: ignore[attr-defined]
 
-_AS = (Tensor.to, Tensor.type_as, Tensor.view_as, Tensor.reshape_as)
+MULTIPLICATIONS: dict[Any, Multiplication] = {function: row for row in _TABLE for function in row.functions}
 
-
-def only_likens(function: Any, args: Any, weight: Any) -> bool:
-    """Whether the function gives another tensor the weight's dtype, device or shape, and takes nothing else of it."""
-    return function in _AS and bool(args) and args[0] is not weight
-
-
-_BY: dict[str, frozenset[Any]] = {
-    kind: frozenset(
-        found for name in names for where in (torch, Tensor, operator) if callable(found := getattr(where, name, None))
-    )
-    for kind, names in {
-        "times": ("mul", "multiply", "__mul__", "__rmul__"),
-        "over": ("div", "divide", "true_divide", "truediv", "__truediv__"),
-    }.items()
+_ATTENTION = F.multi_head_attention_forward
+# torch's functions that are Python over others: their bodies, which do not ask first whether they are overridden. To
+# call one under a mode, with the mode still on inside, leaves no other way: `has_torch_function` sees the mode, too.
+BODIES: dict[Any, Callable[..., Any]] = {
+    _ATTENTION: FunctionType(
+        _ATTENTION.__code__,
+        {**_ATTENTION.__globals__, "has_torch_function": lambda tensors: False},
+        argdefs=_ATTENTION.__defaults__,
+    ),
 }
+_PROJECTIONS = {*(f"{name}_weight" for name in ("in_proj", "q_proj", "k_proj", "v_proj", "out_proj"))}
 
 
-def scales(function: Any, args: Any, weight: Any) -> bool:
-    """Whether the function multiplies the weight, or divides it, element by element: as much as its std."""
-    return function in _BY["times"] or (function in _BY["over"] and args[0] is weight)
+def _named(*names: str, among: tuple[Any, ...] = (torch, Tensor)) -> dict[Any, str]:
+    """The functions of these names in torch's modules: function -> name."""
+    found = {name: [getattr(module, name, None) for module in among] for name in names}
+    return {function: name for name, functions in found.items() for function in functions if callable(function)}
 
 
-LOOK_UPS = frozenset((F.embedding, torch.embedding, F.embedding_bag))
-_HARMLESS_NAMES = ("size", "dim", "numel", "stride", "is_contiguous", "storage_offset", "is_floating_point", "__len__")
-_HARMLESS_PROPERTIES = ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "is_nested", "layout", "grad")
-_HARMLESS: frozenset[Any] = frozenset(
-    [*(getattr(Tensor, name) for name in _HARMLESS_NAMES)]
-    + [getattr(Tensor, name).__get__ for name in _HARMLESS_PROPERTIES]
-    + [*LOOK_UPS]  # of a tied weight, which take its mean
-)
+_CASTS = _named("to", "type_as", "float", "half", "bfloat16", "double", "type", "contiguous")
+_VIEWS = {
+    **_CASTS,
+    **_named(
+        "t", "transpose", "permute", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "swapaxes",
+        "movedim", "chunk", "split", "unbind", "narrow", "view_as", "reshape_as",
+    ),
+    operator.getitem: "getitem", Tensor.__getitem__: "getitem",
+    Tensor.T.__get__: "T", Tensor.mT.__get__: "mT",  # type: ignore[attr-defined]
+}  # fmt: skip
+# They repeat or copy a weight. Programs do so for each row of a batch; elsewhere the copy may be written to.
+_SPREADS = _named("expand", "clone")
+
+VIEWS: frozenset[Any] = frozenset(_VIEWS)
+CASTS: frozenset[Any] = frozenset(_CASTS)  # views that keep the shape
+SPREADS: frozenset[Any] = frozenset(_SPREADS)
+
+# Both ways between functions and the names that a program's steps, and so saved files, have for them.
+NAMES: dict[Any, str] = {**{function: row.name for function, row in MULTIPLICATIONS.items()}, **_VIEWS, **_SPREADS}
+FUNCTIONS: dict[str, Callable[..., Any]] = {name: function for function, name in reversed(NAMES.items())}
+
+_LIKENING = (Tensor.to, Tensor.type_as, Tensor.view_as, Tensor.reshape_as)
+_TIMES = frozenset(_named("mul", "multiply", "__mul__", "__rmul__", among=(torch, Tensor, operator)))
+_OVER = frozenset(
+    _named("div", "divide", "true_divide", "truediv", "__truediv__", among=(torch, Tensor, operator))
+)  # fmt: skip
+_LOOK_UPS = frozenset((F.embedding, torch.embedding, F.embedding_bag))
+_FORMS: frozenset[Any] = frozenset(
+    [
+        *_named(
+            "size", "dim", "numel", "stride", "is_contiguous", "storage_offset", "is_floating_point", "__len__",
+            among=(Tensor,),
+        ),
+        *(
+            getattr(Tensor, name).__get__
+            for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "is_nested", "layout", "grad")
+        ),
+    ]
+)  # fmt: skip
 
 
-def harmless(func: Any) -> bool:
-    """Whether the function asks a weight for its form only, or looks rows up."""
-    return func in _HARMLESS
+def role(function: Any, args: Any, kwargs: Any, weight: Any) -> Role:
+    """What a call of one of torch's functions does with one of its arguments, a tensor or what stands for it."""
+    if function in VIEWS or function in SPREADS:
+        if (args[0] if args else kwargs.get("input")) is weight:
+            return Role.VIEW if function in VIEWS else Role.OTHER
+        return Role.FORM if function in _LIKENING else Role.OTHER
+    if function in _FORMS:
+        return Role.FORM
+    if function in _LOOK_UPS:
+        return Role.ROWS
+    if function in _TIMES or (function in _OVER and args and args[0] is weight):
+        return Role.SCALED
+    if function in MULTIPLICATIONS:
+        return MULTIPLICATIONS[function].role(args, kwargs, weight)
+    return Role.FACTOR if function in BODIES and _projects(function, args, kwargs, weight) else Role.OTHER
+
+
+def by_place(function: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, those by name put in their place as far as a product or a view has one for them."""
+    if function in MULTIPLICATIONS:
+        return MULTIPLICATIONS[function].by_place(args, kwargs)
+    if not args and "input" in kwargs and function in NAMES:
+        return (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
+    return args, kwargs
+
+
+def _projects(function: Any, args: Any, kwargs: Any, weight: Any) -> bool:
+    given = inspect.signature(function).bind(*args, **kwargs).arguments
+    return [name in _PROJECTIONS for name, value in given.items() if value is weight] == [True]
+
+
+def only_for_weights(function: Any) -> bool:
+    """Whether the function multiplies by an argument that can be nothing but a weight."""
+    return function in BODIES or (function in MULTIPLICATIONS and MULTIPLICATIONS[function].place != "")

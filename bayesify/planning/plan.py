@@ -8,13 +8,20 @@ from typing import Any
 
 from ..decision import Decision
 from ..policy.policy import Policy
+from ..programs.insertion import Insertion
 
 
 @dataclass(frozen=True)
 class Plan:
     """The decision for every site of a model. `print(plan)` shows it as a table.
 
-    `batch_dim` is the dimension of the model's own inputs that holds the batch.
+    Attributes:
+        model: the model's class.
+        policy: what it was decided by.
+        rows: the decisions, in the model's order.
+        totals: how many modules convert, stay, are blocked or adjusted, and Parameters before and after.
+        batch_dim: the dimension of the model's own inputs that holds the batch.
+        insertions: the layers that stand in the model's torch.fx graphs for their products, by the graph's name.
     """
 
     model: str
@@ -22,6 +29,7 @@ class Plan:
     rows: tuple[Decision, ...]
     totals: dict[str, int] = field(repr=False)
     batch_dim: int = 0
+    insertions: dict[str, Insertion] = field(default_factory=dict, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data, of one stable shape: model, policy, rows, totals."""

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
 
 from ..errors import PolicyError, UsageError
-from ..nn.settings import Settings
 from . import values as values
 from .problems import Origin, Problem, combination_problems, schema_problems
 from .problems import Path as KeyPath
 from .sections import BUILTIN_POSTERIOR, BUILTIN_PRIORS, Part, PosteriorSettings, PriorSettings, Rule
 from .values import MethodName
 from .yaml_file import DEEPEST, presets, read_text, read_yaml
+
+if TYPE_CHECKING:
+    from ..nn.settings import Settings
 
 
 class Policy(Part):
@@ -119,6 +121,8 @@ class Policy(Part):
 
     def settings_for(self, rule: Rule | None) -> tuple[MethodName, Settings]:
         """The method and settings of a rule's layers: its own over the defaults, never mixed with another rule's."""
+        from ..nn.settings import Settings
+
         rule = rule or Rule(targets=("**",))
         settings = Settings(
             posterior=rule.posterior.over(self.posterior).built(),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from ..distributions.posterior import Parameterization, Posterior, Scale
-from ..distributions.prior import LogUniform, Normal, Prior, ScaleMixture
+from ..distributions.scale import Scale
 from . import values as values
 from .values import Family, MethodName
+
+if TYPE_CHECKING:
+    from ..distributions.posterior import Posterior
+    from ..distributions.prior import Prior
 
 
 class Part(BaseModel):
@@ -26,7 +29,7 @@ class Part(BaseModel):
 class PosteriorSettings(Part):
     """How a weight's posterior is parameterized and where its std starts. A rule may give one and inherit the other."""
 
-    parameterization: Annotated[Parameterization | None, values.PARAMETERIZATION] = Field(
+    parameterization: Annotated[Literal["additive", "multiplicative"] | None, values.PARAMETERIZATION] = Field(
         default=None,
         description="additive: std = softplus(rho). multiplicative: std = |mean|*sqrt(alpha). Default: additive.",
     )
@@ -40,6 +43,8 @@ class PosteriorSettings(Part):
 
     def built(self) -> Posterior:
         """The posterior that they describe."""
+        from ..distributions.posterior import Posterior
+
         std = self.init_std if isinstance(self.init_std, Scale) else None
         return Posterior(self.parameterization or "additive", std)
 
@@ -76,6 +81,8 @@ class PriorSettings(Part):
 
     def built(self) -> Prior:
         """The prior that they describe."""
+        from ..distributions.prior import LogUniform, Normal, ScaleMixture
+
         if self.family == "log_uniform":
             return LogUniform()
         if self.family == "scale_mixture":

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
-
-from ..nn.registry import lazy_twin, plain_classes
 
 POSITIONS = ("first", "last")
 
@@ -100,16 +98,37 @@ class Selector:
         return any(self.covers(name) for name in candidate.names)
 
 
+def check_syntax(text: str) -> None:
+    """Refuse what cannot be read, without torch: which classes convert plays no part in that.
+
+    Raises:
+        SelectorError: with what to write instead.
+    """
+    _read(text, frozenset())
+
+
 def compiled(text: str) -> Selector:
-    """Reads a selector; raises `SelectorError` with what to write instead."""
+    """Read a selector.
+
+    Raises:
+        SelectorError: with what to write instead.
+    """
+    selector = _read(text, class_names())
+    if selector.kind != "type":
+        return selector
+    return replace(selector, classes=_with_lazy_twins(classes_called(selector.word)))
+
+
+def _read(text: str, class_names: Collection[str]) -> Selector:
     if not text:
         raise SelectorError("is empty; '**' selects every layer")
     if text.startswith("re:"):
         return Selector(text, "re", _regex(text[3:]))
-    if text.startswith("type:"):
-        return _type(text, text.removeprefix("type:"))
-    if text in class_names():
-        return _type(text, text)
+    if text.startswith("type:") or text in class_names:
+        word = text.removeprefix("type:")
+        if not word:
+            raise SelectorError("names no class; write 'type:Linear' or 'type:pkg.Class'")
+        return Selector(text, "type", word=word)
     if _REGEX_SIGNS.search(text):
         raise SelectorError(f"looks like a regular expression; write 're:{text}'")
     if any(sign in text for sign in "*?["):
@@ -129,20 +148,23 @@ def picked(selector: Selector, candidates: Sequence[Candidate]) -> frozenset[int
 
 def class_names() -> frozenset[str]:
     """The bare class names that a policy may use as they are."""
+    from ..nn.registry import plain_classes  # with torch, which checking a policy's text does without
+
     return frozenset(cls.__name__ for cls in plain_classes())
 
 
 def classes_called(word: str) -> list[type]:
     """The classes that convert and go by this name: `Linear`, `torch.nn.Linear`, `torch.nn.modules.linear.Linear`."""
+    from ..nn.registry import plain_classes
+
     return [cls for cls in plain_classes() if word == cls.__name__ or _is_called(cls, word)]
 
 
-def _type(text: str, word: str) -> Selector:
-    if not word:
-        raise SelectorError("names no class; write 'type:Linear' or 'type:pkg.Class'")
-    found = classes_called(word)
-    twins = [twin for twin in map(lazy_twin, found) if twin is not None]
-    return Selector(text, "type", word=word, classes=frozenset([*found, *twins]))
+def _with_lazy_twins(classes: Collection[type]) -> frozenset[type]:
+    from ..nn.registry import lazy_twin
+
+    twins = [twin for twin in map(lazy_twin, classes) if twin is not None]
+    return frozenset([*classes, *twins])
 
 
 def _is_called(cls: type, word: str) -> bool:

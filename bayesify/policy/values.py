@@ -14,9 +14,9 @@ from typing import Any, Literal
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from ..distributions.posterior import Scale
+from ..distributions.scale import Scale
 from ..errors import did_you_mean
-from .selectors import SelectorError, compiled
+from .selectors import SelectorError, check_syntax
 
 METHODS = ("flipout", "lrt", "keep")
 FAMILIES = ("normal", "scale_mixture", "log_uniform")
@@ -116,7 +116,7 @@ def read_selector(value: Any) -> str:
     if not isinstance(value, str):
         raise refused(f"{shown(value)} is not text, which a selector is.{_quote(value)}")
     try:
-        compiled(value)
+        check_syntax(value)
     except SelectorError as error:
         raise refused(f"{shown(value)} {error}.") from None
     return value

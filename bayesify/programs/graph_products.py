@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.parameter import Parameter
 
-from ..nn.torch_functions import MULTIPLICATIONS
-from .operators import RECURRENT, function_name, is_harmless, torch_call
-from .part import PRODUCTS, VIEWS, Ref, Step
+from ..nn.torch_functions import SPREADS, Role
+from .operators import Call as TorchCall
+from .operators import call_of, is_recurrent
+from .part import Ref, Step
+from .weight_flow import Reached, fan_in, follow, node_role, product_of, viewed
 
 Place = tuple[str, str]  # a module's dotted name, and the name of its own Parameter
 
-_AS_BILINEAR = ((1, 3), (0,), (1, 2), (2, 3))  # how torch decomposes F.bilinear
 _LOOKED_UP = "the program looks rows up in it instead of multiplying: it has no variational form here"
 
 
@@ -47,7 +47,7 @@ class Call:
 
     def reads(self) -> Iterator[str]:
         """The names of the owner's Parameters that it takes."""
-        return (str(each.key) for step in self.steps for each in _refs(step.args) if each.kind == "weight")
+        return (str(ref.key) for step in self.steps for ref in _refs(step.args) if ref.kind == "weight")
 
 
 def _refs(given: Any) -> Iterator[Ref]:
@@ -69,92 +69,93 @@ class Found:
 
 def find(root: fx.GraphModule) -> Found:
     """The products of a graph with the Parameters of two or more dimensions that it reads by name."""
-    read: dict[fx.Node, Parameter] = {}
+    nodes = [(node, attribute(root, str(node.target))) for node in root.graph.nodes if node.op == "get_attr"]
+    read = {node: value for node, value in nodes if isinstance(value, Parameter) and value.dim() > 1}
     found, products = Found(), []
-    for node in root.graph.nodes:
-        if node.op == "get_attr":
-            value = attribute(root, str(node.target))
-            if isinstance(value, Parameter) and value.dim() > 1:
-                read[node] = value
-            continue
-        taken = [each for each in node.all_input_nodes if each in read]
-        if not taken:
-            continue
-        name = function_name(node)
-        if name in VIEWS and len(taken) == 1:
-            read[node] = read[taken[0]]
-        elif name in PRODUCTS and len(taken) == 1:
-            products.append((node, name, taken[0]))
-        elif is_harmless(node):
-            found.left.update({id(read[each]): why for each in taken if (why := _left(node))})
-        else:
-            what = getattr(node.target, "__name__", str(node.target))
-            found.problems.update(
-                {id(read[each]): f"the program uses it in {what} (node {node.name})" for each in taken}
-            )
-    for node, name, weight in products:
-        _enter(found, root, node, name, weight, read[weight])
+    for reached in follow(root.graph, read, _role):
+        weight, user = read[reached.weight], reached.user
+        if reached.role is Role.FACTOR:
+            products.append(reached)
+        elif is_recurrent(user):
+            what = f"the program runs it as {getattr(user.target, '_opname', '')} in a form that no layer of torch has"
+            found.left[id(weight)] = f"{what} (node {user.name})"
+        elif reached.role is Role.ROWS:
+            found.left[id(weight)] = _LOOKED_UP
+        elif reached.role is not Role.FORM:
+            what = getattr(user.target, "__name__", str(user.target))
+            found.problems[id(weight)] = f"the program uses it in {what} (node {user.name})"
+    for reached in products:
+        _enter(found, root, reached, read[reached.weight])
     return found
 
 
-def _left(node: fx.Node) -> str:
-    name = getattr(node.target, "_opname", str(node.target))
-    if name in RECURRENT:
-        return f"the program runs it as {name} in a form that no layer of torch has (node {node.name})"
-    return _LOOKED_UP if "embedding" in name else ""
+def _role(user: fx.Node, given: fx.Node) -> Role:
+    """As the function says, of those that a step may call; a weight may be repeated for each row of a batch."""
+    call, role = call_of(user), node_role(user, given)
+    if call is not None and call.function in SPREADS and call.args[0] is given:
+        return Role.VIEW
+    callable_by_steps = role not in (Role.VIEW, Role.FACTOR) or (call is not None and call.name is not None)
+    return role if callable_by_steps else Role.OTHER
 
 
-def _enter(found: Found, root: fx.GraphModule, node: fx.Node, name: str, weight: fx.Node, value: Parameter) -> None:
+def _enter(found: Found, root: fx.GraphModule, reached: Reached, value: Parameter) -> None:
     if id(value) in found.problems:
         return
-    owner, leaf = place_of(root, node, weight)
-    reader = _Reader(root, owner, leaf, value)
+    node, call = reached.user, call_of(reached.user)
+    assert call is not None
+    owner, leaf = place_of(root, node, reached.weight)
+    reader = _Reader(root, owner, leaf, value, reached)
     reader.read(node)
-    size = None if reader.strange else _fan_in(name, reader.steps[-1], reader.shapes)
-    if size is None:
+    form = None if reader.strange else reader.form
+    use = None if form is None else product_of(call, reached.given, form)
+    if use is None:
         found.problems[id(value)] = (
-            f"the program multiplies by it in a {name} of a form that is not known ({node.name})"
+            f"the program multiplies by it in a {call.name} of a form that is not known ({node.name})"
         )
         # under its other names too: one weight would be noisy in some products and bare in others
-        found.calls = [each for each in found.calls if attribute(root, each.path) is not value]
+        found.calls = [call for call in found.calls if attribute(root, call.path) is not value]
         return
-    found.calls.append(Call(node, owner, leaf, tuple(reader.steps), tuple(reader.inputs), size))
+    assert form is not None
+    found.calls.append(Call(node, owner, leaf, tuple(reader.steps), tuple(reader.inputs), fan_in(use, form)))
 
 
 class _Reader:
-    """Turns a product's node and the views before it into steps of the module that owns the weight."""
+    """Turns a product's node and the views before it into steps of the module that owns the weight.
 
-    def __init__(self, root: fx.GraphModule, owner: str, leaf: str, value: Parameter) -> None:
+    Attributes:
+        form: the weight as the product takes it, on meta, before it is repeated for each row of a batch; None where
+            data tell the sizes of a view.
+        strange: whether a view does more to a weight that was repeated than it does to that repetition.
+    """
+
+    def __init__(self, root: fx.GraphModule, owner: str, leaf: str, value: Parameter, reached: Reached) -> None:
         self.root, self.owner, self.leaf, self.value = root, owner, leaf, value
+        self.before = dict(zip(reached.views, (reached.weight, *reached.views), strict=False))
         self.steps: list[Step] = []
         self.inputs: list[fx.Node] = []
-        self.spread: set[Ref] = set()  # views of the weight that repeat it for each row of a batch
-        self.strange = False
+        self.form: Any = torch.empty_like(value, device="meta")
+        self.repeated = self.strange = False
         self.refs: dict[fx.Node, Ref] = {}
-        self.shapes: dict[Ref, Tensor] = {Ref("weight", leaf): torch.empty_like(value, device="meta")}
 
     def read(self, node: fx.Node) -> Ref:
-        name, args, kwargs = torch_call(node)
-        if name == "addmm":
-            self._ref(args[1])  # what is multiplied comes first among the inputs, before a foreign bias
-        given, named = fx.node.map_arg((tuple(args), dict(kwargs)), self._ref)
-        self.steps.append(Step(name, _plain(given), tuple((key, _plain(each)) for key, each in named.items())))
-        ref = Ref("step", len(self.steps) - 1)
-        if name in VIEWS:
-            self.shapes[ref] = self._shape(ref, name, given, named)
-        return ref
+        """Enter a product or a view, and before it whatever views it takes."""
+        call = call_of(node)
+        assert call is not None
+        if call.name == "addmm":
+            self._ref(call.args[1])  # what is multiplied comes first among the inputs, before a foreign bias
+        given, named = fx.node.map_arg((tuple(call.args), dict(call.kwargs)), self._ref)
+        options = tuple((key, _plain(part)) for key, part in named.items())
+        self.steps.append(Step(str(call.name), _plain(given), options))
+        if node in self.before:
+            self._view(call, self.before[node])
+        return Ref("step", len(self.steps) - 1)
 
-    def _shape(self, ref: Ref, name: str, given: Any, named: Any) -> Tensor:
-        source = given[0]
-        if name == "expand" or source in self.spread:
-            self.spread.add(ref)
-            self.strange |= not _spreads(name, self.shapes[source].shape, given[1:])
-            return self.shapes[source]
-        resolved = fx.node.map_aggregate(
-            (given, named), lambda each: self.shapes.get(each, each) if isinstance(each, Ref) else each
-        )
-        shape: Tensor = VIEWS[name](*resolved[0], **resolved[1])
-        return shape
+    def _view(self, call: TorchCall, before: fx.Node) -> None:
+        if call.name == "expand" or self.repeated:
+            self.repeated = True
+            self.strange |= not _repeats(str(call.name), self.form.shape, call.args[1:])
+        else:
+            self.form = viewed(call, before, self.form)
 
     def _ref(self, node: fx.Node) -> Any:
         if node not in self.refs:
@@ -168,20 +169,13 @@ class _Reader:
         owner, _, leaf = str(node.target).rpartition(".")
         if isinstance(value, Parameter) and owner == self.owner:
             return Ref("weight", leaf)
-        if node.op != "get_attr" and self._views_the_weight(node):
+        if node in self.before:
             return self.read(node)
         self.inputs.append(node)
         return Ref("input", len(self.inputs) - 1)
 
-    def _views_the_weight(self, node: fx.Node) -> bool:
-        while node.op != "get_attr":
-            if function_name(node) not in VIEWS or not node.all_input_nodes:
-                return False
-            node = node.all_input_nodes[0]
-        return attribute(self.root, str(node.target)) is self.value
 
-
-def _spreads(name: str, shape: torch.Size, rest: Any) -> bool:
+def _repeats(name: str, shape: torch.Size, rest: Any) -> bool:
     """Whether a view does nothing with a weight but repeat it along new dimensions, which come first."""
     if name in ("clone", "contiguous"):
         return True
@@ -228,39 +222,3 @@ def attribute(root: Any, path: str) -> Any:
     for part in path.split(".") if path else []:
         found = getattr(found, part, None)
     return found
-
-
-def _fan_in(name: str, step: Step, shapes: dict[Ref, Tensor]) -> int | None:
-    """How many weights enter one output; None where the product is not one that the estimators know."""
-    at = [place for place, each in enumerate(step.args) if isinstance(each, Ref) and each in shapes]
-    if len(at) != 1:
-        return None
-    shape = shapes[step.args[at[0]]].shape
-    if name == "einsum":
-        return _einsum_fan_in(step, shape, at[0])
-    if name == "_trilinear" and step.args[3:7] != _AS_BILINEAR:
-        return None
-    if name in ("matmul", "mm", "bmm", "_grouped_mm"):
-        return shape[-2] if at == [1] else shape[-1] if len(shape) > 1 else None
-    if name == "addmm":
-        return shape[-2] if at == [2] and not step.kwargs else None
-    if at != [2 if name == "bilinear" else 1]:
-        return None
-    if name.startswith("conv_transpose"):
-        groups = step.args[6] if len(step.args) > 6 else dict(step.kwargs).get("groups", 1)
-        return int(shape[0] // groups * prod(shape[2:]))
-    return prod(shape[1:])
-
-
-def _einsum_fan_in(step: Step, shape: torch.Size, at: int) -> int | None:
-    equation, *operands = step.args
-    sides, arrow, out = equation.replace(" ", "").partition("->")
-    labels = sides.split(",")
-    if not arrow or len(labels) != len(operands):
-        return None
-    known = torch.empty(shape, device="meta")
-    others = [torch.empty((2,) * len(each.replace("...", "")), device="meta") for each in labels]
-    given = [known if place + 1 == at else other for place, other in enumerate(others)]
-    if MULTIPLICATIONS[torch.einsum](known, equation, *given) is None:
-        return None
-    return prod(size for label, size in zip(labels[at - 1], shape, strict=True) if label not in out)

@@ -14,8 +14,9 @@ from torch import fx, nn
 
 from .batch_dimension import Batch, batch_of, layout
 from .fused_operators import input_of, kernels, restore
-from .graph_module import find_root_products, hide_root_products, whole
+from .graph_module import whole
 from .graph_products import Call, Found, find, module_stack
+from .insertion import add_root_products, note_root
 from .part import ROOT, Holder, Part, Ref, noisy
 from .torch_layers import put, torch_layer
 
@@ -43,8 +44,7 @@ def layered(root: fx.GraphModule, *, always: bool = False) -> None:
             size = examples if _layout(call, batch) < 0 else None
             new[call.node] = _reroute(root, call, *targets[call.node], new, size)
     multiplied = {call.weight for call in found.calls if not call.owner}
-    root.exported_kind = kinds.get("", "GraphModule")  # type: ignore[assignment]
-    root.exported_problems = dict(_problems(root, multiplied, found))  # type: ignore[assignment]
+    note_root(root, kinds.get("", "GraphModule"), dict(_problems(root, multiplied, found)))
     root.graph.eliminate_dead_code()
     root.recompile()
 
@@ -116,9 +116,7 @@ def _replace(
         layer = _part(module, calls, kind or type(module).__name__, found, batch)
     layer.training = root.training
     if not owner and calls:
-        root.add_module(ROOT, layer)
-        root.register_state_dict_post_hook(hide_root_products)  # type: ignore[no-untyped-call]
-        root.register_load_state_dict_pre_hook(find_root_products)  # type: ignore[no-untyped-call]
+        add_root_products(root, layer, tuple(layer._parameters))
     elif owner:
         put(root, owner, layer)
     return {call.node: (owner or ROOT, which) for which, call in enumerate(calls)}
@@ -169,7 +167,7 @@ def _layout(call: Call, batch: Batch | None) -> int:
     """Of the first input, unless the product is one that looks at its dimensions by name."""
     product = noisy(call.steps)[-1]
     from_left = product.function in ("matmul", "mm") and product.args[0] != Ref("input", 0)
-    if not call.inputs or from_left or product.function in ("einsum", "bmm", "bilinear", "_grouped_mm"):
+    if not call.inputs or from_left or product.function in ("einsum", "bmm", "bilinear", "_grouped_mm", "grouped_mm"):
         return 0
     found = layout(call.inputs[0], batch)
     return 0 if product.function.startswith("conv") else found  # a convolution takes no dimension more

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn.base import Variational
@@ -18,26 +15,9 @@ from ..nn.parametrized_weights import kind_before
 from ..nn.registry import enter
 from ..nn.rerouting import FlipoutRerouted, LRTRerouted
 from ..nn.switches import is_quiet
+from ..nn.torch_functions import FUNCTIONS
 
-_CONVS = [f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3)]
-_TENSOR_VIEWS = ("view", "contiguous", "to", "type_as", "float", "half", "bfloat16", "double", "view_as", "reshape_as")
-_VIEWS = (
-    "t", "transpose", "permute", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "swapaxes", "movedim",
-    "chunk", "split", "unbind", "narrow", "clone",
-)  # fmt: skip
-
-PRODUCTS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(F, name) for name in ("linear", "bilinear", *_CONVS)},
-    **{name: getattr(torch, name) for name in ("matmul", "mm", "bmm", "addmm", "einsum", "_trilinear", "_grouped_mm")},
-}
-VIEWS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(torch, name) for name in _VIEWS},
-    **{name: getattr(Tensor, name) for name in _TENSOR_VIEWS},
-    "getitem": operator.getitem,
-    "expand": Tensor.expand,
-}
 ROOT = "root_products"  # the part of what the root of a program multiplies by itself; a state_dict does not show it
-_FUNCTIONS = PRODUCTS | VIEWS
 LEADING, TRAILING = -1, -2  # layouts of a first dimension that is (examples, others), or (others, examples)
 
 
@@ -51,7 +31,7 @@ class Ref:
 
 @dataclass(frozen=True)
 class Step:
-    """A call of one of torch's functions, by the name that `PRODUCTS` or `VIEWS` has for it."""
+    """A call of one of torch's functions, by the name that `torch_functions.FUNCTIONS` has for it."""
 
     function: str
     args: tuple[Any, ...]
@@ -114,7 +94,7 @@ class Part(Holder):
         if step.function == "addmm of any rank":
             bias, x, weight = args
             return torch.matmul(x, weight) + bias
-        return _FUNCTIONS[step.function](*args, **kwargs)
+        return FUNCTIONS[step.function](*args, **kwargs)
 
     def _resolved(self, given: Any, inputs: tuple[Tensor, ...], results: list[Any]) -> Any:
         if isinstance(given, list | tuple):
@@ -216,7 +196,7 @@ describe(
     LayerKind(
         weights=lambda part: list(dict(part.weights)),
         biases=lambda part: (),  # its products take biases as they are
-        fan_in=lambda part, name, shape: int(dict(part.weights)[name]),
+        fan_in=lambda part, name: int(dict(part.weights)[name]),
         example_dims=lambda part, x: None,
     ),
 )

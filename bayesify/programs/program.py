@@ -19,8 +19,9 @@ from ..nn.posterior_tensors import posterior_tensors
 from ..nn.registry import variant
 from ..nn.settings import Settings
 from .fused_operators import refresh
-from .graph_module import Graph
+from .graph_module import Graph, unwhole, whole
 from .input_checks import checked
+from .insertion import Insertion, insertion
 from .layer_insertion import has_products, layered
 from .serialized.checked_text import build, first_line, pruned, refuse
 
@@ -99,24 +100,47 @@ def _share_again(made: nn.Module) -> None:
                 module._parameters[name] = first.setdefault(key, each)
 
 
-def prepared(model: Any) -> Any:
-    """The model as plan and convert treat it; a program or a graph with products of its own shares its Parameters.
+def prepared(model: Any) -> tuple[Any, dict[str, Insertion]]:
+    """The model as it is planned, and what was inserted into its graphs for that, by their dotted names.
 
-    An exported program becomes a Program; torch.fx graphs that multiply by Parameters themselves get layers for that.
+    An exported program becomes a Program; torch.fx graphs that multiply by Parameters themselves get layers for that,
+    on a copy around the model's own Parameters.
     """
     if is_exported(model):
-        return from_exported(model)
-    if not any(has_products(graph) for graph in graphs(model)):
-        return model
+        return from_exported(model), {}
+    if not any(has_products(graph) for graph in graphs(model).values()):
+        return model, {}
     shared = sharing(model)
-    for graph in graphs(shared):
-        layered(graph)
-    return shared
+    return shared, {name: _inserted(graph) for name, graph in graphs(shared).items() if has_products(graph)}
 
 
-def graphs(model: nn.Module) -> list[fx.GraphModule]:
-    """The torch.fx graphs in a model, itself too, but for programs: those have their layers from the start."""
-    return [each for each in model.modules() if isinstance(each, fx.GraphModule) and not isinstance(each, Program)]
+def _inserted(graph: fx.GraphModule) -> Insertion:
+    before = dict(graph.named_modules(remove_duplicate=False))
+    layered(graph)
+    return insertion(before, graph)
+
+
+def insert_layers(model: nn.Module, insertions: Mapping[str, Insertion]) -> None:
+    """Give the model's graphs, in place, the layers that its plan was made with: see `prepared`."""
+    for name, graph in graphs(model).items():
+        whole(graph)
+        if name in insertions:
+            insertions[name].repeat(graph)
+
+
+def take_out_layers(model: nn.Module) -> None:
+    """The inverse of `insert_layers`, once no layer is variational any more."""
+    for graph in graphs(model).values():
+        plain = vars(graph).pop("_plain_graph", None)
+        if plain is not None:
+            plain.put_back(graph)
+        unwhole(graph)
+
+
+def graphs(model: nn.Module) -> dict[str, fx.GraphModule]:
+    """The torch.fx graphs in a model by name, itself too, except programs: those have their layers from the start."""
+    named = model.named_modules()
+    return {name: each for name, each in named if isinstance(each, fx.GraphModule) and not isinstance(each, Program)}
 
 
 def is_exported(model: object) -> bool:
@@ -126,7 +150,7 @@ def is_exported(model: object) -> bool:
 
 def sharing(model: nn.Module) -> nn.Module:
     """A copy of the model around its very Parameters and buffers: what `layered` can change in place of the model."""
-    if isinstance(model, fx.GraphModule) and graphs(model) == [model]:
+    if isinstance(model, fx.GraphModule) and list(graphs(model)) == [""]:
         return fx.GraphModule(model, copy.deepcopy(model.graph), type(model).__name__)
     return copy.deepcopy(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -71,9 +72,11 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, assign: 
 
     Raises:
         NotVariationalError: the model has no variational layer.
-        UsageError: keys are missing or unexpected, or shapes differ; nothing was loaded.
+        UsageError: it is not a state_dict, keys are missing or unexpected, or shapes differ; nothing was loaded.
     """
     layers_of(model)
+    if not isinstance(state_dict, Mapping):
+        raise UsageError(_not_a_state_dict(state_dict))
     _refuse_misfit(model, state_dict)
     tied = _tied(model)
     model.load_state_dict(state_dict, strict=False, assign=assign)
@@ -95,6 +98,15 @@ def refuse_lazy(model: nn.Module, so: str) -> None:
         if isinstance(term.layers[0].scale_of(term.mean_name), UninitializedParameter):
             name = term.layer_name or type(model).__name__
             raise UninitializedLayerError(f"layer {name!r} has not seen data yet, so that {so}: run one batch first")
+
+
+def _not_a_state_dict(given: object) -> str:
+    if isinstance(given, str | os.PathLike):
+        path = os.fspath(given)
+        return f"a state_dict is needed, not a path: load_weights(model, torch.load({path!r}, weights_only=True))"
+    if isinstance(given, nn.Module):
+        return "a state_dict is needed, not a model: load_weights(model, plain.state_dict())"
+    return f"a state_dict is needed, and {type(given).__name__} was given"
 
 
 def _terms_by_name(model: nn.Module, found: list[Term]) -> dict[str, Term]:

@@ -15,8 +15,8 @@ from ..nn.held_draws import HeldDraws
 from ..nn.kl import layers_of
 from ..nn.parametrized_weights import identity, sources
 from ..nn.switches import switched
-from ..surgery.convert import revert
 from ..surgery.reset import refuse_lazy
+from ..surgery.revert import revert
 from .seeds import seeded
 
 

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from ..errors import UsageError, did_you_mean
 from ..nn.kl import layers_of
 from ..report.progress import progressed
+from .calibration import Calibration, stored_calibration
 from .calls import Call, given_call, is_loader, loader_calls
 from .measures import measure
 from .observation_noise import Noise, settled_noise, split_noise, with_noise
@@ -54,8 +55,10 @@ def predict(
     """
     layers_of(model)
     _refuse_wrong(samples, task, chunk)
-    noise = settled_noise(model, task, noise)
-    reader = _Reader(model, task, output, dim, noise, keep)
+    fitted = stored_calibration(model)
+    fitted = fitted if fitted is not None and fitted.fits(task, output, dim, noise) else None
+    noise = settled_noise(task, noise, fitted)
+    reader = _Reader(model, task, output, dim, noise, keep, fitted)
     with undisturbed(model, seed):
         pieces = [
             reader.read(piece, samples)
@@ -77,9 +80,11 @@ class _Reader:
     """Reads predictions off a model, one batch after the other."""
 
     def __init__(
-        self, model: nn.Module, task: Task | None, output: str | int | None, dim: int, noise: Noise, keep: bool
-    ) -> None:
+        self, model: nn.Module, task: Task | None, output: str | int | None, dim: int, noise: Noise, keep: bool,
+        fitted: Calibration | None,
+    ) -> None:  # fmt: skip
         self.model, self.task, self.output, self.dim, self.noise, self.keep = model, task, output, dim, noise, keep
+        self.fitted = fitted
         self.sampler = Sampler(model, self._run)
         self.structure: pytree.TreeSpec | None = None
 
@@ -119,12 +124,15 @@ class _Reader:
             values = [leaf[name] if isinstance(leaf, dict) else leaf for leaf in leaves]
             absent = all(leaf[name] is None for leaf in leaves if isinstance(leaf, dict))
             fields[name] = None if absent else pytree.tree_unflatten(values, self.structure)
-        return Prediction(**fields, task=self.task, dim=self.dim)
+        conformal = None if self.fitted is None else self.fitted.conformal
+        return Prediction(**fields, task=self.task, dim=self.dim, conformal=conformal)
 
     def _run(self, call: Call) -> list[Any]:
         """One forward pass: the leaves of what is measured, and last the log-variance or None."""
         whole = self.model(*call.args, **call.kwargs)
         part, log_variance = split_noise(whole, self.noise, self.output, self.dim)
+        if self.fitted is not None:
+            part, log_variance = self.fitted.applied(part, log_variance)
         leaves, self.structure = flattened(part, f"{type(self.model).__name__}")
         return [*leaves, log_variance]
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of bayesify.io."""
+"""Fixtures of the tests of bayesify.files."""
 
 import contextlib
 import importlib

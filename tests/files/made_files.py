@@ -1,4 +1,4 @@
-"""Files for the tests of bayesify.io: trained-looking models, and pickles that no pickler of torch would write."""
+"""Files for the tests of bayesify.files: trained-looking models, and pickles that no pickler of torch would write."""
 
 import io
 import pickle

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bayesify.errors import UsageError
-from bayesify.files.untrusted import file_kind as sniff
+from bayesify.files.untrusted.file_kind import sniff
 from tests.files.made_files import net, safetensors_bytes, saved
 from tests.files.test_broken_files import FILES
 

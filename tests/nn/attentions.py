@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bayesify.nn.settings import Method
-
-from ..support import METHODS, noisy, variational
+from tests.support import METHODS, noisy, variational
 
 EMBED, HEADS, BATCH, TARGETS, SOURCES = 8, 2, 2, 3, 4
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import bayesify
 from bayesify.nn.settings import Method
+from tests.support import fixed_noise
 
-from ..support import fixed_noise
 from .attentions import (
     BATCH,
     EMBED,

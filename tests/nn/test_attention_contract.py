@@ -21,8 +21,8 @@ from bayesify.nn import FlipoutMultiheadAttention, LRTMultiheadAttention, Settin
 from bayesify.nn.attention import FlipoutOutProjection, LRTOutProjection
 from bayesify.nn.kl import total_kl
 from bayesify.nn.settings import Method
+from tests.support import PARAMETERIZATIONS, fixed_noise
 
-from ..support import PARAMETERIZATIONS, fixed_noise
 from .attentions import (
     BATCH,
     EMBED,

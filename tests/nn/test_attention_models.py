@@ -16,8 +16,8 @@ from bayesify.errors import NothingToConvertError
 from bayesify.nn import FlipoutMultiheadAttention, Variational
 from bayesify.nn.hooks import keep_unfused, mark_reached
 from bayesify.nn.settings import Method
+from tests.support import judge_moments, same_example
 
-from ..support import judge_moments, same_example
 from .attentions import every_layout, every_method
 
 ATTENTION: dict[str, Any] = {"rules": [{"targets": ["MultiheadAttention"]}]}

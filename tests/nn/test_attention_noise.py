@@ -12,8 +12,8 @@ from torch.func import vmap
 
 import bayesify
 from bayesify.nn.settings import Method
+from tests.support import judge, judge_moments, same_example
 
-from ..support import judge, judge_moments, same_example
 from .attentions import (
     HEADS,
     attention,

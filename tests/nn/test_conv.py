@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 import bayesify.nn as variational_nn
 from bayesify.nn.settings import Method
-
-from ..contract import LayerContract
-from ..support import METHODS, assert_moments, covariance, draws, judge, judge_mean, noisy, quiet, variational
+from tests.contract import LayerContract
+from tests.support import METHODS, assert_moments, covariance, draws, judge, judge_mean, noisy, quiet, variational
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # by the plain layer
 

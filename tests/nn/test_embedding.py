@@ -16,8 +16,7 @@ from bayesify.distributions.posterior import Parameterization, Scale
 from bayesify.distributions.prior import Normal
 from bayesify.errors import NothingToConvertError
 from bayesify.nn.settings import Method
-
-from ..support import METHODS, PARAMETERIZATIONS, judge_moments, noisy, quiet, variational
+from tests.support import METHODS, PARAMETERIZATIONS, judge_moments, noisy, quiet, variational
 
 IDS = torch.tensor([[1, 2, 1, 0], [3, 1, 5, 3], [2, 2, 0, 0]])
 

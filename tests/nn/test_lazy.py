@@ -20,8 +20,7 @@ from bayesify.nn import Settings
 from bayesify.nn.kl import total_kl
 from bayesify.nn.registry import lazy_twin, variant
 from bayesify.nn.settings import Method
-
-from ..support import METHODS, PARAMETERIZATIONS, assert_moments, noisy, quiet, variational
+from tests.support import METHODS, PARAMETERIZATIONS, assert_moments, noisy, quiet, variational
 
 LAZY: dict[str, tuple[Any, Any, tuple[Any, ...], tuple[int, ...]]] = {
     "Linear": (nn.LazyLinear, nn.Linear, (3,), (2, 5)),

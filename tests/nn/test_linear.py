@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from bayesify.nn.settings import Method
-
-from ..contract import LayerContract
-from ..support import (
+from tests.contract import LayerContract
+from tests.support import (
     METHODS,
     assert_moments,
     covariance,

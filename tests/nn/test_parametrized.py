@@ -18,8 +18,7 @@ import bayesify
 from bayesify.errors import UsageError
 from bayesify.nn.parametrized_weights import is_computed, sources, value
 from bayesify.nn.settings import Method
-
-from ..support import METHODS, PARAMETERIZATIONS, draws, fixed_noise, judge_mean
+from tests.support import METHODS, PARAMETERIZATIONS, draws, fixed_noise, judge_mean
 
 
 class Doubled(nn.Module):

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 import bayesify
 from bayesify.nn.settings import Method
-
-from ..support import METHODS, draws, judge_mean
+from tests.support import METHODS, draws, judge_mean
 
 
 class Net(nn.Module):

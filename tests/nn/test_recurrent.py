@@ -14,13 +14,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 import bayesify
 from bayesify.nn.settings import Method
-
-from ..support import (
+from tests.support import (
     METHODS,
     fixed_noise,
     quiet,
     variational,
 )
+
 from .recurrent import ALL, CELLS, FORMS, SEQUENCES, flat, inputs_for, set_std
 
 

@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bayesify.distributions.posterior import Parameterization
 from bayesify.nn.settings import Method
-
-from ..support import (
+from tests.support import (
     METHODS,
     PARAMETERIZATIONS,
     as_if_compiling,
@@ -26,6 +25,7 @@ from ..support import (
     noisy,
     variational,
 )
+
 from .recurrent import ALL, CELLS, SEQUENCES, SMALL, flat, inputs_for, set_std, tensors
 
 

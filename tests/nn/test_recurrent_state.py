@@ -13,12 +13,12 @@ import bayesify
 from bayesify.nn import FlipoutLSTM
 from bayesify.nn.layer_kinds import fan_in, weight_names
 from bayesify.nn.settings import Method
-
-from ..support import (
+from tests.support import (
     METHODS,
     quiet,
     variational,
 )
+
 from .recurrent import ALL, CELLS, SEQUENCES, copied, flat, inputs_for, tensors
 
 

@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import bayesify
 from bayesify.nn.settings import Method
-
-from ..support import METHODS, PARAMETERIZATIONS, assert_moments, draws, fixed_noise, judge_mean
+from tests.support import METHODS, PARAMETERIZATIONS, assert_moments, draws, fixed_noise, judge_mean
 
 
 class Form(nn.Module):

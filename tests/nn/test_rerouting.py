@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import bayesify
 from bayesify.errors import NothingToConvertError
 from bayesify.nn.settings import Method
+from tests.support import METHODS, as_if_compiling, draws, judge_mean
 
-from ..support import METHODS, as_if_compiling, draws, judge_mean
 from .test_rerouted import converted
 
 

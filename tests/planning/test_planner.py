@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import bayesify
 from bayesify.decision import Decision
+from bayesify.distributions.posterior import Scale
 from bayesify.errors import NothingToConvertError, PolicyError
 from bayesify.planning.plan import Plan
 from bayesify.planning.planner import plan
@@ -214,7 +215,7 @@ def test_the_root_may_be_the_layer() -> None:
     (row,) = made.rows
     assert (row.name, row.verb, row.becomes, row.parameters_after) == ("", "converts", "LRTLinear", 14)
     assert row.settings is not None
-    assert (row.settings.posterior.init_std, made.model) == (bayesify.Scale("relative", 0.05, 0.1), "Linear")
+    assert (row.settings.posterior.init_std, made.model) == (Scale("relative", 0.05, 0.1), "Linear")
 
 
 @pytest.mark.parametrize("depth", [1, 4, 9])

@@ -28,14 +28,14 @@ NAMES = tuple(cases())
 ALONE = """
 import json, sys
 sys.modules["tests"] = None
-import torch, bayesify, bayesify.io
+import torch, bayesify
 
 def flat_of(output):
     return list(output.values()) if isinstance(output, dict) else [*output] if isinstance(output, tuple) else [output]
 
 results = {}
 for name, (path, inputs, out) in json.load(open(sys.argv[1])).items():
-    model = bayesify.convert(bayesify.io.load(path), sys.argv[2])
+    model = bayesify.convert(bayesify.load(path), sys.argv[2])
     torch.save(model.state_dict(), out + ".state")
     given = torch.load(inputs)
     with bayesify.posterior_mean(model):
@@ -44,8 +44,8 @@ for name, (path, inputs, out) in json.load(open(sys.argv[1])).items():
     sum(each.square().sum() for each in flat_of(noisy)).backward()
     grads = {key: float(each.grad.abs().sum()) for key, each in model.named_parameters() if key.endswith("_rho")}
     torch.save((quiet, noisy), out)
-    bayesify.io.save(model, out + ".pt")
-    again = bayesify.io.load(out + ".pt")
+    bayesify.save(model, out + ".pt")
+    again = bayesify.load(out + ".pt")
     with bayesify.posterior_mean(again):
         same = torch.equal(flat_of(again(*given[0]))[0], flat_of(quiet[0])[0])
     results[name] = {"grads": grads, "kl": model.kl().item(), "kl again": again.kl().item(), "same": same,

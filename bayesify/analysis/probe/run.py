@@ -16,11 +16,10 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from ...errors import UsageError
-from ...estimators.products import EinsumProduct, Product
-from ...nn.layer_kinds import layer_kind
+from ...nn.layer_kinds import example_dims
 from ...nn.parametrized_weights import kind_before
 from ...nn.registry import plain_classes
-from ...nn.torch_functions import BODIES, MULTIPLICATIONS, VIEWS, scales
+from ...nn.torch_functions import BODIES, MULTIPLICATIONS, Role, role
 from .example_inputs import Example
 
 
@@ -115,7 +114,7 @@ def _enter(calls: Calls, name: str) -> Any:
         if packed is not None:
             calls.add(name, packed, None)
         elif x is not None:
-            calls.add(name, x, layer_kind(layer).example_dims(layer, x))
+            calls.add(name, x, example_dims(layer, x))
         calls.inside.append(name)
 
     return enter
@@ -156,17 +155,10 @@ class _Uses(TorchFunctionMode):
         if known is None:
             return
         weight, name = known
-        if func in VIEWS or scales(func, args, weight):
+        if func in MULTIPLICATIONS:
+            use = MULTIPLICATIONS[func].use(weight, args, kwargs)
+            if use is not None:
+                self.calls.add(name, use.inputs[0], use.product.free_dims(use.inputs[0].dim()))
+        elif role(func, args, kwargs, weight) in (Role.VIEW, Role.SCALED):
             views = [output] if isinstance(output, Tensor) else list(output)
             self.weights += [(each, name) for each in views if isinstance(each, Tensor)]
-            return
-        use = MULTIPLICATIONS[func](weight, *args, **kwargs) if func in MULTIPLICATIONS else None
-        if use is not None:
-            self.calls.add(name, use.inputs[0], _free_dims(use.product, use.inputs[0]))
-
-
-def _free_dims(product: Product, x: Tensor) -> tuple[int, ...]:
-    if isinstance(product, EinsumProduct):
-        return tuple(at for at, label in enumerate(product.of_x) if label not in product.of_weight)
-    core: int = product.core_dims  # type: ignore[attr-defined]
-    return tuple(range(x.dim() - core))

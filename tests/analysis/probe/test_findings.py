@@ -16,9 +16,8 @@ import bayesify
 from bayesify.errors import UsageError
 from bayesify.nn.hooks import forget_examples, tell_examples
 from bayesify.nn.switches import examples_of_forward, last_examples
-
-from ...nets import SmallResNet, Tangled
-from ...support import draws, judge_moments
+from tests.nets import SmallResNet, Tangled
+from tests.support import draws, judge_moments
 
 SMALL = {"posterior": {"init_std": 1e-4}}  # so small that the model is linear in its noise
 

@@ -12,8 +12,7 @@ from torch.utils import _pytree as pytree
 
 import bayesify
 from bayesify.files.load_model import load_model as load
-
-from ..zoo import ZOO
+from tests.models.zoo import ZOO
 
 NAMES = {"torch": "nn.Transformer", "torchvision": "SqueezeNet", "timm": "ConvMixer", "transformers": "BERT",
          "diffusers": "U-Net"}  # fmt: skip
@@ -22,7 +21,7 @@ ALONE = """
 import sys
 for name in ("tests", "torchvision", "timm", "transformers", "diffusers"):
     sys.modules[name] = None
-from bayesify.cli import main
+from bayesify.cli.commands import main
 main(sys.argv[1:])
 """
 
