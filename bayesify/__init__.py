@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .uncertainty.kl_in_training import annealing, attach_kl, elbo
     from .uncertainty.predict import predict
     from .uncertainty.prediction import Prediction
+    from .uncertainty.sequence import SequencePrediction, sequence
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "Plan",
     "Policy",
     "Prediction",
+    "SequencePrediction",
     "annealing",
     "attach_kl",
     "calibrate",
@@ -67,6 +69,7 @@ __all__ = [
     "revert",
     "sample",
     "save",
+    "sequence",
     "set_posterior_std",
     "variational_layers",
 ]
@@ -104,6 +107,8 @@ _DEFINED_IN = {
     "save": "files.save",
     "Scale": "distributions.scale",
     "ScaleMixture": "distributions.prior",
+    "sequence": "uncertainty.sequence",
+    "SequencePrediction": "uncertainty.sequence",
     "set_posterior_std": "surgery.reset",
     "Settings": "nn.settings",
     "variational_layers": "nn.kl",

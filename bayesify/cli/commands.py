@@ -13,6 +13,7 @@ import click
 from .. import __version__
 from ..errors import UsageError
 from .policy_commands import policy as policy_commands
+from .predict_command import predict as predict_command
 from .terminal import Commands, busy, say
 
 if TYPE_CHECKING:
@@ -217,3 +218,4 @@ def revert(
 
 
 main.add_command(policy_commands)
+main.add_command(predict_command)

@@ -186,7 +186,7 @@ class _Reroute(TorchFunctionMode):
         spread: Any = known.spread
         spreads: Any = zip(*map(followed, spread), strict=True) if isinstance(spread, tuple) else followed(spread)
         pairs = zip(means, spreads, strict=True)
-        self.known += [_Known(view, spread, known.layer) for view, spread in pairs if view is not known.mean]
+        self.known += [_Known(view, its, known.layer) for view, its in pairs if view is not known.mean]
         return mean
 
     def _estimate(self, use: Use, known: _Known) -> Tensor:
