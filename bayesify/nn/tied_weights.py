@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..nn.posterior_tensors import SUFFIXES
+from .posterior_tensors import SUFFIXES
 
 _KEYS = "_tied_weights_keys"
 _START = "(?:)"  # matches nothing, and keeps transformers from taking the expression for a mere name
