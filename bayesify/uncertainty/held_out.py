@@ -35,6 +35,7 @@ Loss = Callable[[Any, Any], Tensor]
 LEVEL = 0.9  # of the sets and intervals whose coverage is shown
 _IGNORED = -100  # torch's label for what has none
 _TEMPERATURES = (0.02, 50.0)
+_HALVINGS = 20  # of the interval above the best temperature
 _NOISE_RATIO = 1e4  # how far from the residuals' own size the noise's std is looked for
 
 Outputs = list[Tensor]  # (samples, n, ...) from the model, and the targets (1, n, ...) last
@@ -118,15 +119,32 @@ class Labels(HeldOut):
         return float(self.losses(outputs, self.blank).mean())
 
     def fit(self, outputs: Outputs) -> Calibration:
-        def loss(log_temperature: Tensor) -> Tensor:
-            return self.losses(outputs, replace(self.blank, temperature=float(log_temperature.exp()))).mean()
-
-        low, high = (torch.tensor(math.log(value), dtype=torch.float64) for value in _TEMPERATURES)
-        found = replace(self.blank, temperature=float(golden_minimum(loss, low, high).exp()))
-        best = min(found, self.blank, key=lambda each: float(self.losses(outputs, each).mean()))
+        best = replace(self.blank, temperature=self._temperature(outputs))
         probabilities, labels = self._probabilities(outputs, best)
         mass = mass_before(probabilities, -1)
         return replace(best, conformal=Conformal.of(mass.gather(-1, labels.unsqueeze(-1))))
+
+    def _temperature(self, outputs: Outputs) -> float:
+        """The highest one that predicts as well as the best, up to its standard error, and no worse than 1 does.
+
+        The rule of Breiman et al. 1984, section 3.4.3. Data that differ a little from these want a higher temperature.
+        """
+
+        def losses(log_temperature: Tensor) -> Tensor:
+            return self.losses(outputs, replace(self.blank, temperature=float(log_temperature.exp())))
+
+        low, high = (torch.tensor(math.log(value), dtype=torch.float64) for value in _TEMPERATURES)
+        best = golden_minimum(lambda log_temperature: losses(log_temperature).mean(), low, high)
+        of_one, of_best = losses(torch.zeros(())), losses(best)
+        if of_best.mean() >= of_one.mean():
+            return 1.0
+        for _ in range(_HALVINGS):
+            middle = (best + high) / 2
+            here = losses(middle)
+            excess = here - of_best
+            good = here.mean() <= of_one.mean() and excess.mean() <= excess.std() / len(excess.flatten()) ** 0.5
+            best, high = (middle, high) if good else (best, middle)
+        return float(best.exp())
 
     def scores(self, name: str, outputs: Outputs, calibration: Calibration) -> Scores:
         probabilities, labels = self._probabilities(outputs, calibration)
