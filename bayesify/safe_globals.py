@@ -26,23 +26,11 @@ def register() -> None:
     """Enter the classes and functions that a converted model holds beside its plain layers."""
     import torch
 
-    from .distributions.posterior import Posterior
-    from .distributions.prior import LogUniform, Normal, ScaleMixture
-    from .distributions.scale import Scale
-    from .nn.hooks import forget_examples, keep_unfused, mark_reached, tell_examples
-    from .nn.kl import Ledger
-    from .nn.posterior_tensors import LazyBuffer
-    from .nn.registry import plain_classes, variant
-    from .nn.settings import Settings
-    from .programs.program import rebuilt
+    from .files.untrusted.saved_names import BUILT_BY_TORCH
     from .uncertainty.calibration import Calibration, Scores
     from .uncertainty.conformal import Conformal
 
-    variants: list[Any] = [variant(cls, method) for cls in plain_classes() for method in ("flipout", "lrt")]
-    settings = [Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture]
-    fitted = [Calibration, Scores, Conformal]
-    hooks: list[Any] = [mark_reached, keep_unfused, tell_examples, forget_examples]
-    torch.serialization.add_safe_globals([*variants, *settings, *fitted, *hooks, Ledger, LazyBuffer, rebuilt])
+    torch.serialization.add_safe_globals([*BUILT_BY_TORCH, Calibration, Scores, Conformal])
 
 
 class _AfterTorch(MetaPathFinder):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,7 +47,7 @@ def read_inputs(path: str | PathLike[str]) -> ExampleInputs:
         FileRefusedError: broken, malicious, or with more in it than tensors and plain values.
         UsageError: there is no such file.
     """
-    found = read_content(Path(path), meta=False)
+    found = read_content(path)
     for leaf in pytree.tree_leaves(found):
         if not isinstance(leaf, _DATA) or (isinstance(leaf, Tensor) and type(leaf) is not Tensor):
             kind = type(leaf).__name__

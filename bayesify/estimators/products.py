@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UsageError
+
 Gradients = tuple[list[Tensor | None], Tensor | None, Tensor | None]
 
 
@@ -29,7 +31,10 @@ class Product(Protocol):
         ...
 
     def fan_in(self, shape: Sequence[int]) -> int:
-        """How many elements of a weight of this shape one output sums (of a convolution: away from the borders)."""
+        """How many elements of a weight of this shape one output sums.
+
+        Of a convolution: away from the borders; of a transposed one: at stride 1.
+        """
         ...
 
     def free_dims(self, dims: int) -> tuple[int, ...]:
@@ -226,17 +231,17 @@ def conv(
     """The product of a convolution and the input that it takes: padded here where the product cannot say how.
 
     Raises:
-        ValueError: `padding='same'` with a stride, which torch does not define either, or an unknown word.
+        UsageError: `padding='same'` with a stride, which torch does not define either, or an unknown word.
     """
     n = len(kernel)
     stride, dilation = _each(stride, n), _each(dilation, n)
     if not isinstance(padding, str):
         return ConvProduct(stride, _each(padding, n), dilation, groups), x
     if padding not in ("same", "valid"):
-        raise ValueError(f"padding={padding!r} is neither a number nor 'same' nor 'valid'")
+        raise UsageError(f"padding={padding!r} is neither a number nor 'same' nor 'valid'")
     if padding == "same":
         if any(step != 1 for step in stride):
-            raise ValueError("padding='same' is not supported for strided convolutions")
+            raise UsageError("padding='same' is not supported for strided convolutions")
         totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
         if all(total % 2 == 0 for total in totals):
             return ConvProduct(stride, tuple(total // 2 for total in totals), dilation, groups), x

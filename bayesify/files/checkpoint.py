@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -13,24 +12,24 @@ from .untrusted.global_names import words
 from .untrusted.placeholders import Placeholder
 
 
-def pick(path: Path, content: Any, key: str | None) -> tuple[Mapping[str, Any], str]:
+def pick(content: Any, key: str | None) -> tuple[Mapping[str, Any], str]:
     """The state_dict that `key` names, or the only one that the file clearly means."""
     found = dict(_candidates(content, ""))
     if key is not None:
-        return _under(path, content, key, found), key
+        return _under(content, key, found), key
     if not found:
         raise FileRefusedError(
-            f"{path}: holds neither a model nor weights but {_describe(content)}; save model.state_dict()"
+            f"holds neither a model nor weights but {_describe(content)}; save model.state_dict()"
         )
     place = _clear_one(found)
     if place is None:
         listed = ", ".join(f"{name} ({_tensors(each)} tensors)" for name, each in list(found.items())[:10])
-        call = f"--weights {path} --key {next(iter(found))}"
-        raise FileRefusedError(f"{path}: holds several sets of weights: {listed}; name one: {call}")
+        call = f"--weights FILE --key {next(iter(found))}"
+        raise FileRefusedError(f"holds several sets of weights: {listed}; name one: {call}")
     return found[place], place
 
 
-def _under(path: Path, content: Any, key: str, found: Mapping[str, Any]) -> Mapping[str, Any]:
+def _under(content: Any, key: str, found: Mapping[str, Any]) -> Mapping[str, Any]:
     if key in found:
         return found[key]  # type: ignore[no-any-return]
     inside = content
@@ -40,7 +39,7 @@ def _under(path: Path, content: Any, key: str, found: Mapping[str, Any]) -> Mapp
     if not isinstance(inside, Mapping) or not _tensors(inside):
         known = ", ".join(name for name in found if name) or "none"
         hint = did_you_mean(key, found)
-        raise UsageError(f"--key {key!r}: {path} has no weights there; weights are under: {known}.{hint}")
+        raise UsageError(f"--key {key!r}: the file has no weights there; weights are under: {known}.{hint}")
     return inside
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import FileRefusedError
 from .checkpoint import pick
 from .prefixes import strip
-from .untrusted.file_kind import sniff
+from .untrusted.content import SHORT, Content, opened
+from .untrusted.file_kind import kind_of
 from .untrusted.global_names import dotted
-from .untrusted.placeholders import dangerous, placeholders
+from .untrusted.node_limits import refuse_unfolding
+from .untrusted.placeholders import WeightsBuilder, dangerous
+from .untrusted.safetensors_file import read_header, read_tensors
 from .untrusted.torch_archive import open_archive
 
 
@@ -41,7 +41,7 @@ class Weights:
 def read_weights(path: str | PathLike[str], *, key: str | None = None, meta: bool = False) -> Weights:
     """Read a state_dict, whatever the file's name and whatever stands beside the weights.
 
-    Objects of foreign classes are read as inert placeholders and never imported; `weights_only=True` always.
+    Objects of foreign classes are read as inert placeholders and never imported.
 
     Args:
         path: safetensors, or a file of torch.save in either format: a state_dict, a checkpoint with one, or a model.
@@ -52,53 +52,44 @@ def read_weights(path: str | PathLike[str], *, key: str | None = None, meta: boo
         FileRefusedError: broken, malicious, without weights, or with several candidates and no `key`.
         UsageError: there is no such file, or nothing stands under `key`.
     """
-    path = Path(path)
-    content = read_content(path, meta)
-    found, place = pick(path, content, key)
+    with opened(path) as content:
+        return weights_in(content, key=key, meta=meta)
+
+
+def weights_in(content: Content, *, key: str | None = None, meta: bool = False) -> Weights:
+    """As `read_weights`, out of a file that is open."""
+    values = values_in(content, meta=meta)
+    found, place = pick(values, key)
     if not meta and any(isinstance(value, Tensor) and value.is_meta for value in found.values()):
-        raise FileRefusedError(f"{path}: was saved from the meta device and holds no data; save the trained model")
+        raise FileRefusedError("was saved from the meta device and holds no data; save the trained model")
     return _cleaned(found, place)
 
 
-def read_content(path: Path, meta: bool) -> Any:
+def read_content(path: str | PathLike[str], *, meta: bool = False) -> Any:
     """All that stands in a file of safetensors or torch.save, as data."""
-    return _read_safetensors(path, meta) if sniff(path).kind == "safetensors" else _read_pickle(path, meta)
+    with opened(path) as content:
+        return values_in(content, meta=meta)
 
 
-def _read_safetensors(path: Path, meta: bool) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            if not meta:
-                return {name: file.get_tensor(name) for name in names}
-            slices = {name: file.get_slice(name) for name in names}
-            return {name: _on_meta(part.get_shape(), part.get_dtype()) for name, part in slices.items()}
-    except (SafetensorError, OSError, KeyError) as error:
-        raise FileRefusedError(f"{path}: is a damaged safetensors file ({error}); fetch or save it again") from None
-
-
-def _on_meta(shape: list[int], dtype: str) -> Tensor:
-    return torch.empty(shape, dtype=_SAFETENSORS_DTYPES[dtype], device="meta")
-
-
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "C64": torch.complex64,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-
-
-def _read_pickle(path: Path, meta: bool) -> Any:
-    archive = open_archive(path)
-    bad = dangerous(archive.listing)
+def values_in(content: Content, *, meta: bool) -> Any:
+    """As `read_content`, out of a file that is open."""
+    found = kind_of(content)
+    if found.kind == "safetensors":
+        return read_tensors(content, read_header(content), meta=meta)
+    if found.refusal:
+        raise FileRefusedError(found.refusal)
+    archive = open_archive(content, found.kind, meta=meta)
+    bad = dangerous(archive.pickle)
     if bad:
         raise FileRefusedError(
-            f"{path}: names {dotted(bad[:10])}, which weights have no need of and which could run code when opened; "
+            f"names {dotted(bad[:10])}, which weights have no need of and which could run code when opened; "
             "refused. Ask its author for a safetensors file"
         )
-    archive.check_readable()
-    return archive.load(placeholders(archive.listing), meta=meta)
+    refuse_unfolding(archive.pickle.root)
+    try:
+        return WeightsBuilder(archive.storages).value(archive.pickle.root)
+    except RecursionError:
+        raise FileRefusedError(f"holds objects inside of objects, deeper than any checkpoint; {SHORT}") from None
 
 
 def _cleaned(found: Mapping[str, Any], place: str) -> Weights:

@@ -25,19 +25,21 @@ from ..distributions.prior import (
     scale_mixture_kl,
     softplus_normal_kl,
 )
-from ..errors import UninitializedLayerError
+from ..errors import NoPosteriorError, ShapeError, UninitializedLayerError, did_you_mean
 from ..estimators import noise
 from ..estimators.flipout import flipout
 from ..estimators.lrt import lrt
 from ..estimators.precision import widened
 from ..estimators.products import Product
+from .basis import drop_basis, has_basis, multiply_in_basis, turned
 from .folded_batches import fold_of
+from .held_draws import Spread, held_draws, held_product, only_draw
 from .hooks import mark_reached
 from .layer_kinds import bias_names, fan_in, weight_names
 from .parametrized_weights import mask, value
 from .posterior_tensors import added_names, posterior_tensors
 from .settings import Method, Settings
-from .switches import Switchable, is_quiet
+from .switches import Switchable, draws_of_forward, is_quiet
 
 
 class Variational(Switchable):
@@ -50,13 +52,13 @@ class Variational(Switchable):
         weight, bias: the posterior means (or the bias itself), under the plain layer's names.
         weight_rho or weight_log_alpha: the scale parameter, by parameterization; likewise for a variational bias.
         weight_prior_mean, weight_prior_std: buffers, where the prior cannot be computed from less.
+        weight_basis: a buffer after `fit_std`, see `basis.py`.
     """
 
     method: Method
     examples_lead = False  # whether the forward hands its products inputs with the examples first
     _settings: Settings
     _reached: bool
-    _drawing = False  # whether a draw stands in a weight's place now
 
     def __init__(self, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -81,10 +83,21 @@ class Variational(Switchable):
         else:
             product, taken = self.product(*inputs, **kwargs)
             mean, bias = self.weight, self.bias  # each read once, since reading may compute it
-            bias_std = None if self.scale_of("bias") is None else self.std_of("bias", bias)
-            posterior = mean, self.std_of("weight", mean), bias, bias_std
-            output = self.estimate(product, taken, *posterior, batch_dim=self._settings.batch_dim)
+            bias_spread = None if self.scale_of("bias") is None else self.spread_of("bias", bias)
+            posterior = mean, self.spread_of("weight", mean), bias, bias_spread
+            output = self.multiply(product, taken, *posterior, batch_dim=self._settings.batch_dim)
         return (output, self.kl_divergence()) if return_kl else output
+
+    def __getattr__(self, name: str) -> Any:
+        """Where a forward computes with one draw of a weight, code that reads the weight is given the draw."""
+        for layer, draws in draws_of_forward():
+            if layer is self and name in draws:
+                return draws[name]
+        return super().__getattr__(name)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        with unrouted():  # the mean, from inside a forward that computes with a draw too
+            super()._save_to_state_dict(*args, **kwargs)
 
     @property
     def weight_std(self) -> Tensor:
@@ -115,20 +128,44 @@ class Variational(Switchable):
         """The posterior's std of `weight` or `bias`, as `means` names them; `mean` is its value, where that is at hand.
 
         Raises:
-            AttributeError: the layer has no posterior of that name.
-            RuntimeError: the mean was resized after conversion, so that its scale no longer fits.
+            NoPosteriorError: the layer has no posterior of that name.
+            ShapeError: the mean was resized after conversion, so that its scale no longer fits.
         """
         mean, scale = value(self, name) if mean is None else mean, self.scale_of(name)
         if mean is None or scale is None:
-            raise AttributeError(f"{type(self).__name__} has no posterior over {name!r}, but over {self.means()}")
+            near = did_you_mean(name, self.means())
+            raise NoPosteriorError(
+                f"{type(self).__name__} has no posterior over {name!r}, but over {self.means()}.{near}"
+            )
         if scale.shape != mean.shape:
-            raise RuntimeError(
+            raise ShapeError(
                 f"{name} has shape {tuple(mean.shape)} but its posterior was made for {tuple(scale.shape)}: "
                 "resize first, then convert"
             )
         with unrouted():
             std, left = self._settings.posterior.std(mean, scale), mask(self, name)
             return std if left is None else std * left
+
+    def spread_of(self, name: str, mean: Tensor | None = None) -> Spread:
+        """The std, as `std_of`; where draws are held, each draw's deviation from the mean."""
+        held, std = held_draws(self), self.std_of(name, mean)
+        if held is None:
+            return std
+        with unrouted():
+            return tuple(turned(self, name, deviation) for deviation in held.deviations(name, std))
+
+    def multiply(
+        self, product: Product, inputs: list[Tensor], mean: Tensor, spread: Spread, bias: Tensor | None,
+        bias_spread: Spread | None, *, batch_dim: int,
+    ) -> Tensor:  # fmt: skip
+        """The product by the layer's estimator; where draws are held, with them."""
+        posterior: Any = mean, spread, bias, bias_spread
+        if not isinstance(spread, tuple) and has_basis(self, "weight"):
+            return multiply_in_basis(self, product, inputs, *posterior, batch_dim=batch_dim)
+        if not isinstance(spread, tuple):
+            return self.estimate(product, inputs, *posterior, batch_dim=batch_dim)  # type: ignore[no-any-return]
+        with unrouted():
+            return held_product(self, product, inputs, *posterior, batch_dim=batch_dim)
 
     def kl_divergence(self) -> Tensor:
         """KL(q‖p) of this layer alone in nats: a 0-dim tensor in float32 or better, summed over weight and bias."""
@@ -192,7 +229,7 @@ class Variational(Switchable):
             self._buffers.pop(name, None)
         for key in [key for key, hook in self._forward_hooks.items() if hook is mark_reached]:
             del self._forward_hooks[key]
-        for name in ("_settings", "_reached", "_drawing"):
+        for name in ("_settings", "_reached"):
             vars(self).pop(name, None)
 
     def reset_parameters(self) -> None:
@@ -204,6 +241,7 @@ class Variational(Switchable):
 
     def reset_posterior(self) -> None:
         """Put the scales and the prior's buffers where they start, given the means as they are now."""
+        drop_basis(self)
         for name, start in posterior_tensors(self, self._settings).items():
             present = getattr(self, name)
             if present.is_meta == start.is_meta:
@@ -228,7 +266,10 @@ class Variational(Switchable):
     def _sampled(self, name: str) -> Tensor:
         """One draw of `weight` or `bias`, with gradients to its posterior."""
         mean = self.mean_of(name)
-        return mean + self.std_of(name, mean) * noise.normal_like(mean)
+        spread = self.spread_of(name, mean)
+        if isinstance(spread, tuple):
+            return mean + only_draw(self, spread)
+        return mean + turned(self, name, spread * noise.normal_like(mean))
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -265,8 +306,6 @@ def unrouted() -> AbstractContextManager[Any]:
     """What a layer computes of its own weight is no product that a module around it should answer (see `rerouted`)."""
     enabled = torch._C._is_torch_function_mode_enabled()
     return torch._C.DisableTorchFunction() if enabled else nullcontext()
-
-
 
 
 def _whole(tensor: Tensor) -> Tensor:

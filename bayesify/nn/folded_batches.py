@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import ShapeError
 from ..estimators.flipout import Fold
 from .hooks import EXAMPLES_ALONG, forget_examples, tell_examples
 from .settings import Settings
@@ -53,7 +54,7 @@ def fold_of(layer: Any, rows: int) -> Fold | None:
     many rows, or as the plan saw it.
 
     Raises:
-        RuntimeError: the rows are no multiple of the examples'.
+        ShapeError: the rows are not a multiple of the examples'.
     """
     settings: Settings = layer._settings
     if settings.rows <= 1:
@@ -62,7 +63,7 @@ def fold_of(layer: Any, rows: int) -> Fold | None:
     if examples == rows:
         return None
     if rows % (examples * max(settings.run, 1)):
-        raise RuntimeError(
+        raise ShapeError(
             f"{rows} rows are not {examples} examples times {settings.run or 'some'} rows: convert again, with "
             "example_inputs like these"
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import NotVariationalError, UninitializedLayerError
 from .base import Variational
+from .model_argument import refuse_other_than_model
 from .parametrized_weights import identity
 
 
@@ -82,6 +83,7 @@ class Ledger:
 
 def total_kl(model: nn.Module, *, reached: bool = False) -> Tensor:
     """`model.kl()` by function: works on any part of a converted model, and where a copy lost the attribute."""
+    refuse_other_than_model(model)
     found = terms(model)
     if not found:
         raise _not_variational(model)
@@ -101,7 +103,9 @@ def layers_of(model: nn.Module) -> list[Variational]:
 
     Raises:
         NotVariationalError: the model has no variational layer.
+        UsageError: it is not a model.
     """
+    refuse_other_than_model(model)
     layers = [layer for _, layer in variational_layers(model)]
     if not layers:
         raise _not_variational(model)

@@ -18,15 +18,26 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 MEAN = "mean"  # what a layer computes with inside `posterior_mean`
 
 _Ways = Mapping[nn.Module, Any]
+_Draws = tuple[tuple[nn.Module, Mapping[str, Tensor]], ...]
 _SWITCHED: ContextVar[tuple[_Ways, ...]] = ContextVar("bayesify_switched", default=())
 _IN_BACKWARD, _LAST = "bayesify_switched", "bayesify_last_examples"  # in torch's own thread-local storage
 _backward = torch._C._current_graph_task_id  # -1 outside of backward passes
-_FORWARD = threading.local()  # a forward never leaves its thread, nor awaits
+
+
+class _Forward(threading.local):
+    """What belongs to the forward that runs in this thread, which it never leaves."""
+
+    def __init__(self) -> None:
+        self.told: tuple[int, Any] | None = None  # examples, and what was told before
+        self.draws: _Draws = ()
+
+
+_FORWARD = _Forward()
 
 
 @contextmanager
@@ -58,19 +69,27 @@ def is_quiet(layer: nn.Module) -> bool:
 
 def tell_examples_of(examples: int) -> None:
     """Note, at the start of a model's forward, how many examples its inputs have; 0 where that is not known."""
-    _FORWARD.told = (examples, getattr(_FORWARD, "told", None))
+    _FORWARD.told = (examples, _FORWARD.told)
 
 
 def forget_examples_of() -> None:
     """Take back the last `tell_examples_of`."""
-    told = getattr(_FORWARD, "told", None)
-    _FORWARD.told = told[1] if told else None
+    _FORWARD.told = _FORWARD.told[1] if _FORWARD.told else None
 
 
 def examples_of_forward() -> int:
     """How many examples the forward that runs in this thread has; 0 where none runs, or where that is not known."""
-    told = getattr(_FORWARD, "told", None)
-    return told[0] if told else 0
+    return _FORWARD.told[0] if _FORWARD.told else 0
+
+
+def set_draws_of_forward(draws: _Draws) -> None:
+    """Have the forward that runs in this thread compute with these draws: (layer, name of a weight -> draw)."""
+    _FORWARD.draws = draws
+
+
+def draws_of_forward() -> _Draws:
+    """What `set_draws_of_forward` set in this thread."""
+    return _FORWARD.draws
 
 
 def remember_examples(layer: nn.Module, rows: int, examples: int) -> None:

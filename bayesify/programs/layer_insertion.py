@@ -167,7 +167,7 @@ def _layout(call: Call, batch: Batch | None) -> int:
     """Of the first input, unless the product is one that looks at its dimensions by name."""
     product = noisy(call.steps)[-1]
     from_left = product.function in ("matmul", "mm") and product.args[0] != Ref("input", 0)
-    if not call.inputs or from_left or product.function in ("einsum", "bmm", "bilinear", "_grouped_mm"):
+    if not call.inputs or from_left or product.function in ("einsum", "bmm", "bilinear", "_grouped_mm", "grouped_mm"):
         return 0
     found = layout(call.inputs[0], batch)
     return 0 if product.function.startswith("conv") else found  # a convolution takes no dimension more

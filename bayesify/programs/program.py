@@ -19,7 +19,7 @@ from ..nn.posterior_tensors import posterior_tensors
 from ..nn.registry import variant
 from ..nn.settings import Settings
 from .fused_operators import refresh
-from .graph_module import Graph, whole
+from .graph_module import Graph, unwhole, whole
 from .input_checks import checked
 from .insertion import Insertion, insertion
 from .layer_insertion import has_products, layered
@@ -126,6 +126,15 @@ def insert_layers(model: nn.Module, insertions: Mapping[str, Insertion]) -> None
         whole(graph)
         if name in insertions:
             insertions[name].repeat(graph)
+
+
+def take_out_layers(model: nn.Module) -> None:
+    """The inverse of `insert_layers`, once no layer is variational any more."""
+    for graph in graphs(model).values():
+        plain = vars(graph).pop("_plain_graph", None)
+        if plain is not None:
+            plain.put_back(graph)
+        unwhole(graph)
 
 
 def graphs(model: nn.Module) -> dict[str, fx.GraphModule]:

@@ -58,8 +58,7 @@ def calibrate(
         noise: where a regression has its log-variance, as in `predict`; "halves" if the output is twice the target.
         output, dim, samples, seed: as in `predict`.
 
-    Returns:
-        What was fitted, which the model keeps: it prints as a table beside the mean network.
+    Returns: what was fitted, which the model keeps: it prints as a table beside the mean network.
 
     Raises:
         NotVariationalError: the model has no variational layer.

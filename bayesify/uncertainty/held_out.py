@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..errors import UsageError
 from ..estimators.precision import widened
 from ..nn.posterior_mean import posterior_mean
 from .calibration import Calibration, Scores
-from .calls import LABELS, Call, loader_calls
+from .calls import Call
 from .conformal import Conformal, mass_before
 from .likelihoods import (
     calibration_error,
@@ -30,6 +29,7 @@ from .observation_noise import HALVES, split_noise
 from .outputs import picked
 from .passes import Sampler
 from .prediction import prediction_set
+from .targets import labelled_calls
 
 Loss = Callable[[Any, Any], Tensor]
 LEVEL = 0.9  # of the sets and intervals whose coverage is shown
@@ -262,13 +262,7 @@ def held_out(model: nn.Module, loader: Iterable[Any], blank: Calibration, loss: 
     Raises:
         UsageError: the loader is empty, or its batches hold no targets.
     """
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    whole = list(loader)
-    calls = list(loader_calls(model, whole))
-    targets = [_on(device, _target(batch, call)) for batch, call in zip(whole, calls, strict=True)]
-    if not calls:
-        raise UsageError("the loader gave no batch")
-    batches = list(zip(calls, targets, strict=True))
+    batches = labelled_calls(model, loader)
     if loss is not None:
         return OwnLoss(batches, blank, loss)
     if blank.task == "classification":
@@ -276,24 +270,6 @@ def held_out(model: nn.Module, loader: Iterable[Any], blank: Calibration, loss: 
     if blank.noise is None and _twice_as_wide(model, batches[0], blank):
         blank = replace(blank, noise=HALVES)
     return Numbers(batches, blank)
-
-
-def _target(batch: Any, call: Call) -> Any:
-    inner = batch[0] if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Mapping) else batch
-    if isinstance(batch, tuple | list) and len(batch) > max(len(call.args), 1):
-        return batch[-1]
-    if isinstance(inner, Mapping):
-        found = next((key for key in inner if key in LABELS), None)
-        if found is not None:
-            return inner[found]
-    raise UsageError(
-        "a batch holds no target: let the loader give (inputs..., target), or mappings with a key "
-        f"{', '.join(sorted(LABELS))}"
-    )
-
-
-def _on(device: torch.device, target: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), target)
 
 
 def _twice_as_wide(model: nn.Module, batch: tuple[Call, Any], blank: Calibration) -> bool:

@@ -14,6 +14,7 @@ from ..nn.kl import layers_of
 from ..nn.posterior_mean import posterior_mean
 from .calls import Call
 from .prediction import is_float
+from .seeds import seeded
 
 MOST_FOLDED = 4  # draws that share one |ΔW|: 16 of them are worth 9 at a fan-in of 20, 4 are worth 3.5
 MOST_ROWS = 64  # in a pass of several draws; from there on one draw fills the machine
@@ -32,11 +33,7 @@ def undisturbed(model: nn.Module, seed: int | None) -> Iterator[None]:
     back.
     """
     modes = [(module, module.training) for module in model.modules()]
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type != "cpu"}
-    indices = [device.index for device in devices if device.type == "cuda"]
-    with torch.no_grad(), torch.random.fork_rng(indices, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with torch.no_grad(), seeded(model, seed):
         if model.training:
             model.eval()
         training = (module for module in model.modules() if module.training)

@@ -216,16 +216,13 @@ def test_a_file_that_is_not_there_is_a_usage_error(tmp_path):
         read_weights(tmp_path / "none.pt")
 
 
-def test_torch_load_is_always_told_weights_only(file, monkeypatch):
-    seen = []
-    real = torch.load
-    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: (seen.append(kwargs), real(*args, **kwargs))[1])
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "old"])
+def test_torchs_own_reader_is_never_asked_and_no_class_becomes_safe_for_it(old, file, monkeypatch):
+    path = file(saved(STATE, old))
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("torch.load was called"))
     before = set(torch.serialization.get_safe_globals())
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    read_weights(file(saved(STATE)))
-    assert [each["weights_only"] for each in seen] == [True]
+    read_weights(path)
     assert set(torch.serialization.get_safe_globals()) == before
-
 
 def test_the_archive_helper_makes_what_torch_makes(file):
     """The hand-made files of these tests are refused for what is wrong in them and for nothing else."""

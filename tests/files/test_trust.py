@@ -4,12 +4,13 @@ import enum
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
+from bayesify.errors import FileRefusedError
+from bayesify.files.load_model import load_model
 from bayesify.files.untrusted.global_names import Name
-from bayesify.files.untrusted.stand_ins import VARIABLE_FUNCTIONS, NumpyType, attribute, numpy_scalar
 from bayesify.files.untrusted.trust import Refused, judge
+from tests.files.made_files import Evil, saved
 
 
 def test_a_function_of_an_imported_module_is_never_offered_by_allow():
@@ -24,18 +25,46 @@ def test_what_a_library_only_re_exports_is_not_the_librarys(vision):
     assert judge(Name("torchvision.models._api", "Enum"), ()) == Refused()
 
 
-def test_getattr_reaches_hooks_activations_and_nested_classes_only():
-    lazy = nn.LazyLinear(2)
-    assert attribute(lazy, "_infer_parameters") == lazy._infer_parameters
-    assert attribute(VARIABLE_FUNCTIONS, "relu") is torch.relu
-    for owner, name in ((lazy, "forward"), (VARIABLE_FUNCTIONS, "from_file"), (nn.Linear, "forward"), (torch, "relu")):
-        with pytest.raises(ValueError, match="refused"):
-            attribute(owner, name)
+@pytest.mark.parametrize(
+    ("owner", "name"), [("lazy", "forward"), ("lazy", "__class__"), ("linear", "_infer_parameters"), ("lazy", "load")]
+)
+def test_getattr_reaches_the_hooks_of_lazy_layers_only(owner, name, file):
+    model = nn.Sequential(nn.LazyLinear(2) if owner == "lazy" else nn.Linear(2, 2))
+    model.extra = Evil(getattr, model[0], name)
+    with pytest.raises(FileRefusedError, match=f"reads the attribute '{name}'"):
+        load_model(file(saved(model)))
 
 
-def test_numpy_scalars_are_numbers_of_plain_types():
-    kind = NumpyType("f8", False, True)
-    kind.__setstate__((3, ">", None, None, None, -1, -1, 0))
-    assert numpy_scalar(kind, np.array(2.5, ">f8").tobytes()) == 2.5
-    with pytest.raises(ValueError, match="refused"):
-        NumpyType("O8", False, True)
+GLOBALS = [
+    Name("torch.nn", "Linear.forward"), Name("torch._C", "_VariableFunctionsClass.from_file"), Name("torch", "os")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GLOBALS, ids=str)
+def test_getattr_of_a_global_is_a_global_of_its_own(name):
+    assert judge(name, ()) == Refused()
+
+
+NUMBERS = {
+    "big-endian": np.array(2.5, ">f8")[()],
+    "half": np.float16(1.5),
+    "date": np.datetime64("2020-01-01"),
+    "text": np.array(["a", "bc"]),
+    "columns first": np.asfortranarray(np.arange(6).reshape(2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numpys_numbers_are_read_as_they_are(name, file):
+    model = nn.Identity()
+    model.extra = NUMBERS[name]
+    opened = load_model(file(saved(model)))
+    assert np.array_equal(opened.extra, model.extra)
+    assert opened.extra.dtype == model.extra.dtype
+
+
+def test_numpys_objects_are_refused(file):
+    model = nn.Identity()
+    model.extra = np.array([print, len])
+    with pytest.raises(FileRefusedError):
+        load_model(file(saved(model)))

@@ -21,7 +21,7 @@ from bayesify.errors import (
     UsageError,
 )
 from bayesify.nn.registry import _VARIANTS
-from bayesify.surgery import convert as surgery
+from bayesify.surgery import rewrite as surgery
 from tests.nets import SmallResNet, Tangled, image, randomness, snapshot, tokens
 
 VARIATIONAL_BIAS = {"method": "flipout", "bias": "variational"}

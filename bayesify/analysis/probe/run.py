@@ -162,4 +162,3 @@ class _Uses(TorchFunctionMode):
         elif role(func, args, kwargs, weight) in (Role.VIEW, Role.SCALED):
             views = [output] if isinstance(output, Tensor) else list(output)
             self.weights += [(each, name) for each in views if isinstance(each, Tensor)]
-

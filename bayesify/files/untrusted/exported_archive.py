@@ -5,203 +5,205 @@ torch.export.load is never called: it unpickles without restriction what its res
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping
-from math import prod
 from os import PathLike
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import FileRefusedError
 from ...programs.program import Program, from_text
 from ...programs.serialized.checked_text import pruned
-from .file_kind import sniff
-from .global_names import dotted
-from .pickle_listing import Listing, MalformedPickleError, listing
-from .torch_archive import SHORT, reason
-from .trust import is_plain
+from .byte_stream import MalformedPickleError
+from .content import Content, opened
+from .file_kind import kind_of
+from .global_names import Name, dotted
+from .node_limits import refuse_unfolding
+from .pickle_reader import read_pickle
+from .placeholders import WeightsBuilder, torch_constant
+from .storages import Storages
+from .tensors import Tensors, parameter
+from .torch_archive import open_archive
+from .zip_directory import ZipDirectory
 
 _FORM = re.compile(
     r"archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version|\.storage_alignment|extra/.*"
     r"|models/(?P<model>[^/]+)\.json|data/sample_inputs/(?P<pickle>[^/]+\.pt)"
     r"|data/(weights|constants)/(?P<config>[^/]+_config\.json|(weight|tensor)_\d+)|data/(weights|constants)/[^/]+\.pt"
-    r"|serialized_(exported_program\.json|state_dict\.(pt|json)|constants\.(pt|json)|example_inputs\.pt)"
+    r"|serialized_(exported_program\.json|state_dict\.pt|constants\.pt|example_inputs\.pt)"
 )
 _CODE = re.compile(
     r"data/aotinductor/.*|.*\.(so|cpp|o|cubin|ptx)|data/constants/(custom|opaque)_obj_.*|executorch/.*|mtia.*"
 )
 _OTHER = re.compile(r"extra/.*|\.data/.*")  # what torch hands on as it is, to who may unpickle it
-_EXPANDED = 1 << 28  # elements that a tensor may have by repeating those in the file
 _PAYLOAD = re.compile(r"(weight|tensor)_\d+")
 
 
-def open_program(source: str | PathLike[str] | BinaryIO, *, meta: bool = False) -> Program:
+def open_program(path: str | PathLike[str], *, meta: bool = False) -> Program:
     """Open an archive of torch.export without running anything from it.
 
     Args:
-        source: the file.
+        path: the file.
         meta: read no weights; the program's tensors are on the meta device.
 
     Raises:
         FileRefusedError: it is broken, names anything beyond tensors and plain values, or calls what is no operator.
         UsageError: there is no such file.
     """
-    name = str(source) if isinstance(source, str | PathLike) else "the exported program"
-    if isinstance(source, str | PathLike) and sniff(source).kind != "torch.export":
-        raise FileRefusedError(f"{name}: {sniff(source).refusal or 'is no archive of torch.export'}")
+    with opened(path) as content:
+        found = kind_of(content)
+        if found.kind != "torch.export":
+            raise FileRefusedError(found.refusal or "is not an archive of torch.export")
+        return program_in(content, meta=meta)
+
+
+def program_in(content: Content, *, meta: bool) -> Program:
+    """As `open_program`, out of a file that is open."""
+    archive = _Archive(ZipDirectory(content), meta)
     try:
-        with zipfile.ZipFile(source) as file:
-            archive = _Archive(file, Path(source).stat().st_size if isinstance(source, str | PathLike) else None)
-            return from_text(archive.text(), *archive.tensors(meta))
-    except FileRefusedError as error:
-        raise FileRefusedError(f"{name}: {error}") from None
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-    ) as error:
-        raise FileRefusedError(f"{name}: {reason(error)}") from None
+        return from_text(archive.text(), *archive.tensors())
+    except FileRefusedError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise FileRefusedError(_unreadable(error)) from None
 
 
 class _Archive:
     """The entries of one archive, by their names below its folder; all of them are looked through when it is opened."""
 
-    def __init__(self, file: zipfile.ZipFile, size: int | None) -> None:
-        self.file = file
-        infos = file.infolist()
-        legacy = any(info.filename == "serialized_exported_program.json" for info in infos)
-        self.entries = {info.filename if legacy else info.filename.partition("/")[2]: info for info in infos}
-        if len(self.entries) != len(infos) or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-            raise FileRefusedError(
-                "holds entries twice or compressed, as torch.export.save never writes; save it again"
-            )
-        if size is not None and sum(info.file_size for info in infos) > size:
-            raise FileRefusedError(f"its entries claim more bytes than it has; {SHORT}")
-        for name in self.entries:
+    def __init__(self, directory: ZipDirectory, meta: bool) -> None:
+        self.directory, self.meta = directory, meta
+        legacy = "serialized_exported_program.json" in directory.members
+        self.names = {name if legacy else name.partition("/")[2]: name for name in directory.members}
+        if len(self.names) != len(directory.members):
+            raise FileRefusedError("holds entries twice, as torch.export.save never writes; save it again")
+        for name in self.names:
             self._look_through(name)
 
     def _look_through(self, name: str) -> None:
+        """Refuse an entry that the format has not, or that is damaged. Only those that are read here have a meaning."""
         if _CODE.fullmatch(name):
             raise FileRefusedError(
                 f"holds {name[:80]!r}, compiled code or an object that could run code when opened; refused"
             )
         if not _FORM.fullmatch(name):
             raise FileRefusedError(f"holds {name[:80]!r}, which torch.export.save never writes; save it again")
-        if name.endswith(".pt") or (_OTHER.fullmatch(name) and self._is_pickled(name)):
-            refuse_unplain(name, self.read(name))
+        member = self.directory.stored(self.names[name])
+        if not self.meta or not _PAYLOAD.fullmatch(name.rpartition("/")[2]):
+            self.directory.verify(member.name)
+        if name.endswith(".pt") or _OTHER.fullmatch(name):
+            refuse_unplain(name, self.part(name))
 
-    def _is_pickled(self, name: str) -> bool:
-        with self.file.open(self.entries[name]) as content:
-            return content.read(4).startswith((b"\x80", b"PK"))
+    def part(self, name: str) -> Content:
+        """An entry as a content of its own."""
+        member = self.directory.stored(self.names[name])
+        return self.directory.content.part(member.start, member.size)
 
     def read(self, name: str) -> bytes:
-        return self.file.read(self.entries[name])
+        """An entry's bytes."""
+        return self.directory.read(self.names[name])
 
     def text(self) -> str:
         """The program, pruned. An archive with several models is asked for `model`, as torch.export.load does."""
-        found = [name for name in ("models/model.json", "serialized_exported_program.json") if name in self.entries]
+        found = [name for name in ("models/model.json", "serialized_exported_program.json") if name in self.names]
         if not found:
             raise FileRefusedError(
                 "holds no exported program 'model'; save it again with torch.export.save(program, path)"
             )
-        if "byteorder" in self.entries and self.read("byteorder").strip() != b"little":
+        if "byteorder" in self.names and self.read("byteorder").strip() != b"little":
             raise FileRefusedError("was written on a big-endian machine; export it again on this one")
         return pruned(self.read(found[0]))
 
-    def tensors(self, meta: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The program's Parameters and buffers, and its constants."""
-        return self._group("weights", "state_dict", meta), self._group("constants", "constants", meta)
+        return self._group("weights", "state_dict"), self._group("constants", "constants")
 
-    def _group(self, folder: str, legacy: str, meta: bool) -> dict[str, Tensor]:
-        for name in (f"data/{folder}/model.pt", f"serialized_{legacy}.pt", f"serialized_{legacy}.json"):
-            if name in self.entries:
-                return _unpickled(name, self.read(name), meta)
+    def _group(self, folder: str, legacy: str) -> dict[str, Tensor]:
+        for name in (f"data/{folder}/model.pt", f"serialized_{legacy}.pt"):
+            if name in self.names:
+                return _unpickled(name, self.part(name), self.meta)
         config = json.loads(self.read(f"data/{folder}/model_{folder}_config.json"))["config"]
-        shared: dict[Any, Tensor] = {}
-        found = {}
-        for name, payload in config.items():
+        paths = [f"data/{folder}/{_payload(payload)}" for payload in config.values()]
+        files = {path: self.directory.stored(self.names[path]).size for path in paths if path in self.names}
+        raw = Storages(files, lambda path, buffer: self.directory.read_into(self.names[path], buffer), meta=self.meta)
+        made, shared, found = Tensors(raw), {}, {}
+        for (name, payload), path in zip(config.items(), paths, strict=True):
             key = json.dumps(payload, sort_keys=True)
             if key not in shared:
-                shared[key] = self._tensor(f"data/{folder}", payload, meta)
+                shared[key] = self._tensor(path, payload, made)
             found[name] = shared[key]
         return found
 
-    def _tensor(self, folder: str, payload: Mapping[str, Any], meta: bool) -> Tensor:
-        path = payload["path_name"]
-        if not _PAYLOAD.fullmatch(path):
-            raise FileRefusedError(f"has a tensor at {path[:80]!r}, where torch.export.save puts none; refused")
-        content = self.read(f"{folder}/{path}")
+    def _tensor(self, path: str, payload: Mapping[str, Any], made: Tensors) -> Tensor:
+        form = payload["tensor_meta"]
         if payload["use_pickle"]:
-            refuse_unplain(path, content)
-            tensor = _load(content, meta)
+            refuse_unplain(path, self.part(path))
+            tensor = _load(self.part(path), self.meta)
+            if not isinstance(tensor, Tensor):
+                raise FileRefusedError(f"its {path} holds a {type(tensor).__name__}, not a tensor; save it again")
         else:
-            tensor = _strided(payload["tensor_meta"], content, meta)
-        grad = bool((payload["tensor_meta"] or {}).get("requires_grad"))
-        return nn.Parameter(tensor, requires_grad=grad) if payload["is_param"] else tensor
+            memory = made.storages.bytes_of(path)
+            sizes, strides = (tuple(int(size["as_int"]) for size in form[part]) for part in ("sizes", "strides"))
+            tensor = made.strided(memory, int(form["storage_offset"]["as_int"]), sizes, strides, _dtype(form))
+        if not payload["is_param"]:
+            return tensor
+        return parameter(tensor, bool((form or {}).get("requires_grad")))
 
 
-def refuse_unplain(name: str, content: bytes) -> None:
+def _payload(payload: Mapping[str, Any]) -> str:
+    path = payload["path_name"]
+    if not _PAYLOAD.fullmatch(path):
+        raise FileRefusedError(f"has a tensor at {path[:80]!r}, where torch.export.save puts none; refused")
+    return str(path)
+
+
+def _dtype(form: Mapping[str, Any]) -> torch.dtype:
+    from torch._export.serde.serialize import deserialize_scalar_type
+
+    return deserialize_scalar_type(form["dtype"])
+
+
+def refuse_unplain(name: str, content: Content) -> None:
     """Refuse a pickled payload that names anything beyond tensors and plain values.
 
     Raises:
         FileRefusedError: it does.
     """
-    if not content:
+    head = content.read(0, min(4, content.size))
+    if not head.startswith((b"\x80", b"PK")):
         return
-    for found in _listings(name, content):
-        foreign = [each for each in found.names if not is_plain(each)]
-        if foreign or found.strange:
-            what = dotted(foreign[:10]) or "data outside the file"
-            raise FileRefusedError(f"its {name} names {what}, which could run code when opened; refused")
-
-
-def _listings(name: str, content: bytes) -> list[Listing]:
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as inner:
-            pickles = [entry for entry in inner.namelist() if entry.endswith(".pkl")]
-            if len(pickles) != 1 or any("/code/" in entry for entry in inner.namelist()):
-                raise FileRefusedError(f"its {name} is no plain file of torch.save; refused")
-            return [listing(inner.read(pickles[0]))]
-    except (zipfile.BadZipFile, MalformedPickleError, KeyError, RuntimeError, NotImplementedError):
-        raise FileRefusedError(f"its {name} is damaged, or no plain file of torch.save; refused") from None
+        pickle = open_archive(content, "torch zip", meta=True).pickle if head[:2] == b"PK" else read_pickle(content)
+        foreign = [found for found in pickle.names if not _is_plain(found)]
+    except (FileRefusedError, MalformedPickleError):
+        raise FileRefusedError(f"its {name} is damaged, or not a plain file of torch.save; refused") from None
+    if foreign:
+        raise FileRefusedError(f"its {name} names {dotted(foreign[:10])}, which could run code when opened; refused")
 
 
-def _load(content: bytes, meta: bool) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.load(io.BytesIO(content), map_location="meta" if meta else "cpu", weights_only=True)
+def _is_plain(name: Name) -> bool:
+    storage = name.module in ("torch", "torch.storage") and name.qualname.endswith("Storage")
+    known = str(name) in WeightsBuilder.rules or str(name) == "torch.Tensor"
+    return storage or known or torch_constant(name) is not None
 
 
-def _unpickled(name: str, content: bytes, meta: bool) -> dict[str, Tensor]:
-    found = _load(content, meta) if content else {}
-    if not isinstance(found, Mapping) or not all(isinstance(each, Tensor) for each in found.values()):
+def _load(content: Content, meta: bool) -> Any:
+    archive = open_archive(content, "torch zip", meta=meta)
+    refuse_unfolding(archive.pickle.root)
+    return WeightsBuilder(archive.storages).value(archive.pickle.root)
+
+
+def _unpickled(name: str, content: Content, meta: bool) -> dict[str, Tensor]:
+    found = _load(content, meta) if content.size else {}
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise FileRefusedError(f"its {name} holds something else than tensors; save it again")
     return dict(found)
 
 
-def _strided(form: Mapping[str, Any], content: bytes, meta: bool) -> Tensor:
-    from torch._export.serde.serialize import deserialize_scalar_type
-
-    dtype = deserialize_scalar_type(form["dtype"])
-    sizes, strides = ([int(each["as_int"]) for each in form[part]] for part in ("sizes", "strides"))
-    offset, held = int(form["storage_offset"]["as_int"]), len(content) // dtype.itemsize
-    reach = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)) + 1
-    full = prod(sizes) > 0
-    if min([offset, *sizes, *strides]) < 0 or (full and reach > held) or prod(sizes) > max(held, _EXPANDED):
-        raise FileRefusedError(f"has a tensor of sizes {str(sizes)[:80]} in {len(content)} bytes; save it again")
-    if meta:
-        return torch.empty_strided(sizes, strides, dtype=dtype, device="meta")
-    flat = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
-    return flat.as_strided(sizes, strides, offset)
+def _unreadable(error: Exception) -> str:
+    """Why a program could not be read, in one line."""
+    first = re.sub(r"\x1b\[\d*m", "", str(error)).strip().split("\n", 1)[0]
+    return f"cannot be read ({first[:160]}); the file is damaged, or was written by other versions of its libraries"

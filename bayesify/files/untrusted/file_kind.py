@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import codecs
-import json
 import pickle
-import pickletools
-import zipfile
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Literal
 
-from ...errors import UsageError
+from ...errors import FileRefusedError
+from .byte_stream import MalformedPickleError
+from .content import FOLDER, Content, opened
+from .pickle_reader import read_pickle
+from .safetensors_file import read_header
+from .zip_directory import ZipDirectory
 
 Kind = Literal[
     "torch zip", "torch old", "safetensors", "TorchScript", "torch.export", "numpy", "zip", "empty", "folder", "text",
@@ -40,87 +42,72 @@ def sniff(path: str | PathLike[str]) -> Sniffed:
 
     Raises:
         UsageError: there is no such file, or it may not be read.
+        FileRefusedError: it is a pipe or a device.
     """
-    path = Path(path)
-    if path.is_dir():
+    if Path(path).is_dir():
         return _refused("folder")
-    try:
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    kind = _from_head(head, path)
-    return Sniffed(kind) if kind in ("torch zip", "torch old", "safetensors") else _refused(kind)
+    with opened(path) as content:
+        return kind_of(content)
+
+
+def kind_of(content: Content) -> Sniffed:
+    """Tell what an opened file is from its bytes."""
+    head = content.read(0, min(4096, content.size))
+    if not head:
+        return _refused("empty")
+    if head.startswith(b"PK\x03\x04"):
+        return _zipped(content)
+    if head.startswith(b"\x80"):
+        return _pickled(content)
+    for magic, kind in _MAGICS.items():
+        if head.startswith(magic):
+            return _refused(kind)
+    if head[257:262] == b"ustar":
+        return _refused("torch tar")
+    return _safetensors(head, content) or _refused(_onnx(head) or _text(head) or "unknown")
 
 
 def _refused(kind: Kind) -> Sniffed:
     return Sniffed(kind, _REFUSALS[kind])
 
 
-def _from_head(head: bytes, path: Path) -> Kind:
-    if not head:
-        return "empty"
-    if head.startswith(b"PK\x03\x04"):
-        return _zipped(path)
-    if head.startswith(b"\x80"):
-        return _pickled(path)
-    for magic, kind in _MAGICS.items():
-        if head.startswith(magic):
-            return kind
-    if head[257:262] == b"ustar":
-        return "torch tar"
-    return _safetensors(head, path) or _onnx(head) or _text(head) or "unknown"
-
-
-def _zipped(path: Path) -> Kind:
+def _zipped(content: Content) -> Sniffed:
     try:
-        with zipfile.ZipFile(path) as file:
-            names = file.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return "truncated"
+        names = ZipDirectory(content).members
+    except FileRefusedError as error:
+        return Sniffed("truncated", str(error))
     inside = {name.split("/", 1)[-1] for name in names} | set(names)
     if "constants.pkl" in inside or any(name.startswith("code/") for name in inside):
-        return "TorchScript"
+        return _refused("TorchScript")
     if "archive_format" in inside or "serialized_exported_program.json" in inside:
-        return "torch.export"
+        return _refused("torch.export")
     if "data.pkl" in inside:
-        return "torch zip"
-    return "numpy" if names and all(name.endswith(".npy") for name in names) else "zip"
+        return Sniffed("torch zip")
+    return _refused("numpy" if names and all(name.endswith(".npy") for name in names) else "zip")
 
 
-def _pickled(path: Path) -> Kind:
-    with path.open("rb") as file:
-        try:
-            operations = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(file.read(64))]
-        except (ValueError, IndexError):
-            return "pickle" if _ends(path) else "truncated"
-        return "torch old" if ("LONG1", MAGIC_NUMBER) in operations else "pickle"
+def _pickled(content: Content) -> Sniffed:
+    try:
+        if read_pickle(content.part(0, min(64, content.size))).root == MAGIC_NUMBER:
+            return Sniffed("torch old")
+    except (MalformedPickleError, FileRefusedError):
+        whole = content.read(content.size - 1, 1) == pickle.STOP
+        return _refused("pickle" if whole else "truncated")
+    return _refused("pickle")
 
 
-def _ends(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read() == pickle.STOP
-
-
-def _safetensors(head: bytes, path: Path) -> Kind | None:
+def _safetensors(head: bytes, content: Content) -> Sniffed | None:
     """8 bytes of length, a JSON header of that length that says where each tensor ends, the tensors."""
     length = int.from_bytes(head[:8], "little")
     if head[8:9] != b"{" or length < 2:
         return None
-    size = path.stat().st_size
-    if 8 + length > size:
-        return "truncated" if length < 1 << 32 else None
-    with path.open("rb") as file:
-        file.seek(8)
-        try:
-            header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            return "safetensors" if 8 + length + max(ends, default=0) <= size else "truncated"
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-            return None
+    if 8 + length > content.size:
+        return _refused("truncated") if length < 1 << 32 else None
+    try:
+        read_header(content)
+    except FileRefusedError as error:
+        return Sniffed("truncated", str(error))
+    return Sniffed("safetensors")
 
 
 def _text(head: bytes) -> Kind | None:
@@ -157,7 +144,7 @@ _REFUSALS: dict[Kind, str] = {
     "pickle": "is a plain pickle, not a file of torch.save; load it with the program that wrote it and "
     "torch.save(model.state_dict(), FILE)",
     "empty": "is empty; save or download it again",
-    "folder": "is a folder; give the file in it, such as model.safetensors, by --weights beside the model's factory",
+    "folder": FOLDER,
     "text": "is a text file, not a model; is the path right?",
     "web page": "is a web page, not a model: the download went wrong; fetch the file itself",
     "git-lfs pointer": "is a git-lfs pointer, not the model itself; run `git lfs pull`",

@@ -1,83 +1,70 @@
 """Inert placeholders: what objects of foreign classes become that stand beside the weights in a checkpoint.
 
-They are read as data and never imported. The listing settles what each becomes: an object that the pickle fills like a
-dict is a dict, one that it fills like a list is a list, any other keeps its arguments and its state.
+They are read as data and never imported: an object that the pickle fills like a dict is a dict, one that it fills like
+a list is a list, any other keeps its arguments and its state.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from .builder import Builder
+from .container_rules import CONTAINER_RULES
 from .global_names import Name, words
-from .pickle_listing import Listing
-from .torch_archive import NOTE
+from .nodes import Call
+from .pickle_reader import Pickle
+from .tensor_rules import TENSOR_RULES
 
 
+@dataclass(eq=False)
 class Placeholder:
     """Stands for an object of a foreign class: its class's `name`, the `args` it was made with and its `state`."""
 
     name: str = ""
     args: tuple[Any, ...] = ()
     state: Any = None
-
-    def __new__(cls, *args: Any) -> Placeholder:
-        made = super().__new__(cls)
-        made.args = args
-        return made
-
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+    is_key = True  # it may be a key of a dict, which goes by what it is and not by what it says
 
 
-class _Filled:
-    """Stands for a class whose objects the pickle fills with items: a call or `__new__` gives an empty container."""
+class WeightsBuilder(Builder):
+    """Builds tensors and plain containers, and placeholders for everything else."""
 
-    def __init__(self, name: str, kind: type) -> None:
-        self.name = name
-        self.kind = kind
-        self.__new__ = lambda cls, *args: kind()  # type: ignore[method-assign]
+    rules = TENSOR_RULES | CONTAINER_RULES
 
-    def __call__(self, *args: Any) -> Any:
-        return self.kind()
+    def name(self, name: Name) -> Any:
+        """A dtype as torch's own, any other global as a placeholder."""
+        return torch_constant(name) or Placeholder(str(name))
 
-
-def placeholders(found: Listing) -> list[Any]:
-    """A placeholder for every name of the listing, in the form that `torch.serialization.safe_globals` takes.
-
-    torch's reader prefers its own meaning of the names that it knows (tensors, dtypes, OrderedDict).
-    """
-    fills = {made.maker: made.fills for made in found.made if isinstance(made.maker, Name) and made.fills}
-    made = {str(name): _stand_in(name, fills.get(name)) for name in found.names}
-
-    def inner(owner: Any, attribute: str) -> Any:
-        """In place of getattr, by which picklers write a class inside a class."""
-        return made.get(f"{getattr(owner, 'name', '')}.{attribute}", Placeholder())
-
-    made["builtins.getattr"] = inner
-    made[NOTE] = _second
-    made |= {"a dict\n": dict, "a list\n": list}  # what _Filled makes, under names that no pickle can spell
-    return [(target, name) for name, target in made.items()]
+    def object(self, node: Call) -> Any:
+        """A dict, a list, or a placeholder."""
+        name = str(node.maker) if isinstance(node.maker, Name) else ""
+        if node.pairs:
+            return self.fill(self.keep(node, OrderedDict()), node.pairs)
+        if node.items:
+            made: list[Any] = self.keep(node, [])
+            made += [self.value(item) for item in node.items]
+            return made
+        placeholder = self.keep(node, Placeholder(name))
+        placeholder.args = tuple(self.value(arg) for arg in node.args)
+        placeholder.state = self.value(node.state)
+        return placeholder
 
 
-def _stand_in(name: Name, fills: str | None) -> Any:
-    if fills is not None:
-        return _Filled(str(name), OrderedDict if fills == "dict" else list)
-    return type("Placeholder", (Placeholder,), {"name": str(name)})
+def torch_constant(name: Name) -> Any:
+    """torch's dtype, layout, memory format or quantization scheme of this name, or None."""
+    value = vars(torch).get(name.qualname) if name.module == "torch" else None
+    kinds = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
+    return value if isinstance(value, kinds) else None
 
 
-def _second(kind: str, cls: Any, *_: Any) -> Any:
-    return cls
-
-
-def dangerous(found: Listing) -> list[Name]:
+def dangerous(found: Pickle) -> list[Name]:
     """The names that weights have no need of and that run code where a pickle is opened without care."""
-    called = {maker for maker, _ in found.calls}
-    return [name for name in found.names if is_dangerous(name, name in called)]
+    return [name for name in found.names if is_dangerous(name, name in found.called)]
 
 
 def is_dangerous(name: Name, called: bool) -> bool:

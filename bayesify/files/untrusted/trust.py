@@ -1,16 +1,17 @@
 """Which of the globals that a pickled model names may be built, and in which role.
 
 Roles, from the narrowest: a `value` is only stored, a `module` or a `plain` object is made by `__new__` and given its
-attributes (its constructor never runs), an `enum` may be looked up by value, a `call` may be called by the file.
+attributes (its constructor never runs), an `enum` is looked up by its value, a `call` is made by a rule of ours.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
-import functools
 import importlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,24 +21,33 @@ import torch
 from torch import nn
 
 from ...errors import did_you_mean
-from ...nn import registered
 from ...nn.base import Variational
-from ...programs.program import rebuilt
+from ...nn.registry import DERIVED_IN, by_saved_name, origin
+from .container_rules import CONTAINER_RULES
+from .everyday_rules import EVERYDAY_RULES
 from .global_names import Name, words
-from .placeholders import is_dangerous
-from .stand_ins import ACTIVATIONS, VARIABLE_FUNCTIONS, NumpyType, attribute, class_of_note, numpy_scalar
-from .torch_archive import NOTE
+from .hook_rules import HOOK_CLASSES, HOOK_RULES, OWN_HOOKS
+from .placeholders import is_dangerous, torch_constant
+from .saved_names import PINNED, PINNED_NAMES
+from .tensor_rules import TENSOR_RULES
 
 Role = Literal["call", "enum", "module", "plain", "value"]
 
 LIBRARIES = ("torch.nn", "torchvision", "timm", "transformers")
 FITTED = ("bayesify.uncertainty.calibration", "bayesify.uncertainty.conformal")
-OURS = ("bayesify.nn", "bayesify.distributions", "bayesify.programs.part", *FITTED)
+OURS = (*PINNED, *FITTED)
+
+# The modules of those libraries in which their layers and configurations are; to import one does nothing else.
+_IMPORTABLE = re.compile(
+    r"torch\.nn(\.\w+)*|torchvision\.(models|ops|transforms)(\.\w+)*|timm\.(models|layers|loss)(\.\w+)*"
+    r"|transformers\.models\.\w+\.(modeling|configuration)_\w+|transformers\.generation\.configuration_utils"
+    r"|transformers\.(activations|pytorch_utils|modeling_\w+|configuration_utils|cache_utils|loss\.\w+)"
+)
 
 
 @dataclass(frozen=True)
 class Trusted:
-    """One global that may be used. `target` is None where torch's reader knows the global by itself."""
+    """One global that may be used: what it is (None where a rule stands in its place)."""
 
     role: Role
     target: Any = None
@@ -56,64 +66,80 @@ def judge(name: Name, allow: Sequence[str]) -> Trusted | Refused:
     known = KNOWN.get(str(name)) or _of_torch(name)
     if known is not None:
         return known
-    if name.module == registered.__name__:
+    if origin_of(name) != name:
         return _derived(name, allow)
-    if _within(name.module, OURS) or (_within(name.module, LIBRARIES) and "__main__" not in name.module):
+    if within(name.module, LIBRARIES):
+        return _of_library(name) if _IMPORTABLE.fullmatch(name.module) else Refused()
+    if str(name) in PINNED_NAMES or within(name.module, FITTED):
         return _of_library(name)
     if name.module.partition(".")[0] in _STANDARD or is_dangerous(name, called=True) or _is_no_class(name):
         return Refused()
     if name.module == "__main__":
         return Refused(why=f"{name} was defined in a script, where no other program finds it; move it into a module")
-    exact = str(name) in allow
-    if exact or any(str(name).startswith(pattern[:-1]) for pattern in allow if pattern.endswith(".*")):
-        return _of_user(name, exact)
+    if _allows(allow, name):
+        return _of_user(name, exact=_allows(allow, name, exact=True))
     return Refused(never=False)
 
 
 def origin_of(name: Name) -> Name:
     """The class that a name stands for: of a class that conversion derived, the one that it was derived from."""
-    place = registered.origin(name.qualname) if name.module == registered.__name__ else None
+    place = origin(name.qualname) if name.module == DERIVED_IN else None
     return name if place is None else Name(*place)
+
+
+def within(module: str, packages: Sequence[str]) -> bool:
+    """Whether a module is one of the packages, or inside of one."""
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def _allows(allow: Sequence[str], name: Name, exact: bool = False) -> bool:
+    """Whether the user's word lets a class in: by its name, or with all of its module; a class with its inner ones."""
+    parts = name.qualname.split(".")
+    owners = {f"{name.module}.{'.'.join(parts[: i + 1])}" for i in range(len(parts))}
+    if owners & set(allow):
+        return True
+    return not exact and any(str(name).startswith(pattern[:-1]) for pattern in allow if pattern.endswith(".*"))
 
 
 def _derived(name: Name, allow: Sequence[str]) -> Trusted | Refused:
     """A class that conversion derived is trusted as far as its origin, which judging imports."""
-    origin = origin_of(name)
-    verdict = Refused() if origin == name else judge(origin, allow)
+    verdict = judge(origin_of(name), allow)
     if isinstance(verdict, Refused):
         return verdict
     if verdict.role != "module" or issubclass(verdict.target, Variational):
         return Refused()
-    return Trusted("module", getattr(registered, name.qualname))
-
-
-def is_plain(name: Name) -> bool:
-    """Whether a global is one that pickled tensors and plain values need."""
-    return str(name) in _REBUILDERS or _of_torch(name) is not None
+    try:
+        return Trusted("module", by_saved_name(name.qualname))
+    except AttributeError as error:
+        return Refused(why=str(error))
 
 
 def _of_torch(name: Name) -> Trusted | None:
     if name.module in ("torch", "torch.cuda", "torch.storage") and name.qualname.endswith("Storage"):
         return Trusted("value")
-    if name.module == "torch" and "." not in name.qualname:
-        value = getattr(torch, name.qualname, None)
-        if isinstance(value, torch.dtype | torch.layout | torch.memory_format | torch.qscheme):
-            return Trusted("value", value)
+    constant = torch_constant(name)
+    if constant is not None:
+        return Trusted("value", constant)
     if name.module in ("torch.nn.functional", "torch._C._nn") and name.qualname in ACTIVATIONS:
-        return Trusted("value", getattr(importlib.import_module(name.module), name.qualname, None))
+        found = getattr(importlib.import_module(name.module), name.qualname, None)
+        return None if found is None else Trusted("value", found)
     owner, _, activation = str(name).rpartition(".")
-    return Trusted("value") if owner == _VARIABLE_FUNCTIONS and activation in ACTIVATIONS else None
+    if owner == _VARIABLE_FUNCTIONS and activation in ACTIVATIONS and hasattr(torch, activation):
+        return Trusted("value", getattr(torch, activation))
+    return None
 
 
 def _of_library(name: Name) -> Trusted | Refused:
     found = _find(name)
     if isinstance(found, Refused):
         return found
-    if not _within(getattr(found, "__module__", None) or "", (*LIBRARIES, *OURS)):
+    if isinstance(found, enum.Enum) and within(type(found).__module__, LIBRARIES):
+        return Trusted("value", found)
+    if not within(getattr(found, "__module__", None) or "", (*LIBRARIES, *OURS)):
         return Refused()
     if isinstance(found, type):
         return _class(found) or Refused()
-    listed = str(name) in HELPERS or name.module.startswith("timm.layers.activations") or _within(name.module, OURS)
+    listed = str(name) in HELPERS or name.module.startswith("timm.layers.activations") or str(name) in PINNED_NAMES
     return Trusted("value", found) if listed and callable(found) else Refused()
 
 
@@ -123,10 +149,11 @@ def _class(cls: type) -> Trusted | None:
         return None if issubclass(cls, _RUNS_CODE) else Trusted("module", cls)
     if issubclass(cls, enum.Enum):
         return Trusted("enum", cls)
-    if issubclass(cls, _UNINITIALIZED):
+    if issubclass(cls, UNINITIALIZED):
         return Trusted("call", cls)
     name = f"{cls.__module__}.{cls.__qualname__}"
-    if name in HELPERS or _within(cls.__module__, OURS) or any(base.__name__ in _CONFIGS for base in cls.__mro__):
+    plain = dataclasses.is_dataclass(cls) or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
+    if plain or name in HELPERS or any(base.__name__ in _CONFIGS for base in cls.__mro__):
         return Trusted("plain", cls)
     return None
 
@@ -136,6 +163,8 @@ def _of_user(name: Name, exact: bool) -> Trusted | Refused:
         found = _find(name)
     if isinstance(found, Refused):
         return found
+    if isinstance(found, enum.Enum) and exact:
+        return Trusted("value", found)
     if not isinstance(found, type) or found.__module__.partition(".")[0] in _STANDARD:
         return Refused()
     if issubclass(found, nn.Module):
@@ -146,15 +175,18 @@ def _of_user(name: Name, exact: bool) -> Trusted | Refused:
 
 
 def _is_no_class(name: Name) -> bool:
-    """Whether a module that is imported already has something else than a class under this name."""
+    """Whether a module that is imported already has something else than a class, or its member, under this name."""
     found: Any = sys.modules.get(name.module)
     for part in name.qualname.split("."):
-        found = getattr(found, part, None)
-    return found is not None and not isinstance(found, type)
+        found = vars(found).get(part) if hasattr(found, "__dict__") else None
+    return found is not None and not isinstance(found, type | enum.Enum)
 
 
 def _find(name: Name) -> Any:
-    """Import what a trusted module calls so; a class inside a class is followed, a module inside a module is not."""
+    """Import what a trusted module calls so; a class inside a class is followed, a module inside a module is not.
+
+    Names are read from the modules' and classes' own dicts: what a module computes when it is asked is not run.
+    """
     top = name.module.partition(".")[0]
     try:
         found: Any = importlib.import_module(name.module)
@@ -163,9 +195,10 @@ def _find(name: Name) -> Any:
             return Refused(why=f"{name}: {top} is not installed or not on the path")
         return Refused(why=f"{name}: importing {name.module} fails ({_line(error)})")
     for part in name.qualname.split("."):
-        inner = getattr(found, part, None)
+        known = vars(found) if hasattr(found, "__dict__") else {}
+        inner = known.get(part)
         if inner is None or isinstance(inner, type(sys)):
-            return Refused(why=f"{name}: {name.module} has no {name.qualname!r}.{did_you_mean(part, vars(found))}")
+            return Refused(why=f"{name}: {name.module} has no {name.qualname!r}.{did_you_mean(part, known)}")
         found = inner
     return found
 
@@ -188,51 +221,39 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def _within(module: str, packages: Sequence[str]) -> bool:
-    return any(module == package or module.startswith(package + ".") for package in packages)
-
-
-_UNINITIALIZED: Any = vars(nn.parameter)["UninitializedTensorMixin"]  # not in torch's type stubs
+UNINITIALIZED: Any = vars(nn.parameter)["UninitializedTensorMixin"]  # not in torch's type stubs
 _STANDARD = sys.stdlib_module_names - {"__main__"}
-_VARIABLE_FUNCTIONS = "torch._C._VariableFunctionsClass"
+_VARIABLE_FUNCTIONS = "torch._C._VariableFunctionsClass"  # `torch.relu` is pickled as an attribute of it
 _RUNS_CODE = (torch.jit.ScriptModule, torch.fx.GraphModule)  # their state is source code, or compiled code
 _CONFIGS = frozenset({"PreTrainedConfig", "PretrainedConfig", "GenerationConfig"})  # of transformers
 
-# What torch's reader knows by itself and may call. Its rebuilders of nested tensors and of wrapper subclasses, which
-# take any offset, stay out.
-_REBUILDERS = words("""
-    torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state torch._utils._rebuild_tensor
-    torch._utils._rebuild_tensor_v2 torch._utils._rebuild_tensor_v3 torch._utils._rebuild_sparse_tensor
-    torch._utils._rebuild_qtensor torch._utils._rebuild_meta_tensor_no_storage torch._tensor._rebuild_from_type_v2
-    torch._utils._rebuild_device_tensor_from_cpu_tensor torch.serialization._get_layout torch.Size torch.device
-    torch.nn.parameter.Parameter torch.Tensor collections.OrderedDict collections.Counter builtins.set builtins.complex
-    builtins.bytearray _codecs.encode
+ACTIVATIONS = words("""
+    relu relu_ relu6 gelu silu silu_ elu elu_ selu selu_ celu leaky_relu leaky_relu_ softplus softsign mish hardswish
+    hardtanh hardsigmoid tanh tanhshrink sigmoid logsigmoid softmax log_softmax softmin glu rrelu prelu tanh_ sigmoid_
+    sin cos exp square normalize pairwise_distance cosine_similarity interpolate
 """)
 
 # The handful of plain things that trained models of the four libraries store beside modules.
-HELPERS = words("""
-    torch.nn.modules.module._WrappedHook torch.nn.utils.weight_norm.WeightNorm
-    torch.nn.utils.spectral_norm.SpectralNorm torch.nn.utils.spectral_norm.SpectralNormStateDictHook
-    torch.nn.utils.spectral_norm.SpectralNormLoadStateDictPreHook
-    torch.nn.utils.prune.L1Unstructured torch.nn.utils.prune.RandomUnstructured torch.nn.utils.prune.LnStructured
-    torch.nn.utils.prune.RandomStructured torch.nn.utils.prune.CustomFromMask torch.nn.utils.prune.Identity
-    torch.nn.utils.prune.PruningContainer
+HELPERS = HOOK_CLASSES | words("""
     torchvision.ops.boxes.box_iou torchvision.models.optical_flow.raft._pass_through_h
     torchvision.models.detection._utils.BoxCoder torchvision.models.detection._utils.Matcher
     torchvision.models.detection._utils.SSDMatcher torchvision.models.detection._utils.BalancedPositiveNegativeSampler
-    timm.models._features.FeatureInfo
+    timm.models._features.FeatureInfo bayesify.nn.Ledger
 """)
 
+_VALUES: tuple[type, ...] = (list, dict, tuple, set, int, float, str, bool, complex, bytes)
+
+
+def _role_of(kind: type) -> Role:
+    return "call" if f"builtins.{kind.__name__}" in CONTAINER_RULES else "value"
+
+
 KNOWN: dict[str, Trusted] = {
-    **{name: Trusted("call") for name in _REBUILDERS},
-    "torch.utils.hooks.RemovableHandle": Trusted("plain", torch.utils.hooks.RemovableHandle),
-    "functools.partial": Trusted("call", functools.partial),
-    "bayesify.programs.program.rebuilt": Trusted("call", rebuilt),
-    "builtins.getattr": Trusted("call", attribute),
-    NOTE: Trusted("call", class_of_note),
-    "numpy.dtype": Trusted("call", NumpyType),
-    "numpy.core.multiarray.scalar": Trusted("call", numpy_scalar),
-    "numpy._core.multiarray.scalar": Trusted("call", numpy_scalar),
-    _VARIABLE_FUNCTIONS: Trusted("value", VARIABLE_FUNCTIONS),
+    **{name: Trusted("call") for name in (*TENSOR_RULES, *CONTAINER_RULES, *EVERYDAY_RULES, *HOOK_RULES)},
+    **{f"{hook.__module__}.{hook.__qualname__}": Trusted("value", hook) for hook in OWN_HOOKS},
+    **{f"builtins.{kind.__name__}": Trusted(_role_of(kind), kind) for kind in _VALUES},
+    "torch.Tensor": Trusted("value", torch.Tensor),
+    "numpy.ndarray": Trusted("value"),
+    "bayesify.programs.rebuilt": Trusted("call"),
     "torch.optim.swa_utils.AveragedModel": Trusted("module", torch.optim.swa_utils.AveragedModel),
 }
