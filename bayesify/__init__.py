@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .uncertainty.calibrate import calibrate
     from .uncertainty.calibration import Calibration
     from .uncertainty.draws import draw, sample
+    from .uncertainty.fit_std import FittedStd, fit_std
     from .uncertainty.kl_in_training import annealing, attach_kl, elbo
     from .uncertainty.predict import predict
     from .uncertainty.prediction import Prediction
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BayesifyError",
     "Calibration",
+    "FittedStd",
     "Plan",
     "Policy",
     "Prediction",
@@ -53,6 +55,7 @@ __all__ = [
     "draw",
     "elbo",
     "extend_optimizer",
+    "fit_std",
     "flipout",
     "functional",
     "kl",
@@ -85,6 +88,8 @@ _DEFINED_IN = {
     "draw": "uncertainty.draws",
     "elbo": "uncertainty.kl_in_training",
     "extend_optimizer": "surgery.optimizer",
+    "FittedStd": "uncertainty.fit_std",
+    "fit_std": "uncertainty.fit_std",
     "flipout": "surgery.convert",
     "kl": "nn.kl:total_kl",
     "load": "files.load_model:load_model",

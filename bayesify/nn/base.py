@@ -22,6 +22,7 @@ from ..estimators.flipout import flipout
 from ..estimators.lrt import lrt
 from ..estimators.precision import widened
 from ..estimators.products import Product
+from .basis import drop_basis, has_basis, multiply_in_basis, turned
 from .folded_batches import fold_of
 from .held_draws import Spread, held_draws, held_product, only_draw
 from .hooks import mark_reached
@@ -43,6 +44,7 @@ class Variational(Switchable):
         weight, bias: the posterior means (or the bias itself), under the plain layer's names.
         weight_rho or weight_log_alpha: the scale parameter, by parameterization; likewise for a variational bias.
         weight_prior_mean, weight_prior_std: buffers, where the prior cannot be computed from less.
+        weight_basis: a buffer after `fit_std`, see `basis.py`.
     """
 
     method: Method
@@ -150,7 +152,7 @@ class Variational(Switchable):
         if held is None:
             return std
         with unrouted():
-            return held.deviations(name, std)
+            return tuple(turned(self, name, deviation) for deviation in held.deviations(name, std))
 
     def multiply(
         self, product: Product, inputs: list[Tensor], mean: Tensor, spread: Spread, bias: Tensor | None,
@@ -158,6 +160,8 @@ class Variational(Switchable):
     ) -> Tensor:  # fmt: skip
         """The product by the layer's estimator; where draws are held, with them."""
         posterior: Any = mean, spread, bias, bias_spread
+        if not isinstance(spread, tuple) and has_basis(self, "weight"):
+            return multiply_in_basis(self, product, inputs, *posterior, batch_dim=batch_dim)
         if not isinstance(spread, tuple):
             return self.estimate(product, inputs, *posterior, batch_dim=batch_dim)  # type: ignore[no-any-return]
         with unrouted():
@@ -214,6 +218,7 @@ class Variational(Switchable):
 
     def reset_posterior(self) -> None:
         """Put the scales and the prior's buffers where they start, given the means as they are now."""
+        drop_basis(self)
         for name, start in posterior_tensors(self, self._settings).items():
             present = getattr(self, name)
             if present.is_meta == start.is_meta:
@@ -241,7 +246,7 @@ class Variational(Switchable):
         spread = self.spread_of(name, mean)
         if isinstance(spread, tuple):
             return mean + only_draw(self, spread)
-        return mean + spread * noise.normal_like(mean)
+        return mean + turned(self, name, spread * noise.normal_like(mean))
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

@@ -15,7 +15,7 @@ from .layer_kinds import bias_names, fan_in, weight_names
 from .parametrized_weights import sources, value
 from .settings import Settings
 
-SUFFIXES = ("rho", "log_alpha", "prior_mean", "prior_std")
+SUFFIXES = ("rho", "log_alpha", "prior_mean", "prior_std", "basis")
 
 
 def added_names(layer: nn.Module) -> list[str]:

@@ -44,5 +44,5 @@ class Settings:
         """The same settings with `auto` and `init_std` settled, for a network of `layers` converted layers."""
         posterior = self.posterior.for_depth(layers)
         assert posterior.init_std is not None
-        prior = self.prior.settled(posterior.init_std) if isinstance(self.prior, Normal) else self.prior
+        prior = self.prior.settled(posterior.init_std, layers) if isinstance(self.prior, Normal) else self.prior
         return replace(self, posterior=posterior, prior=prior)

@@ -57,8 +57,10 @@ class PriorSettings(Section):
         description="normal (keys: mean, std), scale_mixture (keys: pi, std1, std2; Blundell et al. 2015) or "
         "log_uniform (no keys; for a multiplicative posterior; Molchanov et al. 2017). Default: normal.",
     )
-    mean: Annotated[float | Literal["zero", "pretrained"] | None, values.MEAN] = Field(
-        default=None, description="normal: its centre. pretrained: the weights as they are. Default: pretrained."
+    mean: Annotated[float | Literal["zero", "pretrained", "auto"] | None, values.MEAN] = Field(
+        default=None,
+        description="normal: its centre. pretrained: the weights as they are. auto: with no std given, N(0, 16/fan_in) "
+        "where at most 6 layers convert, and pretrained where more do or a std is given. Default: auto.",
     )
     std: Annotated[Scale | None, values.PRIOR_STD] = Field(
         default=None, description="normal: the prior's std. Default: {init_std: 3.0}."
@@ -87,13 +89,15 @@ class PriorSettings(Section):
             return LogUniform()
         if self.family == "scale_mixture":
             return ScaleMixture(**{key: value for key, value in self.given().items() if key != "family"})
-        mean = 0.0 if self.mean == "zero" else "pretrained" if self.mean is None else self.mean
+        if self.mean in (None, "auto") and self.std is None:
+            return Normal("auto")
+        mean = 0.0 if self.mean == "zero" else "pretrained" if self.mean in (None, "auto") else self.mean
         return Normal(mean, self.std or Normal().std)
 
 
 BUILTIN_POSTERIOR = PosteriorSettings(parameterization="additive", init_std="auto")
 BUILTIN_PRIORS: dict[Family | None, PriorSettings] = {
-    "normal": PriorSettings(family="normal", mean="pretrained", std=Scale("init_std", 3.0)),
+    "normal": PriorSettings(family="normal", mean="auto"),
     "scale_mixture": PriorSettings(family="scale_mixture", pi=0.5, std1=1.0, std2=math.exp(-6)),
     "log_uniform": PriorSettings(family="log_uniform"),
 }

@@ -20,6 +20,7 @@ from ..errors import did_you_mean
 from .selectors import LONGEST, SelectorError, check_syntax
 
 METHODS = ("flipout", "lrt", "keep")
+MEANS = ("zero", "pretrained", "auto")
 FAMILIES = ("normal", "scale_mixture", "log_uniform")
 
 MethodName = Literal["flipout", "lrt", "keep"]
@@ -125,12 +126,13 @@ def read_selector(value: Any) -> str:
 
 def read_mean(value: Any) -> float | str:
     """Reads a prior's mean."""
-    if isinstance(value, str) and value in ("zero", "pretrained"):
+    if isinstance(value, str) and value in MEANS:
         return value
     if is_number(value) and math.isfinite(finite(value)):
         return finite(value)
-    hint = did_you_mean(value, ("zero", "pretrained")) if isinstance(value, str) else ""
-    raise refused(f"{shown(value)} is not one of zero, pretrained or a finite number.{hint}{_why_no_number(value)}")
+    hint = did_you_mean(value, MEANS) if isinstance(value, str) else ""
+    what = "is not one of zero, pretrained, auto or a finite number."
+    raise refused(f"{shown(value)} {what}{hint}{_why_no_number(value)}")
 
 
 def scale(kinds: dict[str, str], words: tuple[str, ...] = ()) -> Reads:
@@ -219,7 +221,7 @@ FROZEN = one_of(("keep", "convert"))
 UNMATCHED = one_of(("error", "allow"))
 INITIAL_STD = scale({**RELATIVE, **FAN_IN}, ("auto",))
 PRIOR_STD = scale({**RELATIVE, **FAN_IN, **INIT_STD})
-MEAN = Reads(read_mean, {"anyOf": [{"enum": ["zero", "pretrained"]}, _FINITE]})
+MEAN = Reads(read_mean, {"anyOf": [{"enum": list(MEANS)}, _FINITE]})
 POSITIVE = Reads(read_positive, {"type": "number", "exclusiveMinimum": 0, "maximum": sys.float_info.max})
 SHARE = Reads(read_share, {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1})
 TEXT = Reads(read_text, {"type": "string", "minLength": 1})

@@ -11,14 +11,14 @@ from ..errors import UsageError
 from ..nn.kl import layers_of
 from ..nn.parametrized_weights import sources
 
-SCALE_SPEED = 10.0  # docs/defaults.md
+SCALE_SPEED = 2.0  # docs/defaults.md
 
 
 def param_groups(model: nn.Module, lr: float = 1e-3, **options: Any) -> list[dict[str, Any]]:
     """Parameter groups for any torch optimizer: `torch.optim.Adam(bayesify.param_groups(model, lr=1e-3))`.
 
     Args:
-        lr: the learning rate of the means and all other parameters; scales get ten times that.
+        lr: the learning rate of the means and all other parameters; scales get twice that.
         options: further options of both groups (`weight_decay=...`); the scales never have weight decay.
 
     Raises:
@@ -33,7 +33,7 @@ def param_groups(model: nn.Module, lr: float = 1e-3, **options: Any) -> list[dic
 def extend_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
     """Add the scales that `convert(..., inplace=True)` made to an optimizer that existed before.
 
-    Each scale joins with the settings of its mean's group, ten times its learning rate and no weight decay. Left out
+    Each scale joins with the settings of its mean's group, twice its learning rate and no weight decay. Left out
     are scales whose mean the optimizer does not have, and those that it has already. Make schedulers afterwards.
 
     Raises:

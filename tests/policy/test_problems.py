@@ -43,9 +43,9 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"posterior": {"init_std": {"relative": 1, "fan_in": 1}}}, "is not a positive finite number, {relative: number}"),
     ({"posterior": {"init_std": {"init_std": 1}}}, "is not a positive finite number, {relative: number}"),
     ({"prior": {"std": "auto"}}, "prior.std: 'auto' is not a positive finite number, {relative: number}"),
-    ({"prior": {"mean": math.nan}}, "prior.mean: nan is not one of zero, pretrained or a finite number."),
+    ({"prior": {"mean": math.nan}}, "prior.mean: nan is not one of zero, pretrained, auto or a finite number."),
     ({"prior": {"mean": "pre-trained"}}, "Did you mean 'pretrained'?"),
-    ({"prior": {"mean": False}}, "prior.mean: False is not one of zero, pretrained or a finite number."),
+    ({"prior": {"mean": False}}, "prior.mean: False is not one of zero, pretrained, auto or a finite number."),
     ({"prior": {"family": "scale_mixture", "pi": 1}}, "prior.pi: 1 is not a number between 0 and 1, neither included."),
     ({"prior": {"family": "scale_mixture", "pi": True}}, "prior.pi: True is not a number between 0 and 1"),
     ({"prior": {"family": "scale_mixture", "std1": {"relative": 1}}}, "prior.std1: {'relative': 1} is not a positive"),
@@ -182,11 +182,7 @@ def test_the_json_schema_accepts_policies_and_describes_every_key(tmp_path) -> N
     assert all(field.get("description") for model in models for field in model["properties"].values())
     assert "null" not in str(schema)
     assert schema["properties"]["method"]["enum"] == ["flipout", "lrt", "keep"]
-    assert schema["properties"]["prior"]["default"] == {
-        "family": "normal",
-        "mean": "pretrained",
-        "std": {"init_std": 3.0},
-    }
+    assert schema["properties"]["prior"]["default"] == {"family": "normal", "mean": "auto"}
 
 
 # What a schema cannot say: whether a regular expression is one, and that nan is no number.
