@@ -16,6 +16,7 @@ ROOT = Path(bayesify.__file__).parent
 # (file, exception): why no user meets it.
 NEVER_MET = {
     ("__init__.py", "AttributeError"): "Python's own protocol: hasattr asks for it",
+    ("distributions/__init__.py", "AttributeError"): "Python's own protocol: hasattr asks for it",
     ("analysis/proxies.py", "AttributeError"): "Python's own protocol: the model's code under the tracer asks for it",
     ("nn/registry.py", "AttributeError"): "Python's own protocol: pickle asks a module for a name",
     ("files/untrusted/model_builder.py", "TypeError"): "caught in the same function",

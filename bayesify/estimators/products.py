@@ -142,7 +142,8 @@ class EinsumProduct(_ExamplesLead):
     def gradients(self, grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, needs: Sequence[bool]) -> Gradients:
         of_x = self._back(self.of_weight, self.of_x, grad, weight, inputs[0]) if needs[0] else None
         of_weight = self._back(self.of_x, self.of_weight, grad, inputs[0], weight) if needs[1] else None
-        return [of_x], of_weight, None
+        of_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if needs[2] else None
+        return [of_x], of_weight, of_bias
 
     def _back(self, by: str, to: str, grad: Tensor, factor: Tensor, like: Tensor) -> Tensor:
         """A label that only `to` has was summed over: its gradient is the same all along."""

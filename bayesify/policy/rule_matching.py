@@ -169,9 +169,9 @@ def _selector_problems(policy: Policy, candidates: Sequence[Candidate], names: C
     for number, rule in enumerate(policy.rules):
         targets += [(("rules", number, "targets", index), text) for index, text in enumerate(rule.targets)]
         ignores += [(("rules", number, "ignore", index), text) for index, text in enumerate(rule.ignore)]
-    found = [(path, ignore_problem(compiled(text), candidates, names, allow)) for path, text in ignores]
-    found += [(path, target_problem(compiled(text), candidates, names, allow)) for path, text in targets]
-    return [Problem(path, sentence) for path, sentence in found if sentence]
+    told = [(path, ignore_problem(compiled(text), candidates, names, allow)) for path, text in ignores]
+    told += [(path, target_problem(compiled(text), candidates, names, allow)) for path, text in targets]
+    return [Problem(path, sentence) for path, sentence in told if sentence]
 
 
 def _shadow_problems(policy: Policy, matches: Sequence[RuleMatch], ignored: Collection[int]) -> list[Problem]:

@@ -111,29 +111,29 @@ class Candidates(tuple[Candidate, ...]):
     @cached_property
     def below(self) -> dict[str, set[int]]:
         """The candidates with this name, or inside of the module of this name."""
-        found: dict[str, set[int]] = defaultdict(set)
+        indices: dict[str, set[int]] = defaultdict(set)
         for index, candidate in enumerate(self):
             for name in candidate.names:
                 for prefix in (name, *(name[:end] for end in _ends(name))):
-                    found[prefix].add(index)
-        return dict(found)
+                    indices[prefix].add(index)
+        return dict(indices)
 
     @cached_property
     def named(self) -> dict[str, set[int]]:
         """The candidates with this very name."""
-        found: dict[str, set[int]] = defaultdict(set)
+        indices: dict[str, set[int]] = defaultdict(set)
         for index, candidate in enumerate(self):
             for name in candidate.names:
-                found[name].add(index)
-        return dict(found)
+                indices[name].add(index)
+        return dict(indices)
 
     @cached_property
     def of_class(self) -> dict[type, set[int]]:
         """The candidates of exactly this class."""
-        found: dict[type, set[int]] = defaultdict(set)
+        indices: dict[type, set[int]] = defaultdict(set)
         for index, candidate in enumerate(self):
-            found[candidate.cls].add(index)
-        return dict(found)
+            indices[candidate.cls].add(index)
+        return dict(indices)
 
     @cached_property
     def able(self) -> frozenset[int]:
