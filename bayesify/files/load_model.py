@@ -15,7 +15,7 @@ from .fit_weights import fit
 from .model_factory import build_network
 from .model_file.description import Factory, is_ours
 from .model_file.read import OwnFile
-from .read_weights import weights_in
+from .read_weights import Weights, weights_in, weights_of
 from .untrusted.build_model import build_model_from
 from .untrusted.content import Content, opened
 from .untrusted.exported_archive import program_in
@@ -81,14 +81,14 @@ def _model(
     if found.kind == "torch.export":
         return program_in(content, meta=meta)
     if found.kind == "safetensors":
-        raise _no_model(content, path)
+        raise _no_model(lambda: weights_in(content, meta=True), path)
     if found.refusal:
         raise FileRefusedError(found.refusal)
     archive = open_archive(content, found.kind, meta=meta)
     refuse_unfolding(archive.pickle.root)
     root = archive.pickle.root if key is None else _under(archive.pickle.root, key)
     if not isinstance(root, Call) or str(root.maker) in _NOT_OBJECTS:
-        raise _no_model(content, path)
+        raise _no_model(lambda: weights_of(archive), path)
     return build_model_from(root, archive.storages, allow)
 
 
@@ -134,10 +134,10 @@ def _check_allow(allow: Sequence[str]) -> None:
             )
 
 
-def _no_model(content: Content, path: str | PathLike[str]) -> FileRefusedError:
+def _no_model(read: Callable[[], Weights], path: str | PathLike[str]) -> FileRefusedError:
     """The refusal for a file that holds weights and no architecture, with the call that would work."""
     try:
-        weights = weights_in(content, meta=True)
+        weights = read()
     except FileRefusedError as error:
         return error
     place = f" under key {weights.key!r}" if weights.key else ""
