@@ -107,7 +107,8 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
     with busy(f"Converting {source.model}"):
         model = _opened(source)
         made = plan(model, policy, example_inputs=inputs)
-        save(carry_out(made, model, inplace=True, kl_name=kl_name), target)
+        converted = carry_out(made, model, inplace=True, kl_name=kl_name)
+        save(converted, target, plan=made.to_dict(), **source.recorded())
     _show(made, **options)
     say(f"\nWrote {target}", err=options["as_json"])
 

@@ -105,7 +105,7 @@ class BilinearProduct(_ExamplesLead):
 
     def gradients(self, grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, needs: Sequence[bool]) -> Gradients:
         left, right = inputs
-        rows, lefts, rights = (each.reshape(-1, each.shape[-1]) for each in (grad, left, right))
+        rows, lefts, rights = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grad, left, right))
         of_left = torch.einsum("nk,kij,nj->ni", rows, weight, rights).view_as(left) if needs[0] else None
         of_right = torch.einsum("nk,kij,ni->nj", rows, weight, lefts).view_as(right) if needs[1] else None
         of_weight = torch.einsum("nk,ni,nj->kij", rows, lefts, rights) if needs[2] else None

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..errors import FileRefusedError
 from .checkpoint import pick
+from .model_file.description import is_ours
+from .model_file.read import OwnFile
 from .prefixes import strip
 from .untrusted.content import SHORT, Content, opened
 from .untrusted.file_kind import kind_of
@@ -75,7 +77,8 @@ def values_in(content: Content, *, meta: bool) -> Any:
     """As `read_content`, out of a file that is open."""
     found = kind_of(content)
     if found.kind == "safetensors":
-        return read_tensors(content, read_header(content), meta=meta)
+        header = read_header(content)
+        return OwnFile(content, meta=meta).tensors() if is_ours(header) else read_tensors(content, header, meta=meta)
     if found.refusal:
         raise FileRefusedError(found.refusal)
     archive = open_archive(content, found.kind, meta=meta)
