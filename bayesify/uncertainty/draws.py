@@ -25,7 +25,8 @@ def draw(model: nn.Module, seed: int | None = None, draws: int = 1) -> Iterator[
     """Hold one draw of all weights: inside, the model is one function, for every call, example and time step.
 
     Flipout and LRT alike. The draw is mean + std·ε with ε held: it follows the parameters, and gradients reach mean and
-    scale (Kingma & Welling 2014, section 2.4). It holds for the thread or asyncio task that opened the block.
+    scale (Kingma & Welling 2014, section 2.4). It holds for the thread or asyncio task that opened the block; where
+    checkpointing computes parts again, call backward inside.
 
     Args:
         seed: the same seed is the same draw, and the global generators are left as they were.

@@ -215,13 +215,63 @@ def test_a_draw_follows_the_parameters() -> None:
 
 
 def test_ties_share_a_draw() -> None:
-    shared = nn.Linear(4, 4, bias=False)
-    model: Any = bayesify.convert(nn.Sequential(shared, shared), "flipout")
+    plain = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    plain[1].weight = plain[0].weight
+    model: Any = bayesify.convert(plain, "flipout")
     bayesify.set_posterior_std(model, 0.3)
     x = torch.randn(2, 4)
     with torch.no_grad(), bayesify.draw(model, seed=1):
         weight = model[0](torch.eye(4)).T
         torch.testing.assert_close(model(x), x @ weight.T @ weight.T)
+
+
+class Folds(nn.Module):
+    """Positions folded into rows: an example is several of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.flatten(0, 1))
+        return y.view(*x.shape[:2], 4)
+
+
+@pytest.mark.parametrize("plain", [nn.Conv1d(6, 4, 3), Folds(), nn.Linear(3, 4)])
+def test_draws_by_turns_where_example_inputs_told_where_examples_are(plain: nn.Module) -> None:
+    inputs = torch.randn(4, 6, 3), torch.randn(6, 6, 3)
+    model: Any = bayesify.convert(plain, {"method": "flipout", **POLICY}, example_inputs=[(x,) for x in inputs])
+    x = torch.randn(1, 6, 3).expand(6, 6, 3).contiguous()
+    with torch.no_grad(), bayesify.draw(model, draws=3):
+        y = model(x)
+    torch.testing.assert_close(y[3:], y[:3])
+    assert not torch.allclose(y[0], y[1], atol=1e-2)
+    assert not torch.allclose(y[0], y[2], atol=1e-2)
+    constant = torch.ones(6, 6, 3)
+    with torch.no_grad(), bayesify.draw(model, draws=3):
+        y = model(constant)
+    if not isinstance(plain, nn.Conv1d):  # all positions of an example see one draw
+        torch.testing.assert_close(y, y[:, :1].expand_as(y))
+        assert not torch.allclose(y[0], y[1], atol=1e-2)
+
+
+def test_rows_that_are_not_known_to_be_examples_are_refused() -> None:
+    model: Any = bayesify.convert(Folds(), "flipout")
+    with bayesify.draw(model, draws=4), pytest.raises(UsageError, match="has 24 rows where examples should be"):
+        model(torch.randn(4, 6, 3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_code_holds_draws(method: str) -> None:
+    model = converted(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)), method)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    x = torch.randn(6, 3)
+    with torch.no_grad():
+        fresh = compiled(x)
+        for seed in (1, 2):
+            with bayesify.draw(model, seed=seed):
+                torch.testing.assert_close(compiled(x), model(x))
+        assert not torch.equal(compiled(x), fresh)
 
 
 def test_what_cannot_be_meant_is_refused() -> None:
