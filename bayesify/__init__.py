@@ -25,21 +25,37 @@ if TYPE_CHECKING:
     from .planning.plan import Plan
     from .planning.planner import plan
     from .policy.policy import Policy
-    from .surgery.convert import convert, flipout, lrt, revert
+    from .surgery.convert import convert, flipout, lrt
     from .surgery.optimizer import extend_optimizer, param_groups
     from .surgery.reset import load_weights, reset_posterior, set_posterior_std
+    from .surgery.revert import revert
+    from .uncertainty.calibrate import calibrate
+    from .uncertainty.calibration import Calibration
+    from .uncertainty.draws import draw, sample
+    from .uncertainty.fit_std import FittedStd, fit_std
+    from .uncertainty.kl_in_training import annealing, attach_kl, elbo
     from .uncertainty.predict import predict
     from .uncertainty.prediction import Prediction
+    from .uncertainty.sequence import SequencePrediction, sequence
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BayesifyError",
+    "Calibration",
+    "FittedStd",
     "Plan",
     "Policy",
     "Prediction",
+    "SequencePrediction",
+    "annealing",
+    "attach_kl",
+    "calibrate",
     "convert",
+    "draw",
+    "elbo",
     "extend_optimizer",
+    "fit_std",
     "flipout",
     "functional",
     "kl",
@@ -54,33 +70,52 @@ __all__ = [
     "register",
     "reset_posterior",
     "revert",
+    "sample",
     "save",
+    "sequence",
     "set_posterior_std",
     "variational_layers",
 ]
 
 # Where each of these is defined: its module, and its name there if that is another. The modules `nn` and `functional`
-# need no entry.
+# need no entry; what settings are made of is there too, though it is not in `__all__`.
 _DEFINED_IN = {
-    "Plan": "planning.plan",
-    "Policy": "policy.policy",
-    "Prediction": "uncertainty.prediction",
+    "annealing": "uncertainty.kl_in_training",
+    "attach_kl": "uncertainty.kl_in_training",
+    "calibrate": "uncertainty.calibrate",
+    "Calibration": "uncertainty.calibration",
     "convert": "surgery.convert",
+    "draw": "uncertainty.draws",
+    "elbo": "uncertainty.kl_in_training",
     "extend_optimizer": "surgery.optimizer",
+    "FittedStd": "uncertainty.fit_std",
+    "fit_std": "uncertainty.fit_std",
     "flipout": "surgery.convert",
     "kl": "nn.kl:total_kl",
     "load": "files.load_model:load_model",
     "load_weights": "surgery.reset",
+    "LogUniform": "distributions.prior",
     "lrt": "surgery.convert",
+    "Normal": "distributions.prior",
     "param_groups": "surgery.optimizer",
+    "Plan": "planning.plan",
     "plan": "planning.planner",
-    "predict": "uncertainty.predict",
+    "Policy": "policy.policy",
+    "Posterior": "distributions.posterior",
     "posterior_mean": "nn.posterior_mean",
+    "predict": "uncertainty.predict",
+    "Prediction": "uncertainty.prediction",
     "register": "analysis.registration",
     "reset_posterior": "surgery.reset",
-    "revert": "surgery.convert",
+    "revert": "surgery.revert",
+    "sample": "uncertainty.draws",
     "save": "files.save",
+    "Scale": "distributions.scale",
+    "ScaleMixture": "distributions.prior",
+    "sequence": "uncertainty.sequence",
+    "SequencePrediction": "uncertainty.sequence",
     "set_posterior_std": "surgery.reset",
+    "Settings": "nn.settings",
     "variational_layers": "nn.kl",
 }
 

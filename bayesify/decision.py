@@ -9,21 +9,28 @@ from .nn.settings import Method, Settings
 
 Verb = Literal["converts", "keeps", "blocked", "adjusted"]
 
+# How notes begin that describe a layer and ask for no care.
+_DESCRIBING = "called ", "examples along dimension", "its input is the same for all examples"
+
 
 @dataclass(frozen=True)
 class Decision:
     """What happens to one module, and why.
 
     Attributes:
-        name: its dotted name, the first in the model's order; "" is the model itself. `aliases` are its other names.
-        verb: converts, keeps (the policy or its kind says so), blocked (it cannot), adjusted (all else).
-        type, becomes: class names; `becomes` is None unless it converts.
-        rule: the rule that owns it. `reason`: why it is kept, blocked or adjusted.
-        parameters_before, parameters_after: of this module itself; a tied Parameter counts where it stands first.
-        method, settings: what convert carries out.
-        notes: what a careful reader would want to know beside that.
-        reads: the modules below, by name from here, whose weights its own forward multiplies by.
-        uncompiled: whether Dynamo must leave its forward alone.
+        name: the module's dotted name, the first in the model's order; "" is the model itself.
+        aliases: its other names.
+        verb: converts; keeps (the policy says so, or the module has no weight matrix); blocked (it cannot convert);
+            adjusted (it changes in another way, so that layers inside can convert).
+        type, becomes: class names; `becomes` is None unless the module converts.
+        rule: the name of the rule that owns the module.
+        reason: why it is kept, blocked or adjusted.
+        parameters_before, parameters_after: elements of this module's own Parameters; one that is tied counts in the
+            first module that has it.
+        method, settings: what `convert` carries out.
+        notes: what to know of the conversion, such as where it is an approximation.
+        reads: dotted names, relative to this module, of the modules whose weights its own forward multiplies by.
+        uncompiled: whether torch.compile must leave its forward to eager mode.
     """
 
     name: str
@@ -41,6 +48,16 @@ class Decision:
     reads: tuple[str, ...] = ()
     uncompiled: bool = False
 
+    @property
+    def descriptions(self) -> tuple[str, ...]:
+        """The notes that only describe: how often the layer is called, with what, and where the examples are."""
+        return tuple(note for note in self.notes if note.startswith(_DESCRIBING))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The other notes: where the conversion is an approximation, or leaves something out."""
+        return tuple(note for note in self.notes if not note.startswith(_DESCRIBING))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data under the keys that `bayesify convert --json` prints."""
         return {
@@ -51,5 +68,3 @@ class Decision:
             "prior": self.settings and self.settings.prior.to_dict(),
             "notes": list(self.notes),
         }  # fmt: skip
-
-

@@ -88,6 +88,25 @@ class UninitializedLayerError(BayesifyError, RuntimeError):
     """A lazy layer that has not seen data, or a layer on the meta device, was asked for a number."""
 
 
+class ShapeError(UsageError, RuntimeError, AssertionError):
+    """A layer was called with what does not fit it, or its weight no longer fits its posterior.
+
+    torch's own layers raise a ValueError, a RuntimeError or an AssertionError then: this is each of them.
+    """
+
+
+class BypassError(BayesifyError, RuntimeError):
+    """A forward does with a variational weight what noise would not pass through, and no trace of it has shown."""
+
+
+class NoPosteriorError(BayesifyError, AttributeError):
+    """A layer has no posterior over what was named."""
+
+
+class UnregisteredLayerError(BayesifyError, AttributeError):
+    """A pickle names the variational class of a layer class that is not imported or registered in this process."""
+
+
 class FileRefusedError(BayesifyError, ValueError):
     """A file that is broken, not what was asked for, or that names what must not be built."""
 

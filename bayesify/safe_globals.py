@@ -26,20 +26,11 @@ def register() -> None:
     """Enter the classes and functions that a converted model holds beside its plain layers."""
     import torch
 
-    from .distributions.posterior import Posterior
-    from .distributions.prior import LogUniform, Normal, ScaleMixture
-    from .distributions.scale import Scale
-    from .nn.hooks import forget_examples, keep_unfused, mark_reached, tell_examples
-    from .nn.kl import Ledger
-    from .nn.posterior_tensors import LazyBuffer
-    from .nn.registry import plain_classes, variant
-    from .nn.settings import Settings
-    from .programs.program import rebuilt
+    from .files.untrusted.saved_names import pinned
 
-    variants: list[Any] = [variant(cls, method) for cls in plain_classes() for method in ("flipout", "lrt")]
-    settings = [Settings, Posterior, Scale, Normal, LogUniform, ScaleMixture]
-    hooks: list[Any] = [mark_reached, keep_unfused, tell_examples, forget_examples]
-    torch.serialization.add_safe_globals([*variants, *settings, *hooks, Ledger, LazyBuffer, rebuilt])
+    things = pinned()
+    # `again` makes the class of a graph from code that the file holds
+    torch.serialization.add_safe_globals([thing for name, thing in things.items() if name != "bayesify.programs.again"])
 
 
 class _AfterTorch(MetaPathFinder):

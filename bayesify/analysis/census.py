@@ -1,6 +1,7 @@
-"""What a model's forward really does with its layers: a census by torch.fx, and a reading of a forward's own code.
+"""Which layers one traced forward of a model calls, and whose weights it reads without calling them.
 
-Both are hints and never the source of truth: a model that does not trace has no census, and is converted all the same.
+A model that does not trace has no census and is planned from its code alone. Where there is a census, the plan relies
+on it: a layer that it saw called is not blocked for a parent's code that reads its weight.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import torch
 from torch import nn
 
 from .side_effects import same_randomness
-from .tracer import Tracer, argument_choices, without_weights
+from .tracer import NotTraceableError, Tracer, argument_choices, without_weights
+from .tracing import TRACING
 
 
 @dataclass(frozen=True)
 class Census:
-    """Which modules one symbolic forward called, how often, in which order, and whose weights it read beside that.
+    """Which modules one traced forward called, how often, in which order, and whose weights the forward itself read.
 
     Attributes:
-        calls: canonical name -> number of calls, containers too.
+        calls: number of calls by canonical name, containers too.
         order: the names by their first call.
-        reads: canonical name -> `file:line` of the code that read the module's Parameter itself.
+        reads: by canonical name, the `file:line` of code outside the module that read its Parameter.
         unseen: names inside a module that was called but not traced (nn.MultiheadAttention): nothing is known of them.
     """
 
@@ -34,18 +36,18 @@ class Census:
     unseen: frozenset[str]
 
     def never_called(self, name: str) -> bool:
-        """True where the forward traced and did not come by this module (in the mode, train or eval, that it is in)."""
+        """Whether the traced forward, in the model's present mode (train or eval), did not call this module."""
         return name not in self.calls and name not in self.unseen
 
 
 def census(model: nn.Module) -> Census | None:
-    """Trace the model's forward symbolically and count; None where that fails for any reason.
+    """Trace the model's forward and count calls; None where the trace fails for any reason.
 
     A copy without weights is traced, so that a forward that counts, logs or clamps leaves the model as it is. Forward
-    hooks do not run. The user's forward itself runs, with proxies: what it prints is printed. Meanwhile no other thread
-    should call a module, since torch.fx patches nn.Module for that time.
+    hooks do not run. The user's forward itself runs, with proxies: what it prints is printed. Other threads may
+    call modules meanwhile; threads that trace take turns.
     """
-    with same_randomness(), warnings.catch_warnings(), torch.no_grad():
+    with TRACING, same_randomness(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         for concrete in argument_choices(model):
             try:
@@ -56,14 +58,12 @@ def census(model: nn.Module) -> Census | None:
     return None
 
 
-
-
 def _trace(root: nn.Module, concrete: dict[str, Any]) -> Census:
     tracer = Tracer(root)
     if tracer.is_leaf_module(root, ""):
         return Census({"": 1}, ("",), {}, frozenset(name for name, _ in root.named_modules() if name))
     if "forward" in vars(root):
-        raise RuntimeError("torch.fx would trace the class's forward, and the instance has its own")
+        raise NotTraceableError("torch.fx would trace the class's forward, and the instance has its own")
     graph = tracer.trace(root, concrete)
     calls = {"": 1, **tracer.calls}
     closed = [node.target for node in graph.nodes if node.op in ("call_module", "get_attr")]
@@ -80,37 +80,11 @@ def _names_inside(root: nn.Module, targets: list[str]) -> Iterator[str]:
 
 
 def _reads(root: nn.Module, read_at: dict[str, str]) -> dict[str, str]:
-    """Owners of the Parameters that were read. A tied Parameter has many: each of them is read."""
+    """Owners of the Parameters that were read. A tied Parameter has several owners, and all of them are read."""
     places = {id(value): read_at[name] for name, value in root.named_parameters() if name in read_at}
-    found: dict[str, str] = {}
+    reads: dict[str, str] = {}
     for name, module in root.named_modules():
         for value in module.parameters(recurse=False):
             if id(value) in places and not any(True for _ in module.children()):
-                found.setdefault(name, places[id(value)])
-    return found
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
+                reads.setdefault(name, places[id(value)])
+    return reads

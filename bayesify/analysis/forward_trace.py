@@ -1,7 +1,7 @@
 """One module's forward, traced by torch.fx with its children opaque: to see what it does with weights.
 
-A branch on data is taken one way in one trace and the other way in a second: what is wanted is each use of a weight,
-not a graph to run.
+A branch on data is taken one way in a first trace and the other way in a second: the traces must show every use of a
+weight, and are not graphs to run.
 """
 
 from __future__ import annotations
@@ -12,38 +12,37 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import product
 from typing import Any, Literal
-from unittest.mock import patch
 
 import torch
 from torch import fx, nn
 
 from .proxies import Size, Unknown, Weight, is_size
 from .side_effects import same_randomness
-from .tracer import NOT_THE_USERS, Tracer, argument_choices, user_code, without_weights
+from .tracer import NOT_THE_USERS, NotTraceableError, Tracer, argument_choices, user_code, without_weights
+from .tracing import TRACING, Replacements
 
 _ATTEMPTS = 12
 _MOST_BRANCHES = 500
-Way = Literal["place", "name", "more"]  # how a forward gets its arguments; "more": others too than it names
+Way = Literal["place", "name", "more"]  # how a forward gets its arguments; "more": it has *args or **kwargs
 _MORE = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-# torch.fx does not see these where they are given what is not known, a size or a type
+# functions that torch.fx does not record when a proxy, of a size or a dtype, is among their arguments
 _CONSTRUCTORS = (
     torch.tensor, torch.as_tensor, torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.finfo,
 )  # fmt: skip
 
 
 def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
-    """Graphs of this one module's forward, on both sides of its branches; or none, and what stopped the trace."""
+    """Graphs of this one module's forward, one for each way through its branches; or none, and why it did not trace."""
     failure = ""
-    with same_randomness(), warnings.catch_warnings(), torch.no_grad(), _nothing_wrapped(), _UNCHECKED:
+    with TRACING, same_randomness(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         choices = [*reversed(argument_choices(module))]
         for way, concrete, told in product(_ways(type(module).forward), choices, (False, True)):
-            found, branched = _explored(module, concrete, False, way, told)
-            outcomes = [found, _explored(module, concrete, True, way, told)[0]] if branched else [found]
-            graphs = [each for each in outcomes if isinstance(each, fx.Graph)]
+            first, branched = _explored(module, concrete, False, way, told)
+            outcomes = [first, _explored(module, concrete, True, way, told)[0]] if branched else [first]
+            graphs = [outcome for outcome in outcomes if isinstance(outcome, fx.Graph)]
             if graphs:
                 return graphs, ""
             failure = failure or str(outcomes[0])
@@ -51,19 +50,19 @@ def traced_alone(module: nn.Module) -> tuple[list[fx.Graph], str]:
 
 
 def _ways(forward: Any) -> tuple[Way, ...]:
-    """How to call it: a decorator may pass all on by place, or expect names."""
+    """How to pass it arguments: a decorated forward may take them by position or by name."""
     if inspect.unwrap(forward) is not forward:
         return "place", "name"
-    kinds = {each.kind for each in inspect.signature(forward).parameters.values()}
+    kinds = {parameter.kind for parameter in inspect.signature(forward).parameters.values()}
     return ("place", "more") if kinds & _MORE else ("place",)
 
 
 def _explored(
     module: nn.Module, concrete: dict[str, Any], default: bool, way: Way, told: bool
 ) -> tuple[fx.Graph | str, bool]:
-    """The first graph that traces: branches take the default, and the last one the other way after a failure.
+    """The first graph that can be traced, or why none can; and whether the forward has branches on data.
 
-    Beside it, whether there were branches.
+    Branches take the default way; after a failure the last branch takes the other way.
     """
     choices: list[bool] = []
     failure = ""
@@ -87,10 +86,17 @@ def _explored(
 
 
 class _Alone(Tracer):
-    """Stops at every module but the root, and notes where in the user's code each node was made.
+    """Looks into no module except the root, and notes where in the user's code each node was made.
 
-    `told`: sizes, dtypes and devices are some instead of unknown, for code that makes tensors of them.
+    Args:
+        root: the module.
+        choices: which way the first branches on data take.
+        default: which way the other branches take.
+        way: how the forward gets its arguments.
+        told: sizes, dtypes and devices have fixed values instead of unknown ones, for code that makes tensors of them.
     """
+
+    keeps_wrapped = False  # functions hidden from torch.fx (torchvision's windowed attention) are looked into
 
     def __init__(self, root: nn.Module, choices: list[bool], default: bool, way: Way, told: bool) -> None:
         super().__init__(root)
@@ -98,8 +104,18 @@ class _Alone(Tracer):
         self.top, self.choices, self.default, self.way = root, choices, default, way
         self.taken: list[bool] = []
         self.parameters = dict(root.named_parameters())
-        self._autowrap_function_ids |= {id(each) for each in _CONSTRUCTORS}
+        self._autowrap_function_ids |= {id(function) for function in _CONSTRUCTORS}
         self._autowrap_search.append(torch)
+
+    def replace(self, replaced: Replacements, forward: Callable[..., Any]) -> None:
+        super().replace(replaced, forward)
+        here, check = replaced.here, torch._check_with
+
+        def unchecked(*args: Any, **kwargs: Any) -> None:
+            if not here:  # an unknown value would not pass
+                check(*args, **kwargs)
+
+        replaced.attribute(torch, "_check_with", unchecked)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m is not self.top
@@ -112,24 +128,26 @@ class _Alone(Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> Any:
-        """By place, or all but the first by name; torch.fx itself would rewrite a decorator's code."""
+        """By position, or all except the first by name; torch.fx itself would rewrite a decorator's code."""
         if self.way == "more":
             return super().create_args_for_root(root_fn, is_module, concrete_args)
         values, fixed = list[Any](), concrete_args or {}
-        named = [each for each in list(inspect.signature(root_fn).parameters.values())[1:] if each.kind not in _MORE]
-        for each in named:
-            free = each.name not in fixed
-            values.append(self.create_proxy("placeholder", each.name, (), {}) if free else fixed[each.name])
-        first = sum(
-            each.kind is not each.KEYWORD_ONLY and (self.way == "place" or each.kind is each.POSITIONAL_ONLY or at == 0)
-            for at, each in enumerate(named)
-        )
-        names = [each.name for each in named[first:]]
+        parameters = list(inspect.signature(root_fn).parameters.values())[1:]
+        named = [parameter for parameter in parameters if parameter.kind not in _MORE]
+        for name in (parameter.name for parameter in named):
+            values.append(fixed[name] if name in fixed else self.create_proxy("placeholder", name, (), {}))
+        first = sum(self._by_position(parameter, at) for at, parameter in enumerate(named))
+        names = [parameter.name for parameter in named[first:]]
 
         def called(root: nn.Module, *given: Any) -> Any:
             return root_fn(root, *given[:first], **dict(zip(names, given[first:], strict=True)))
 
         return called, [self.root, *values]
+
+    def _by_position(self, parameter: inspect.Parameter, at: int) -> bool:
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            return False
+        return self.way == "place" or parameter.kind is parameter.POSITIONAL_ONLY or at == 0
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
@@ -149,7 +167,7 @@ class _Alone(Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         if len(self.taken) > _MOST_BRANCHES:
-            raise RuntimeError("it branches too often to trace")
+            raise NotTraceableError("it branches too often to trace")
         at = len(self.taken)
         self.taken.append(self.choices[at] if at < len(self.choices) else self.default)
         return self.taken[-1]
@@ -164,28 +182,12 @@ class _Alone(Tracer):
         return ()
 
 
-# what is not known would not pass an assertion
-_UNCHECKED = patch.object(torch, "_check_with", lambda *args, **kwargs: None)
-
-
-@contextmanager
-def _nothing_wrapped() -> Iterator[None]:
-    """Functions that their authors hid from torch.fx (torchvision's windowed attention) are looked into."""
-    registry = fx._symbolic_trace._wrapped_fns_to_patch
-    kept = dict(registry)
-    registry.clear()
-    try:
-        yield
-    finally:
-        registry.update(kept)
-
-
 def _said(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _raised_at(error: BaseException) -> str:
-    """`file:line:` of the user's code that raised, as far as there is some."""
+    """`file:line:` of the user's code that raised, or "" where none of the user's code did."""
     trace, place = error.__traceback__, ""
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename

@@ -1,4 +1,4 @@
-"""What a trace computes with in place of what it does not know: tensors, their sizes, and the model's weights."""
+"""Proxies that stand in for unknown values during tracing: tensors, their sizes, and the model's weights."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.fx.proxy import Attribute, ParameterProxy
 
 
 class _Lenient:
-    """What is not known, where Python asks for a number: one, so that a loop is seen once.
+    """An unknown value that is 1 where Python needs a number, so that a loop over it runs once.
 
-    Its tracer's `told` says whether dtypes and devices are some instead of unknown.
+    If its tracer's `told` is set, dtypes and devices are float32 and cpu instead of unknown.
     """
 
     tracer: Any
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # a protocol, such as numpy's, that asks what it is
+        if name.startswith("__"):  # a protocol that is probed for, such as numpy's __array__
             raise AttributeError(name)
         if name in _TOLD and self.tracer.told:
             return _TOLD[name]
@@ -29,7 +29,7 @@ class _Lenient:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def __len__(self) -> int:
-        return 1  # as many as a tracer's `iter` gives
+        return 1  # the number of items that the tracer's `iter` gives
 
     def __index__(self) -> int:
         return 1
@@ -45,20 +45,20 @@ _TOLD = {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
 class Unknown(_Lenient, fx.Proxy):
-    """Any value."""
+    """An unknown value of any kind."""
 
 
 class _Attribute(_Lenient, Attribute):
-    """An attribute of one."""
+    """An attribute of an unknown value."""
 
 
 class Size(Unknown, int):  # type: ignore[misc]
-    """A number that is told by the form of a tensor: functions that make tensors, and loops, take it for 2."""
+    """A size of an unknown tensor. It is also the int 2, for loops and for functions that make tensors."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __new__(cls, node: fx.Node, tracer: Any) -> Size:
-        """An int, for what takes nothing else."""
+        """The int that code gets which takes nothing but an int."""
         return int.__new__(cls, 2)  # a loop from 1 runs once
 
     __index__, __int__, __float__ = int.__index__, int.__int__, int.__float__
@@ -66,10 +66,10 @@ class Size(Unknown, int):  # type: ignore[misc]
 
 
 class Weight(ParameterProxy):
-    """A Parameter, whose form is known."""
+    """A Parameter: its shape is known, its values are not."""
 
     def size(self, dim: int | None = None) -> Any:
-        """As the Parameter's."""
+        """The Parameter's own size."""
         return self.shape if dim is None else self.shape[dim]
 
     def __len__(self) -> int:

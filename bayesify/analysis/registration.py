@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dis
-import inspect
 from collections.abc import Sequence
 
 from torch import nn
 
 from ..errors import UsageError
 from ..nn.registry import enter, enter_weights, plain_classes, variants_like
+from .bytecode import calls_super_forward
 
 
 def register(
@@ -17,14 +16,16 @@ def register(
 ) -> type[nn.Module]:
     """Support a layer class of one's own, under both methods; most classes that multiply by Parameters need no call.
 
-    A subclass of `like` whose forward is `like`'s, or calls it by `super()`, becomes what `like` becomes. With
-    `weights`, the names of Parameters, any class whose forward torch.fx cannot trace: it must do nothing with them but
-    multiply by them in torch's functions (F.linear, matmul, einsum, F.conv2d, ...), or it raises where it does.
+    A subclass of `like` whose forward is `like`'s, or calls it by `super()`, becomes what `like` becomes.
+
+    With `weights`, the names of Parameters, it may be any class, also one whose forward torch.fx cannot trace. The
+    forward may only multiply by them in torch's functions (F.linear, matmul, einsum, F.conv2d, ...): once converted, it
+    raises where it does anything else with them.
 
     Returns `cls`, so that it also decorates. Call it before converting, and before loading what was converted.
 
     Raises:
-        UsageError: `like` has no variants, `cls` is no subclass of it, or its forward reads the weight itself.
+        UsageError: `like` has no variants, `cls` is not a subclass of it, or its forward reads the weight itself.
     """
     if weights:
         enter_weights(cls, weights)
@@ -32,7 +33,7 @@ def register(
     if like not in plain_classes():
         raise UsageError(f"like={like.__name__} has no variational variants: choose one such as nn.Linear, nn.Conv2d")
     if not issubclass(cls, like):
-        raise UsageError(f"{cls.__name__} is no subclass of {like.__name__}, so that it cannot be registered like it")
+        raise UsageError(f"{cls.__name__} is not a subclass of {like.__name__}, and cannot be registered like it")
     if cls is not like and not forwards_to(cls, like):
         raise UsageError(
             f"{cls.__name__}.forward does not call super().forward, or reads the weight too: noise would bypass it. "
@@ -48,16 +49,4 @@ def forwards_to(cls: type[nn.Module], like: type[nn.Module]) -> bool:
     between = cls.__mro__[: cls.__mro__.index(like)]
     forwards = [base.__dict__["forward"] for base in between if "forward" in base.__dict__]
     helpers = any("_conv_forward" in base.__dict__ for base in between)
-    return not helpers and all(_calls_super(forward) for forward in forwards)
-
-
-def _calls_super(forward: object) -> bool:
-    code = getattr(inspect.unwrap(forward), "__code__", None) if callable(forward) else None
-    if code is None or not {"super", "forward"} <= {*code.co_names}:
-        return False
-    steps = [*dis.get_instructions(code)]
-    reads = [at for at, step in enumerate(steps) if str(step.argval).startswith(_HOLDING) and "ATTR" in step.opname]
-    return all(steps[at + 1].argval in ("dtype", "device", "shape") for at in reads)
-
-
-_HOLDING = ("weight", "bias", "_flat_weights", "all_weights")  # names of what holds weights
+    return not helpers and all(calls_super_forward(forward) for forward in forwards)

@@ -1,4 +1,4 @@
-"""Running a user's forward without leaving a trace."""
+"""Runs a user's forward without changing what the process holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def same_randomness() -> Iterator[None]:
-    """A forward may draw (LayerDrop asks `random` or numpy): put every generator back where it was."""
+    """Put every random generator back where it was: a forward may draw (LayerDrop asks `random` or numpy)."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     python, numpy = random.getstate(), np.random.get_state()
     try:

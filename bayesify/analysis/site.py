@@ -1,4 +1,4 @@
-"""Sites: modules that bear a weight, where they stand, and what the forwards of a model do with their matrices."""
+"""A site: one module that bears a weight, where it stands, and what the model's forwards do with its matrices."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Named = tuple[str, nn.Module]
 
 @dataclass
 class Forwards:
-    """What the forwards of a model's modules do with weights; each is looked at once."""
+    """What the forwards of a model's modules do with weights; every forward is traced and read once at most."""
 
     _uses: dict[int, Uses] = field(default_factory=dict)
     _reads: dict[int, frozenset[int]] = field(default_factory=dict)
@@ -61,15 +61,15 @@ class Site:
 
     @property
     def attention(self) -> nn.MultiheadAttention | None:
-        """The attention whose `out_proj` this is: plain, it reads its weight; variational, it calls it."""
-        found = (each for _, each in self.parents if type(each) is nn.MultiheadAttention)
-        return next((each for each in found if each.out_proj is self.module), None)
+        """The attention whose `out_proj` this is: a plain one reads its weight, a variational one calls it."""
+        attentions = (parent for _, parent in self.parents if type(parent) is nn.MultiheadAttention)
+        return next((attention for attention in attentions if attention.out_proj is self.module), None)
 
     @property
     def known(self) -> bool:
-        """Whether its class has a variational form of its own.
+        """Whether it becomes the variational form of its class.
 
-        Not that of a table which a forward multiplies by: its products get the noise, and look-ups the mean.
+        False for an embedding whose table a forward also multiplies by: the products get the noise, look-ups the mean.
         """
         looked_up = self.looks_up and any(True for _ in self.rerouting)
         return kind_before(self.module) in plain_classes() and not looked_up
@@ -92,50 +92,50 @@ class Site:
         return any(called_by_code(parent, path) for name, parent in self.parents for path in self._paths(name, parent))
 
     def called_beside(self, reader: nn.Module) -> bool:
-        """Whether it is called, too, where this ancestor reads its weight: its code may only seem to, on a branch."""
+        """Whether it is called although this ancestor's code reads its weight: that may stand on a branch not taken."""
         if self.census is not None and not self.census.never_called(self.name):
             return True
-        found = self.forwards.uses(reader)
+        uses = self.forwards.uses(reader)
         others = [(name, parent) for name, parent in self.parents if parent is not reader]
         by_others = (called_by_code(parent, path) for name, parent in others for path in self._paths(name, parent))
-        return not found.failure and (id(self.module) in found.called or any(by_others))
+        return not uses.failure and (id(self.module) in uses.called or any(by_others))
 
     @cached_property
     def readers(self) -> tuple[Named, ...]:
         """The ancestors whose forward reads a matrix of this module itself."""
-        own = {id(each) for each in (*matrices(self.module).values(), *self.computed_from)}
+        own = {id(matrix) for matrix in (*matrices(self.module).values(), *self.computed_from)}
         if self.attention is not None or not own or isinstance(self.module, Holder):
             return ()  # a graph calls its parts for each product
         parents = [(name, parent) for name, parent in self.parents if not _of_torch(parent)]
-        found = [(name, parent) for name, parent in parents if own & self.forwards.reads(parent)]
-        if not found and self.census is not None and self.name in self.census.reads:
-            found = [(name, parent) for name, parent in parents if own & _mentioned(self.forwards.uses(parent))]
-        return tuple(found)
+        readers = [(name, parent) for name, parent in parents if own & self.forwards.reads(parent)]
+        if not readers and self.census is not None and self.name in self.census.reads:
+            readers = [(name, parent) for name, parent in parents if own & _mentioned(self.forwards.uses(parent))]
+        return tuple(readers)
 
     @cached_property
     def computed_from(self) -> tuple[Parameter, ...]:
-        """What its weights are computed from, by a parametrization or a norm, as far as they are."""
+        """The Parameters that its weights are computed from by a parametrization or a norm; empty for plain weights."""
         names = layer_kind(self.module).weights(self.module) if kind_before(self.module) in plain_classes() else ()
         computed = (name for name in names if is_computed(self.module, name))
-        return tuple(each for name in computed for each in sources(self.module, name))
+        return tuple(source for name in computed for source in sources(self.module, name))
 
     @property
     def rerouting(self) -> Iterator[Named]:
-        """Those of the readers that multiply by a matrix of this module, or compute one from it, and do no more."""
+        """The readers that only multiply by this module's matrices, or by what they compute from these."""
         if self.computed_from:
-            return  # what they read is no Parameter, which their products could be told by
-        own = {id(each) for each in matrices(self.module).values()}
+            return  # what they read is not a Parameter, by which their products could be recognized
+        own = {id(matrix) for matrix in matrices(self.module).values()}
         for name, parent in self.readers:
-            found = self.forwards.uses(parent)
-            apart = kind_before(self.module) in plain_classes() and self.called  # its own calls would draw beside
-            drawn = own & found.drawn.keys() and not apart
-            if (own & found.multiplied.keys() or drawn) and not own & found.problems.keys():
+            uses = self.forwards.uses(parent)
+            apart = kind_before(self.module) in plain_classes() and self.called  # its own calls would take another draw
+            drawn = own & uses.drawn.keys() and not apart
+            if (own & uses.multiplied.keys() or drawn) and not own & uses.problems.keys():
                 yield name, parent
 
     @cached_property
     def drawn(self) -> tuple[str, ...]:
-        """The names of its matrices of which a forward takes one draw, since it computes with them."""
-        places = [self.forwards.uses(each) for _, each in self.rerouting]
+        """The names of its matrices of which a forward takes one draw, because it computes with them."""
+        places = [self.forwards.uses(reader) for _, reader in self.rerouting]
         places += [] if self.known else [self.forwards.uses(self.module)]
         own = self.module._parameters
         return tuple(name for name in own if any(id(own[name]) in place.drawn for place in places))
@@ -149,21 +149,21 @@ class Site:
         if told:
             own = matrices(self.module)
             return tuple((name, own[name][0].numel()) for name in told if name in own)
-        places = [self.forwards.uses(self.module), *(self.forwards.uses(each) for _, each in self.rerouting)]
+        places = [self.forwards.uses(self.module), *(self.forwards.uses(reader) for _, reader in self.rerouting)]
         known = [place.multiplied | place.drawn for place in places]
-        found = []
-        for name, each in matrices(self.module).items():
-            sizes = [sizes[id(each)] for sizes in known if id(each) in sizes]
-            if sizes and not any(id(each) in place.problems for place in places):
-                found.append((name, sizes[0]))
-        return tuple(found)
+        weights = []
+        for name, matrix in matrices(self.module).items():
+            sizes = [sizes[id(matrix)] for sizes in known if id(matrix) in sizes]
+            if sizes and not any(id(matrix) in place.problems for place in places):
+                weights.append((name, sizes[0]))
+        return tuple(weights)
 
     @property
     def problems(self) -> dict[str, str]:
-        """Why each of its other matrices stays as it is."""
-        reached, found = dict(self.weights), self.forwards.uses(self.module)
-        stay = {name: each for name, each in matrices(self.module).items() if name not in reached}
-        return {name: found.problem(each) or "it was not registered" for name, each in stay.items()}
+        """Why its matrices that are not in `weights` stay as they are, by name."""
+        reached, uses = dict(self.weights), self.forwards.uses(self.module)
+        stay = {name: matrix for name, matrix in matrices(self.module).items() if name not in reached}
+        return {name: uses.problem(matrix) or "it was not registered" for name, matrix in stay.items()}
 
     def _paths(self, name: str, parent: nn.Module) -> set[str]:
         prefix = f"{name}." if name else ""
@@ -172,9 +172,9 @@ class Site:
 
 
 def _of_torch(module: nn.Module) -> bool:
-    """torch's containers call their layers; its fused encoder layer, subclassed or not, is known to `parents`."""
+    """torch's own containers call their layers; what its fused encoder layer reads, `planning.surroundings` knows."""
     return type(module).__module__.startswith("torch.nn.modules.") or isinstance(module, nn.TransformerEncoderLayer)
 
 
-def _mentioned(found: Uses) -> set[int]:
-    return {*found.multiplied, *found.drawn, *found.problems}
+def _mentioned(uses: Uses) -> set[int]:
+    return {*uses.multiplied, *uses.drawn, *uses.problems}

@@ -1,4 +1,4 @@
-"""The torch.fx tracer that all traces of a model share, and the weightless copy that is traced."""
+"""The torch.fx tracer that all our traces use, and the copy without weights that is traced."""
 
 from __future__ import annotations
 
@@ -13,13 +13,27 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
+from torch.fx._symbolic_trace import _constant_attribute_types
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from .tracing import TRACING, Replacements, replacing_modules
 
 NOT_THE_USERS = (os.path.join(torch.__path__[0], ""), os.path.join(os.path.dirname(os.path.dirname(__file__)), ""))
 
 
+_MAX_NODES = 50_000
+_MAX_COPIED = 1 << 20  # numbers in a tensor that is copied with its values
+
+
+class NotTraceableError(Exception):
+    """A forward that cannot be traced. Always caught: the caller goes on without a trace."""
+
+
 class Tracer(fx.Tracer):
-    """torch.fx's tracer, that stops at every layer, runs no hooks, and notes who reads a Parameter."""
+    """torch.fx's tracer; it does not look into layers, runs no hooks, and notes which code reads a Parameter."""
+
+    keeps_wrapped = True  # whether what was hidden by `torch.fx.wrap` stays one node
 
     def __init__(self, root: nn.Module) -> None:
         super().__init__(param_shapes_constant=True)
@@ -27,9 +41,46 @@ class Tracer(fx.Tracer):
         self.calls: dict[str, int] = {}
         self.read_at: dict[str, str] = {}
 
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """The graph of a module's forward, as torch.fx's `trace` makes it, while other threads go on as they are."""
+        assert isinstance(root, nn.Module)
+        _LazyGraphModule.force_recompile(root)  # type: ignore[arg-type]
+        self.root, self.graph = root, fx.Graph(tracer_cls=type(self))
+        self.root_module_name = type(root).__name__
+        self.submodule_paths = {module: name for name, module in root.named_modules()}
+        self.tensor_attrs = _tensors_by_attribute(root)
+        forward = type(root).forward
+        function, args = self.create_args_for_root(forward, True, concrete_args)
+        replaced = Replacements()
+        with TRACING:
+            try:
+                try:
+                    self.replace(replaced, forward)
+                    self.create_node("output", "output", (self.create_arg(function(*args)),), {})
+                finally:
+                    replaced.undo()
+            finally:
+                replaced.undo()  # again: an interrupt may have stopped the first
+        return self.graph
+
+    def replace(self, replaced: Replacements, forward: Callable[..., Any]) -> None:
+        """Replace what the trace of this forward needs replaced, in nn.Module and among the globals of its code."""
+        proxies: dict[str, fx.Proxy] = {}
+        ids = self._autowrap_function_ids
+
+        def called(module: nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            replaced.functions(getattr(getattr(module, "forward", module), "__globals__", {}), ids)
+            return self.call_module(module, plain, args, kwargs)
+
+        replacing_modules(replaced, called, lambda name, value: self.getattr(name, value, proxies))
+        if self.keeps_wrapped:
+            replaced.wrapped_functions()
+        for table in (getattr(forward, "__globals__", {}), *map(vars, self._autowrap_search)):
+            replaced.functions(table, ids)
+
     def path_of_module(self, mod: nn.Module) -> str:
         if id(mod) not in self.names:
-            raise NameError("a module that is no part of the model was called")
+            raise NotTraceableError("a module that is not part of the model was called")
         return self.names[id(mod)]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -49,14 +100,25 @@ class Tracer(fx.Tracer):
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         if len(self.graph.nodes) >= _MAX_NODES:
-            raise RuntimeError("the forward is too long to trace")
+            raise NotTraceableError("the forward is too long to trace")
         if kind == "get_attr" and target not in self.read_at:
             self.read_at[target] = user_code(sys._getframe())
         return super().create_node(kind, target, *args, **kwargs)
 
 
+def _tensors_by_attribute(root: nn.Module) -> dict[Any, str]:
+    """Tensors and the like that stand in plain attributes, to be read by name; as torch.fx's tracer collects them."""
+    named = root.named_modules(remove_duplicate=False)
+    return {
+        value: f"{name}.{key}".lstrip(".")
+        for name, module in named
+        for key, value in vars(module).items()
+        if isinstance(value, _constant_attribute_types)
+    }
+
+
 def user_code(frame: FrameType | None) -> str:
-    """`file:line` of the nearest caller that is neither torch nor this file (torch's own, where there is none)."""
+    """`file:line` of the nearest caller outside torch and bayesify; "torch" where there is none."""
     while frame is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
         frame = frame.f_back
     return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame is not None else "torch"
@@ -67,18 +129,18 @@ def without_weights(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in model.modules():
         stored = chain(module._parameters.values(), module._buffers.values(), _plain_tensors(vars(module)))
-        memo.update((id(value), _stand_in(value)) for value in stored if isinstance(value, torch.Tensor))
+        memo.update((id(value), _without_data(value)) for value in stored if isinstance(value, torch.Tensor))
     return copy.deepcopy(model, memo)
 
 
 def _plain_tensors(attributes: dict[str, Any]) -> Iterator[torch.Tensor]:
-    """Tensors among a module's attributes, and in lists and dicts there: a cache's may be no leaves, or very big."""
+    """Tensors in a module's attributes, and in lists and dicts there: caches may be very big, or not be leaves."""
     for value in attributes.values():
         held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
-        yield from (each for each in held if isinstance(each, torch.Tensor))
+        yield from (tensor for tensor in held if isinstance(tensor, torch.Tensor))
 
 
-def _stand_in(value: torch.Tensor) -> torch.Tensor:
+def _without_data(value: torch.Tensor) -> torch.Tensor:
     if isinstance(value, UninitializedParameter):
         return UninitializedParameter(requires_grad=value.requires_grad)
     if isinstance(value, UninitializedBuffer):
@@ -91,16 +153,13 @@ def _stand_in(value: torch.Tensor) -> torch.Tensor:
 
 
 def argument_choices(model: nn.Module) -> list[dict[str, Any]]:
-    """Arguments to hold fixed, attempt by attempt: none; all that have defaults (but for the first argument)."""
+    """Arguments to hold fixed, for each attempt: first none, then all that have defaults, except the first argument."""
     try:
         parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
     except (TypeError, ValueError):
         return [{}]
-    fixed = {each.name: each.default for each in parameters[1:] if each.default is not each.empty}
+    optional = [parameter for parameter in parameters[1:] if parameter.default is not parameter.empty]
+    fixed = {parameter.name: parameter.default for parameter in optional}
     return [{}, fixed] if fixed else [{}]
 
 
-_MAX_NODES = 50_000
-
-
-_MAX_COPIED = 1 << 20

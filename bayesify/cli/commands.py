@@ -1,4 +1,7 @@
-"""The command line: parse, call, print. torch is imported by the commands that need it, not for a help text."""
+"""The command line: parse the options, call the library, print what came out.
+
+Imports stand inside the commands, so that a help text does not wait for torch.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import click
 
 from .. import __version__
 from ..errors import UsageError
-from .terminal import Commands, busy
+from .policy_commands import policy as policy_commands
+from .predict_command import predict as predict_command
+from .terminal import Commands, busy, say
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -24,7 +29,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _model_options(command: Command) -> Command:
-    """What names a model and a policy, alike for all commands that plan."""
+    """The options of the commands that plan: they name a model and a policy."""
     options = [
         click.argument("model"),
         click.option("--method", type=click.Choice(["flipout", "lrt"]), help="The estimator.  [default: flipout]"),
@@ -32,12 +37,12 @@ def _model_options(command: Command) -> Command:
         click.option("--allow", metavar="DOTTED", multiple=True, help="A class that the file may hold: pkg.mod.Net."),
         click.option("--arg", "args", metavar="K=V", multiple=True, help="An argument of the factory."),
         click.option("--weights", metavar="FILE", help="Weights for the factory's model."),
-        click.option("--key", help="Where in that file the weights are."),
+        click.option("--key", help="Where the weights are in that file."),
         click.option("--ignore-keys", metavar="PATTERN", multiple=True, help="Weights that may differ: a glob."),
         click.option("--input", "inputs", metavar="SHAPE", multiple=True, help="Run MODEL on random numbers, to see "
                      "how each layer is called: 1x3x224x224; ids=int:2x16 by keyword; 16xNx80, with N for the "
                      "batch where it is not first. Once per argument."),
-        click.option("--input-file", metavar="FILE", help="Run it on these: a file of torch.save(inputs, FILE)."),
+        click.option("--input-file", metavar="FILE", help="Run MODEL on inputs of a file: torch.save(inputs, FILE)."),
         click.option("--full", is_flag=True, help="A line for every layer: no folding."),
         click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, and nothing else."),
     ]
@@ -71,11 +76,12 @@ def main() -> None:
 @click.option("-o", "--output", metavar="FILE", help="Where to write.  [default: MODEL.METHOD.pt]")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.option("--force", is_flag=True, help="Replace the output if it exists. MODEL itself is never replaced.")
-@click.option("--kl-name", default="kl", metavar="NAME", help="What model.kl is called, if the model has a `kl`.")
+@click.option("--kl-name", default="kl", metavar="NAME", help="A name for model.kl, if the model has a `kl` itself.")
 def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **options: Any) -> None:
     """Make MODEL variational and write it to a file.
 
-    MODEL is a file of torch.save(model, FILE), or a factory: package.module:callable, in the current directory too.
+    MODEL is a file of torch.save(model, FILE), or a factory: package.module:callable, which may stand in a module of
+    the current directory.
 
     \b
     Examples:
@@ -86,8 +92,8 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
     """
     source, policy, inputs = _source(**options), _policy(**options), _inputs(**options)
     if dry_run:
-        _show(_plan(source, policy, inputs), **options)
-        click.echo("\nDry run: nothing was written.", err=options["as_json"])
+        _show(_plan(source, policy, inputs, kl_name), **options)
+        say("\nDry run: nothing was written.", err=options["as_json"])
         return
     from ..files.save import save
     from ..planning.planner import plan
@@ -104,13 +110,13 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
         converted = carry_out(made, model, inplace=True, kl_name=kl_name)
         save(converted, target, plan=made.to_dict(), overwrite=force, sources=source.files, **source.recorded())
     _show(made, **options)
-    click.echo(f"\nWrote {target}", err=options["as_json"])
+    say(f"\nWrote {target}", err=options["as_json"])
 
 
 @main.command()
 @_model_options
 def report(**options: Any) -> None:
-    """Show what `convert` would do with MODEL, and why. Reads no weights, but for --input, and writes nothing.
+    """Show what `convert` would do with MODEL, and why. Writes nothing, and reads no weights except for --input.
 
     \b
     Examples:
@@ -146,18 +152,21 @@ def _inputs(inputs: tuple[str, ...], input_file: str | None, **_: Any) -> Exampl
     return parse_inputs(inputs) if inputs else read_inputs(input_file) if input_file else None
 
 
-def _plan(source: Source, policy: Policy, inputs: ExampleInputs | None) -> Plan:
+def _plan(source: Source, policy: Policy, inputs: ExampleInputs | None, kl_name: str | None = None) -> Plan:
+    """The plan; with `kl_name`, a conversion by that name would not be refused."""
     from ..planning.planner import plan
+    from ..surgery.convert import refuse_clash
 
     with busy(f"Planning for {source.model}"):
-        return plan(_opened(source, meta=inputs is None), policy, example_inputs=inputs)
+        model = _opened(source, meta=inputs is None)
+        made = plan(model, policy, example_inputs=inputs)
+        if kl_name is not None:
+            refuse_clash(model, kl_name)
+        return made
 
 
 def _opened(source: Source, meta: bool = False) -> Module:
-    model = source.open(meta=meta)
-    for note in source.notes():
-        click.echo(note, err=True)
-    return model
+    return source.open(meta=meta, tell=lambda note: say(note, err=True))
 
 
 def _show(plan: Plan, as_json: bool, full: bool, **_: Any) -> None:
@@ -178,77 +187,37 @@ def _show(plan: Plan, as_json: bool, full: bool, **_: Any) -> None:
 @click.option("-o", "--output", metavar="FILE", required=True, help="Where to write.")
 @click.option("--weights", type=click.Choice(["mean", "sample"]), default="mean", show_default=True,
               help="Its posterior's means, or one draw of it.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of the draw: the same seed gives the same weights.")
 @click.option("--allow", metavar="DOTTED", multiple=True, help="A class that the file may hold: pkg.mod.Net.")
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
-def revert(converted: str, output: str, weights: Weights, allow: tuple[str, ...], force: bool) -> None:
+def revert(
+    converted: str, output: str, weights: Weights, seed: int | None, allow: tuple[str, ...], force: bool
+) -> None:
     """Turn a file that `convert` wrote back into a plain model.
 
     \b
     Examples:
       bayesify revert resnet.flipout.pt -o resnet.mean.pt
-      bayesify revert resnet.flipout.pt -o draw.pt --weights sample
+      bayesify revert resnet.flipout.pt -o draw.pt --weights sample --seed 7
     """
+    if seed is not None and weights != "sample":
+        raise UsageError("--seed goes with --weights sample: the means need no draw")
+    import torch
+
     from ..files.load_model import load_model
     from ..files.save import save
-    from ..surgery import convert as surgery
+    from ..surgery import revert as surgery
     from .output_path import check_output
 
     check_output(output, [converted], force=force)
     with busy(f"Reverting {converted}"):
-        plain = surgery.revert(load_model(converted, allow=allow), weights, inplace=True)
+        model = load_model(converted, allow=allow)
+        if seed is not None:
+            torch.manual_seed(seed)
+        plain = surgery.revert(model, weights, inplace=True)
         save(plain, output, overwrite=force, sources=[converted])
-    click.echo(f"Wrote {output}")
+    say(f"Wrote {output}")
 
 
-@main.group()
-def policy() -> None:
-    """Check, print and learn about policies."""
-
-
-@policy.command()
-@click.argument("file")
-def check(file: str) -> None:
-    """Check a policy FILE by itself; `bayesify report MODEL --policy FILE` checks it before a model."""
-    from ..policy.policy import Policy
-
-    rules = len(Policy.parse(file).rules)
-    click.echo(f"{file}: a valid policy, {rules or 'no'} {'rule' if rules == 1 else 'rules'}")
-
-
-@policy.command()
-def schema() -> None:
-    """Print the JSON Schema of policies, with which an editor completes and checks them.
-
-    \b
-    Example:
-      bayesify policy schema > policy.schema.json
-    """
-    import json
-
-    from ..policy.policy import Policy
-
-    click.echo(json.dumps(Policy.json_schema(), indent=2))
-
-
-@policy.command("show")
-@click.argument("name", metavar="[NAME|FILE]", required=False)
-@click.option("--full", is_flag=True, help="With every default filled in, as JSON.")
-def show_policy(name: str | None, full: bool) -> None:
-    """Print a preset or a policy file; without a NAME, list the presets.
-
-    \b
-    Examples:
-      bayesify policy show
-      bayesify policy show moped > mine.yaml
-    """
-    import json
-
-    from ..policy.policy import Policy
-    from ..policy.yaml_file import presets, read_text
-
-    if name is None:
-        click.echo("\n".join(presets()))
-        return
-    parsed = Policy.parse(name)
-    text = json.dumps(parsed.to_dict(), indent=2) if full else read_text(presets().get(name, name))
-    click.echo(text.rstrip())
+main.add_command(policy_commands)
+main.add_command(predict_command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import nn
 from ..errors import UsageError
 from ..files.load_model import load_model
 from ..files.model_factory import build_model, is_spec, parse_args
-from ..files.read_weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,10 @@ class Source:
         """The files that are read."""
         return [path for path in (None if self.is_factory else self.model, self.weights) if path]
 
-    def open(self, *, meta: bool = False) -> nn.Module:
+    def open(self, *, meta: bool = False, tell: Callable[[str], object] | None = None) -> nn.Module:
         """The model, its weights on the meta device if `meta`.
+
+        `tell` is called with what is done to weights on the way, such as a wrapper's prefix that is stripped.
 
         Raises:
             UsageError: options that do not go together, or a file that is not there.
@@ -60,17 +61,12 @@ class Source:
             key=self.key,
             ignore_keys=self.ignore_keys,
             meta=meta,
+            tell=tell,
         )
 
     def recorded(self) -> dict[str, Any]:
         """What a converted file keeps of it: the factory and its arguments, for a network that only code can build."""
         return {"factory": self.model, "args": parse_args(self.args)} if self.is_factory else {}
-
-    def notes(self) -> tuple[str, ...]:
-        """What is done to the weights on the way into the model, such as a wrapper's prefix that is stripped."""
-        if not self.weights:
-            return ()
-        return tuple(f"{self.weights}: {note}" for note in read_weights(self.weights, key=self.key, meta=True).notes)
 
     def check(self) -> None:
         """Refuse at once what could not be opened anyway.

@@ -1,7 +1,8 @@
-"""What every command does with the terminal: one message for a failure, its own warnings only, progress on stderr."""
+"""What every command does with the terminal: one message for a failure, our own warnings only, progress on stderr."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import os
@@ -14,6 +15,9 @@ from typing import Any, NoReturn
 import click
 
 from ..errors import BayesifyError
+from ..escaping import first_line, printable
+
+_ASCII = {"→": "->", "×": "x", "·": "*", "√": "sqrt", "₀": "0", "…": "...", "─": "-", "━": "-", "∞": "inf"}
 
 
 class Commands(click.Group):
@@ -34,39 +38,63 @@ class Commands(click.Group):
                 raise
             if os.environ.get("BAYESIFY_TRACEBACK"):
                 traceback.print_exc()
-            first = (str(error).strip().splitlines() or ["no message"])[0]
             hint = "BAYESIFY_TRACEBACK=1 shows where"
-            return _fail(ctx, f"unexpected {type(error).__name__}: {first} ({hint})", 1)
+            return _fail(ctx, f"unexpected {type(error).__name__}: {first_line(error)} ({hint})", 1)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print text that may quote names from a file: what does not print is escaped, except for line breaks and tabs.
+
+    click.echo is not used, since it writes UTF-8 where ASCII was asked for.
+    """
+    stream = sys.stderr if err else sys.stdout
+    stream.write(printable(text, keep="\n\t") + "\n")
+    stream.flush()
 
 
 @contextlib.contextmanager
 def busy(doing: str) -> Iterator[None]:
-    """Say on a terminal what takes long; keep what the model's own code prints out of the output."""
+    """Show on a terminal what is going on, and send to stderr whatever the model's own code prints."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(stderr=True)
-    status = console.status(doing) if console.is_terminal else contextlib.nullcontext()
+    status = console.status(escape(printable(doing))) if console.is_terminal else contextlib.nullcontext()
     with status, contextlib.redirect_stdout(sys.stderr):
         yield
 
 
 def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
+    say(f"Error: {message}", err=True)
     ctx.exit(exit_code)
 
 
 def _survive_any_encoding() -> None:
-    """A terminal that cannot show an arrow gets a question mark, not an error."""
-    for stream in (sys.stdout, sys.stderr):
+    """Where an arrow cannot be shown, `->` stands for it."""
+    codecs.register_error("bayesify", _in_ascii)
+    for stream, original in ((sys.stdout, sys.__stdout__), (sys.stderr, sys.__stderr__)):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="bayesify", encoding="ascii" if stream is original and _is_c_locale() else None)
+
+
+def _is_c_locale() -> bool:
+    """Whether the user asks for ASCII. Python itself writes UTF-8 under LC_ALL=C (PEP 540)."""
+    told = os.environ.get("PYTHONIOENCODING") or os.environ.get("PYTHONUTF8")
+    return not told and os.environ.get("LC_ALL") in ("C", "POSIX")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_ASCII.get(char, "?") for char in text), error.end
 
 
 @contextlib.contextmanager
 def _own_warnings_only() -> Iterator[None]:
-    """What torch and the model's libraries warn of is not for the user of a command; what bayesify warns of is."""
+    """Show what bayesify warns of. What torch and the model's libraries warn of is not for the user of a command."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", module=r"bayesify(\.|$)")
-        warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
+        warnings.showwarning = lambda message, *_, **__: say(f"Warning: {message}", err=True)
         yield

@@ -1,4 +1,4 @@
-"""Every random number that bayesify draws: from torch's default generators, on the tensor's device, out of place."""
+"""The random numbers of layers, from torch's default generators, on the tensor's device and out of place."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UsageError
+
 Gradients = tuple[list[Tensor | None], Tensor | None, Tensor | None]
 
 
@@ -29,7 +31,10 @@ class Product(Protocol):
         ...
 
     def fan_in(self, shape: Sequence[int]) -> int:
-        """How many elements of a weight of this shape one output sums (of a convolution: away from the borders)."""
+        """How many elements of a weight of this shape one output sums.
+
+        Of a convolution: away from the borders; of a transposed one: at stride 1.
+        """
         ...
 
     def free_dims(self, dims: int) -> tuple[int, ...]:
@@ -100,7 +105,7 @@ class BilinearProduct(_ExamplesLead):
 
     def gradients(self, grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, needs: Sequence[bool]) -> Gradients:
         left, right = inputs
-        rows, lefts, rights = (each.reshape(-1, each.shape[-1]) for each in (grad, left, right))
+        rows, lefts, rights = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grad, left, right))
         of_left = torch.einsum("nk,kij,nj->ni", rows, weight, rights).view_as(left) if needs[0] else None
         of_right = torch.einsum("nk,kij,ni->nj", rows, weight, lefts).view_as(right) if needs[1] else None
         of_weight = torch.einsum("nk,ni,nj->kij", rows, lefts, rights) if needs[2] else None
@@ -137,7 +142,8 @@ class EinsumProduct(_ExamplesLead):
     def gradients(self, grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, needs: Sequence[bool]) -> Gradients:
         of_x = self._back(self.of_weight, self.of_x, grad, weight, inputs[0]) if needs[0] else None
         of_weight = self._back(self.of_x, self.of_weight, grad, inputs[0], weight) if needs[1] else None
-        return [of_x], of_weight, None
+        of_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if needs[2] else None
+        return [of_x], of_weight, of_bias
 
     def _back(self, by: str, to: str, grad: Tensor, factor: Tensor, like: Tensor) -> Tensor:
         """A label that only `to` has was summed over: its gradient is the same all along."""
@@ -226,17 +232,17 @@ def conv(
     """The product of a convolution and the input that it takes: padded here where the product cannot say how.
 
     Raises:
-        ValueError: `padding='same'` with a stride, which torch does not define either, or an unknown word.
+        UsageError: `padding='same'` with a stride, which torch does not define either, or an unknown word.
     """
     n = len(kernel)
     stride, dilation = _each(stride, n), _each(dilation, n)
     if not isinstance(padding, str):
         return ConvProduct(stride, _each(padding, n), dilation, groups), x
     if padding not in ("same", "valid"):
-        raise ValueError(f"padding={padding!r} is neither a number nor 'same' nor 'valid'")
+        raise UsageError(f"padding={padding!r} is neither a number nor 'same' nor 'valid'")
     if padding == "same":
         if any(step != 1 for step in stride):
-            raise ValueError("padding='same' is not supported for strided convolutions")
+            raise UsageError("padding='same' is not supported for strided convolutions")
         totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
         if all(total % 2 == 0 for total in totals):
             return ConvProduct(stride, tuple(total // 2 for total in totals), dilation, groups), x

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import FactoryError, UsageError, did_you_mean
 from .fit_weights import fit, left_on_meta
-from .read_weights import read_weights
+from .read_weights import Weights, read_weights
 from .untrusted.trust import current_directory_first
 
 
@@ -28,6 +28,7 @@ def build_model(
     key: str | None = None,
     ignore_keys: Sequence[str] = (),
     meta: bool = False,
+    tell: Callable[[str], object] | None = None,
 ) -> nn.Module:
     """Call a model's factory and load weights into what it returns.
 
@@ -39,24 +40,23 @@ def build_model(
         weights, key: a file for `read_weights`, and where in it the state_dict stands.
         ignore_keys: globs over names that may be missing in the file or in the model.
         meta: read no weights; the model's tensors are on the meta device where the factory can run there.
+        tell: called with what is done to the weights on the way, such as a wrapper's prefix that is stripped.
 
     Raises:
         FactoryError: the callable is not there, fails, or returns no nn.Module.
         FileRefusedError: the weights' file is refused, or doesn't fit.
         UsageError: the spec, the file's path or the key is wrong.
     """
-    loaded = None if weights is None else read_weights(weights, key=key, meta=meta)
+    loaded, args = None if weights is None else _read(weights, key, meta, tell), args or {}
     with current_directory_first():
         factory = _find(spec)
-        _check_arguments(spec, factory, args or {})
-        if loaded is not None or meta:
-            model = _on_meta(spec, factory, args or {})
-            if model is not None:
-                if loaded is not None:
-                    fit(model, loaded, ignore_keys=ignore_keys, source=str(weights))
-                if meta or not left_on_meta(model):
-                    return model
-        model = _call(spec, factory, args or {})
+        _check_arguments(spec, factory, args)
+        model = _on_meta(spec, factory, args) if loaded is not None or meta else None
+        if model is not None and loaded is not None:
+            fit(model, loaded, ignore_keys=ignore_keys, source=str(weights))
+        if model is not None and (meta or not left_on_meta(model)):
+            return model
+        model = _call(spec, factory, args)
     if loaded is not None:
         fit(model.to("meta") if meta else model, loaded, ignore_keys=ignore_keys, source=str(weights))
     return model
@@ -75,6 +75,14 @@ def build_network(factory: str | Callable[..., nn.Module], args: Mapping[str, An
         found = _find(factory)
         _check_arguments(factory, found, args)
         return _call(factory, found, args)
+
+
+def _read(path: str | PathLike[str], key: str | None, meta: bool, tell: Callable[[str], object] | None) -> Weights:
+    weights = read_weights(path, key=key, meta=meta)
+    if tell is not None:
+        for note in weights.notes:
+            tell(f"{path}: {note}")
+    return weights
 
 
 def parse_args(pairs: Sequence[str]) -> dict[str, Any]:

@@ -10,13 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from ..errors import ShapeError
 from ..estimators.products import LinearProduct
 from .base import LRT, Flipout, Variational
+from .held_draws import Spread
 from .layer_kinds import LayerKind, batch_first_dims, describe, weight_names
 from .linear import LinearFamily
 from .posterior_tensors import posterior_tensors
 from .settings import Settings
 from .switches import is_quiet
+
+__all__ = [
+    "FlipoutMultiheadAttention",
+    "LRTMultiheadAttention",
+]
 
 
 class FlipoutOutProjection(Flipout, LinearFamily, NonDynamicallyQuantizableLinear):
@@ -70,11 +77,11 @@ class AttentionFamily(Variational):
 
     def reset_parameters(self) -> None:
         """Initialize the projections as a new nn.MultiheadAttention does, and the posterior around them."""
-        self._reset_parameters()  # type: ignore[operator]
+        self._reset_parameters()
         self.reset_posterior()
 
     def _whole_kl(self) -> Tensor:
-        layers = [each for each in (self, self.out_proj) if isinstance(each, Variational)]
+        layers = [layer for layer in (self, self.out_proj) if isinstance(layer, Variational)]
         return torch.stack([layer.kl_divergence() for layer in layers]).sum()
 
     def _attend(
@@ -85,7 +92,7 @@ class AttentionFamily(Variational):
             query, key, value, key_padding_mask, attn_mask, self.num_heads
         )
         if is_causal and attn_mask is None:
-            raise RuntimeError("is_causal needs attn_mask: nn.Transformer.generate_square_subsequent_mask makes one")
+            raise ShapeError("is_causal needs attn_mask: nn.Transformer.generate_square_subsequent_mask makes one")
         query, key, value = self._batch_first(batched, query, key, value)
         self._refuse_misfit(query, key, value)
         # as in torch, the hint stands for the mask where it can
@@ -107,10 +114,10 @@ class AttentionFamily(Variational):
         """Padded, attended with the padding masked, and nested again."""
         alone = query is key and key is value and key_padding_mask is None and attn_mask is None
         if not alone or not self.batch_first or query.layout is not torch.strided:
-            raise AssertionError(
+            raise ShapeError(
                 "a nested tensor must be strided, and query, key and value at once, with batch_first=True and no masks"
             )
-        lengths = torch.tensor([each.shape[0] for each in query.unbind()], device=query.device)
+        lengths = torch.tensor([sequence.shape[0] for sequence in query.unbind()], device=query.device)
         padded = query.to_padded_tensor(0.0)
         padding = torch.arange(padded.shape[1], device=padded.device) >= lengths.unsqueeze(1)
         output, weights = self._attend(
@@ -123,10 +130,10 @@ class AttentionFamily(Variational):
     def _batch_first(self, batched: bool, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Copies, once for each tensor: torch makes them too, and so may `x += attention(x, x, x)[0]` follow."""
 
-        def copied(each: Tensor) -> Tensor:
+        def copied(x: Tensor) -> Tensor:
             if not batched:
-                return each.unsqueeze(0)
-            return (each if self.batch_first else each.transpose(0, 1)).clone(memory_format=torch.contiguous_format)
+                return x.unsqueeze(0)
+            return (x if self.batch_first else x.transpose(0, 1)).clone(memory_format=torch.contiguous_format)
 
         queries = copied(query)
         keys = queries if key is query else copied(key)
@@ -134,11 +141,11 @@ class AttentionFamily(Variational):
 
     def _refuse_misfit(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         if query.shape[-1] != self.embed_dim:
-            raise AssertionError(f"query has {query.shape[-1]} features and should have {self.embed_dim}")
+            raise ShapeError(f"query has {query.shape[-1]} features and should have {self.embed_dim}")
         if key.shape[:2] != value.shape[:2]:
-            raise AssertionError(f"(batch, sequence) is {key.shape[:2]} of key and {value.shape[:2]} of value")
+            raise ShapeError(f"(batch, sequence) is {key.shape[:2]} of key and {value.shape[:2]} of value")
         if key.shape[0] != query.shape[0]:
-            raise RuntimeError(f"query has a batch of {query.shape[0]}, and key and value have one of {key.shape[0]}")
+            raise ShapeError(f"query has a batch of {query.shape[0]}, and key and value have one of {key.shape[0]}")
 
     def _score_bias(self, query: Tensor, key: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
         """The masks as what is added to the scores, (batch or 1, heads or 1, targets or 1, sources), or None."""
@@ -149,12 +156,12 @@ class AttentionFamily(Variational):
         if mask is not None:
             expected = (targets, sources) if mask.dim() == 2 else (batch * self.num_heads, targets, sources)
             if mask.shape != expected:
-                raise RuntimeError(f"the {mask.dim()}D attn_mask is {tuple(mask.shape)} and should be {expected}")
+                raise ShapeError(f"the {mask.dim()}D attn_mask is {tuple(mask.shape)} and should be {expected}")
             mask = mask[None, None] if mask.dim() == 2 else mask.view(batch, self.num_heads, *mask.shape[1:])
         if padding is not None:
             padding = padding if padding.dim() == 2 else padding.unsqueeze(0)
             if padding.shape != (batch, sources):
-                raise AssertionError(f"key_padding_mask is {tuple(padding.shape)} and should be {(batch, sources)}")
+                raise ShapeError(f"key_padding_mask is {tuple(padding.shape)} and should be {(batch, sources)}")
             padding = padding[:, None, None]
             mask = padding if mask is None else mask + padding
         more = (self.bias_k is not None) + self.add_zero_attn  # keys that no mask hides
@@ -167,25 +174,24 @@ class AttentionFamily(Variational):
         pass, which must draw as the first did.
         """
         names = weight_names(self)
-        means, stds = [self._parameters[name] for name in names], [self.std_of(name) for name in names]
+        means, spreads = [self._parameters[name] for name in names], [self.spread_of(name) for name in names]
         if len(names) == 1:
-            means, stds = _thirds(means[0]), _thirds(stds[0])
-        parts = zip(inputs, means, stds, _thirds(self.in_proj_bias), _thirds(self._bias_std()), strict=True)
-        return [self._project(*each) for each in parts]
+            means, spreads = _thirds(means[0]), _thirds(spreads[0])
+        parts = zip(inputs, means, spreads, _thirds(self.in_proj_bias), _thirds(self._bias_spread()), strict=True)
+        return [self._project(*part) for part in parts]
 
-    def _project(self, x: Tensor, *posterior: Tensor | None) -> Tensor:
-        projected: Tensor = self.estimate(LinearProduct(), [x], *posterior, batch_dim=0)
-        return projected
+    def _project(self, x: Tensor, *posterior: Any) -> Tensor:
+        return self.multiply(LinearProduct(), [x], *posterior, batch_dim=0)
 
-    def _bias_std(self) -> Tensor | None:
-        return None if self.scale_of("in_proj_bias") is None else self.std_of("in_proj_bias")
+    def _bias_spread(self) -> Spread | None:
+        return None if self.scale_of("in_proj_bias") is None else self.spread_of("in_proj_bias")
 
     def _attention(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """What the heads see, (batch, heads, targets, features), and their weights if needed."""
         k, v = self._extended(k, self.bias_k), self._extended(v, self.bias_v)
-        q, k, v = (each.view(*each.shape[:-1], self.num_heads, -1).transpose(1, 2) for each in (q, k, v))
+        q, k, v = (x.view(*x.shape[:-1], self.num_heads, -1).transpose(1, 2) for x in (q, k, v))
         dropout = self.dropout if self.training else 0.0
         if not need_weights:
             return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=causal), None
@@ -198,7 +204,7 @@ class AttentionFamily(Variational):
     def _extended(self, x: Tensor, bias: Tensor | None) -> Tensor:
         more = [] if bias is None else [bias.expand(x.shape[0], 1, -1)]
         more += [x.new_zeros(x.shape[0], 1, x.shape[2])] if self.add_zero_attn else []
-        return torch.cat([x, *(each.to(x.dtype) for each in more)], dim=1) if more else x
+        return torch.cat([x, *(row.to(x.dtype) for row in more)], dim=1) if more else x
 
 
 class FlipoutMultiheadAttention(AttentionFamily, Flipout, nn.MultiheadAttention):
@@ -213,7 +219,9 @@ class LRTMultiheadAttention(AttentionFamily, LRT, nn.MultiheadAttention):
     out_class = LRTOutProjection
 
 
-def _thirds(packed: Tensor | None) -> list[Any]:
+def _thirds(packed: Spread | None) -> list[Any]:
+    if isinstance(packed, tuple):
+        return list(zip(*(draw.chunk(3) for draw in packed), strict=True))
     return [None] * 3 if packed is None else list(packed.chunk(3))
 
 

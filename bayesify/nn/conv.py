@@ -12,6 +12,33 @@ from .base import LRT, Flipout
 from .layer_kinds import LayerKind, describe
 from .lazy import LazyVariational
 
+__all__ = [
+    "FlipoutConv1d",
+    "FlipoutConv2d",
+    "FlipoutConv3d",
+    "FlipoutConvTranspose1d",
+    "FlipoutConvTranspose2d",
+    "FlipoutConvTranspose3d",
+    "LRTConv1d",
+    "LRTConv2d",
+    "LRTConv3d",
+    "LRTConvTranspose1d",
+    "LRTConvTranspose2d",
+    "LRTConvTranspose3d",
+    "LazyFlipoutConv1d",
+    "LazyFlipoutConv2d",
+    "LazyFlipoutConv3d",
+    "LazyFlipoutConvTranspose1d",
+    "LazyFlipoutConvTranspose2d",
+    "LazyFlipoutConvTranspose3d",
+    "LazyLRTConv1d",
+    "LazyLRTConv2d",
+    "LazyLRTConv3d",
+    "LazyLRTConvTranspose1d",
+    "LazyLRTConvTranspose2d",
+    "LazyLRTConvTranspose3d",
+]
+
 if TYPE_CHECKING:
     _Conv = nn.modules.conv._ConvNd
     _ConvTranspose = nn.modules.conv._ConvTransposeNd

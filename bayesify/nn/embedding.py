@@ -6,6 +6,7 @@ row up at two positions sees one value of it, and two examples see uncorrelated 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ShapeError, UsageError
 from ..estimators import noise
 from ..estimators.flipout import Fold
 from .base import LRT, Flipout, Variational
 from .folded_batches import fold_of
+from .held_draws import draw_of_rows, held_draws
 from .layer_kinds import LayerKind, describe
 from .switches import is_quiet
+
+__all__ = [
+    "FlipoutEmbedding",
+    "FlipoutEmbeddingBag",
+    "LRTEmbedding",
+    "LRTEmbeddingBag",
+]
 
 
 class RowsFamily(Variational):
@@ -43,13 +53,23 @@ class RowsFamily(Variational):
             drawn[self.padding_idx] = self.weight[self.padding_idx]
         return drawn
 
-    def _rows(self, ids: Tensor, signs: Tensor | None) -> Tensor:
-        """The rows (*, channels) of the ids (*), each with noise; signs (*, channels), or None for LRT."""
+    def _rows(self, ids: Tensor, signs: Callable[[], Tensor | None], draw_of_id: Callable[[int], Tensor]) -> Tensor:
+        """The rows (*, channels) of the ids (*), each with noise.
+
+        Args:
+            signs: Flipout's (*, channels), or None for LRT.
+            draw_of_id: which of so many held draws each id takes (*).
+        """
         scale = self.scale_of("weight")
         assert scale is not None
         mean, scale_rows = self._look_up(ids, self.weight), self._look_up(ids, scale)
         std = self._settings.posterior.std(mean, scale_rows)
-        eps = noise.normal_like(mean) if signs is None else signs * self._shared(ids, mean)
+        held = held_draws(self)
+        if held is not None:
+            eps = held.rows("weight", ids, lambda: draw_of_id(held.draws)).to(std)
+        else:
+            flipped = signs()
+            eps = noise.normal_like(mean) if flipped is None else flipped * self._shared(ids, mean)
         spread = std * eps
         if self.padding_idx is not None:
             spread = spread.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0)
@@ -72,7 +92,10 @@ class EmbeddingFamily(RowsFamily):
 
     def forward(self, input: Tensor, *, return_kl: bool = False) -> Any:  # type: ignore[override]
         """The plain layer's forward, with noise."""
-        output = super().forward(input) if is_quiet(self) else self._rows(input, self._signs(input))
+        if is_quiet(self):
+            output = super().forward(input)
+        else:
+            output = self._rows(input, lambda: self._signs(input), lambda draws: self._draw_of_id(input, draws))
         return (output, self.kl_divergence()) if return_kl else output
 
     def _signs(self, ids: Tensor) -> Tensor | None:
@@ -85,6 +108,14 @@ class EmbeddingFamily(RowsFamily):
         shape = [size if dim == at else 1 for dim, size in enumerate(ids.shape)]
         fold = fold_of(self, ids.shape[at]) if 0 <= at < ids.dim() else None
         return _folded([*shape, channels], at, fold, self.weight)
+
+
+    def _draw_of_id(self, ids: Tensor, draws: int) -> Tensor:
+        at = self._settings.batch_dim
+        if not 0 <= at < ids.dim():
+            raise UsageError(f"draws={draws}: no dimension of the ids {tuple(ids.shape)} holds the examples")
+        of_row = draw_of_rows(self, ids.shape[at], draws, ids.device)
+        return of_row.view([-1 if dim == at else 1 for dim in range(ids.dim())])
 
 
 class EmbeddingBagFamily(RowsFamily):
@@ -106,11 +137,14 @@ class EmbeddingBagFamily(RowsFamily):
 
     def _bags(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
         if weights is not None and (self.mode != "sum" or weights.shape != ids.shape):
-            raise ValueError(f"per_sample_weights need mode 'sum', not {self.mode!r}, and the shape of the input")
+            raise ShapeError(f"per_sample_weights need mode 'sum', not {self.mode!r}, and the shape of the input")
         if (ids.dim() == 2) == (offsets is not None) or ids.dim() not in (1, 2):
-            raise ValueError(f"EmbeddingBag takes ids (bags, ids), or (ids) with offsets; not {tuple(ids.shape)}")
+            raise ShapeError(f"EmbeddingBag takes ids (bags, ids), or (ids) with offsets; not {tuple(ids.shape)}")
         bags, of = self._bags_of(ids, offsets)
-        rows = self._rows(ids.flatten(), self._signs(ids.flatten(), bags, of))
+        flat = ids.flatten()
+        rows = self._rows(
+            flat, lambda: self._signs(flat, bags, of), lambda draws: draw_of_rows(self, bags, draws, ids.device)[of]
+        )
         if weights is not None:
             rows = rows * weights.flatten().unsqueeze(1)
         present = torch.ones_like(of) if self.padding_idx is None else (ids.flatten() != self.padding_idx).to(of.dtype)

@@ -1,7 +1,7 @@
-"""Layers whose dimension 0 (say) holds the model's examples with something else folded in: windows, tokens, frames.
+"""Layers whose batch dimension holds the examples together with something folded in: windows, tokens, frames.
 
-How many rows an example has there depends on the input's size; how many examples there are, only the model's own input
-tells. So the model notes it at its door, by a hook, for the layers inside that fold.
+How many rows belong to one example depends on the input's size, and only the model's own input tells how many examples
+there are. So hooks on the model note that at the start of each forward, for the layers inside.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import ShapeError
 from ..estimators.flipout import Fold
 from .hooks import EXAMPLES_ALONG, forget_examples, tell_examples
 from .settings import Settings
@@ -42,10 +43,6 @@ def unwatch_examples(model: nn.Module) -> None:
     vars(model).pop(EXAMPLES_ALONG, None)
 
 
-
-
-
-
 def fold_of(layer: Any, rows: int) -> Fold | None:
     """How the examples lie in a dimension of so many rows, or None where it holds nothing but examples.
 
@@ -53,7 +50,7 @@ def fold_of(layer: Any, rows: int) -> Fold | None:
     many rows, or as the plan saw it.
 
     Raises:
-        RuntimeError: the rows are no multiple of the examples'.
+        ShapeError: the rows are not a multiple of the examples'.
     """
     settings: Settings = layer._settings
     if settings.rows <= 1:
@@ -62,7 +59,7 @@ def fold_of(layer: Any, rows: int) -> Fold | None:
     if examples == rows:
         return None
     if rows % (examples * max(settings.run, 1)):
-        raise RuntimeError(
+        raise ShapeError(
             f"{rows} rows are not {examples} examples times {settings.run or 'some'} rows: convert again, with "
             "example_inputs like these"
         )
@@ -77,7 +74,3 @@ def _examples(layer: Any, settings: Settings, rows: int) -> int:
         return told
     rows_before, examples_before = last_examples(layer)
     return examples_before if rows_before == rows else max(1, rows // settings.rows)
-
-
-
-

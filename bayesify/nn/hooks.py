@@ -1,4 +1,4 @@
-"""Every hook that bayesify puts on a module. Saved files name them, so they keep their place."""
+"""Every hook that bayesify puts on a module. Saved files name them, so they stay in this module."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ EXAMPLES_ALONG = "_examples_along"  # on a model: which dimension of its own inp
 
 
 def mark_reached(module: Any, args: Any, output: Any) -> None:
-    """The ledger's forward hook: enters the layer's term. Idempotent, and no tensor is kept."""
+    """The ledger's forward hook: marks the layer as reached. It keeps no tensor."""
     module._reached = True
 
 
 def tell_examples(model: nn.Module, args: Any, kwargs: Any) -> None:
     """The forward pre-hook of a model that has folding layers."""
     dim = getattr(model, EXAMPLES_ALONG)
-    given = (each for each in (*args, *kwargs.values()) if isinstance(each, Tensor) and each.dim() > dim)
-    first = next(given, None)
+    tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > dim)
+    first = next(tensors, None)
     tell_examples_of(0 if first is None else first.shape[dim])
 
 
 def forget_examples(model: nn.Module, args: Any, output: Any) -> None:
-    """The forward hook of a model that has folding layers: what they are called with now is not the model's batch."""
+    """The forward hook of a model that has folding layers: calls after it are not of this batch."""
     forget_examples_of()
 
 

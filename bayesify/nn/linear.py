@@ -9,6 +9,15 @@ from .base import LRT, Flipout
 from .layer_kinds import LayerKind, describe
 from .lazy import LazyVariational
 
+__all__ = [
+    "FlipoutBilinear",
+    "FlipoutLinear",
+    "LRTBilinear",
+    "LRTLinear",
+    "LazyFlipoutLinear",
+    "LazyLRTLinear",
+]
+
 
 class LinearFamily:
     """y = x Wᵀ + b on any number of leading dimensions."""

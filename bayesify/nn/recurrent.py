@@ -17,12 +17,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..errors import ShapeError, UsageError
 from ..estimators.precision import autocasted
-from ..estimators.products import LinearProduct
 from .base import LRT, Flipout, Variational
+from .held_draws import held_draws
 from .layer_kinds import LayerKind, batch_first_dims, describe
 from .recurrent_steps import STEPS, Layout, State, over_time, run, stepwise, with_bias
 from .switches import is_quiet
+
+__all__ = [
+    "LRTGRU",
+    "LRTLSTM",
+    "LRTRNN",
+    "FlipoutGRU",
+    "FlipoutGRUCell",
+    "FlipoutLSTM",
+    "FlipoutLSTMCell",
+    "FlipoutRNN",
+    "FlipoutRNNCell",
+    "LRTGRUCell",
+    "LRTLSTMCell",
+    "LRTRNNCell",
+]
 
 
 class RecurrentFamily(Variational):
@@ -57,7 +73,7 @@ class RecurrentFamily(Variational):
         x = x.transpose(0, 1) if self.batch_first else x
         steps, examples = x.shape[:2]
         if steps == 0:
-            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+            raise ShapeError("Expected sequence length to be larger than 0 in RNN")
         rows, final = self._layers(x.flatten(0, 1), state, Layout([examples] * steps))
         output = rows.view(steps, examples, rows.shape[1])
         if not batched:
@@ -65,6 +81,9 @@ class RecurrentFamily(Variational):
         return output.transpose(0, 1) if self.batch_first else output, final
 
     def _packed(self, x: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
+        held = held_draws(self)
+        if held is not None and held.draws > 1:
+            raise UsageError(f"draws={held.draws}: packed sequences of several draws; pad them, or hold one draw")
         hx = hx if hx is None else self.permute_hidden(hx, x.sorted_indices)
         state = self._initial(x.data, hx, x.batch_sizes)
         rows, final = self._layers(x.data, state, Layout.packed(x.batch_sizes, x.data.device))
@@ -87,19 +106,18 @@ class RecurrentFamily(Variational):
         for layer in range(self.num_layers):
             x, outputs = layout.spread(rows), []
             for suffix in ("", "_reverse") if self.bidirectional else ("",):
-                start = tuple(each[len(ends)] for each in started)
+                start = tuple(states[len(ends)] for states in started)
                 output, end = self._direction(x, f"_l{layer}{suffix}", start, layout)
                 outputs.append(output)
                 ends.append(end)
             rows = torch.cat(outputs, dim=1) if self.bidirectional else outputs[0]
             if layer < self.num_layers - 1:
                 rows = F.dropout(rows, self.dropout, self.training)
-        final = tuple(torch.stack(each) for each in zip(*ends, strict=True))
+        final = tuple(torch.stack(states) for states in zip(*ends, strict=True))
         return rows, final if isinstance(self, nn.LSTM) else final[0]
 
     def _direction(self, x: Tensor, suffix: str, state: State, layout: Layout) -> tuple[Tensor, State]:
-        given = stepwise(self, f"weight_ih{suffix}")
-        inputs = self.estimate(LinearProduct(), [x], given.mean, given.std, given.bias, given.bias_std, batch_dim=1)
+        inputs = stepwise(self, f"weight_ih{suffix}")(x, batch_dim=1)
         hidden = over_time(self, f"weight_hh{suffix}", x.shape[1])
         project = over_time(self, f"weight_hr{suffix}", x.shape[1]) if self.proj_size else None
         return run(self.mode, inputs, hidden, project, state, layout, suffix.endswith("_reverse"))
@@ -121,12 +139,12 @@ class CellFamily(Variational):
         if not batched:
             x, hx = x.unsqueeze(0), _each(hx, lambda state: state.unsqueeze(0))
         if x.dim() != 2:
-            raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {x.dim()}D instead")
+            raise ShapeError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {x.dim()}D instead")
         state, mode = self._initial(x, hx), self._mode()
         hidden = stepwise(self, "weight_hh")
         inputs = with_bias(mode, stepwise(self, "weight_ih")(x), hidden)
         state = STEPS[mode](inputs, hidden, state)
-        state = state if batched else tuple(each.squeeze(0) for each in state)
+        state = state if batched else tuple(part.squeeze(0) for part in state)
         return state if len(state) > 1 else state[0]
 
     def _initial(self, x: Tensor, hx: Any) -> State:
@@ -134,9 +152,9 @@ class CellFamily(Variational):
         if hx is None:
             return (x.new_zeros(size),) * (2 if lstm else 1)
         state = tuple(hx) if lstm else (hx,)
-        if any(each.shape != size for each in state):
-            shapes = ", ".join(str(tuple(each.shape)) for each in state)
-            raise RuntimeError(f"Expected hidden size {size}, got {shapes}")
+        if any(part.shape != size for part in state):
+            shapes = ", ".join(str(tuple(part.shape)) for part in state)
+            raise ShapeError(f"Expected hidden size {size}, got {shapes}")
         return state
 
     def _mode(self) -> str:
@@ -204,7 +222,7 @@ def _each(hx: Any, change: Any) -> Any:
     """The change made to every state of `hx`, whatever the layer's form of it is."""
     if hx is None:
         return None
-    return change(hx) if isinstance(hx, Tensor) else tuple(change(each) for each in hx)
+    return change(hx) if isinstance(hx, Tensor) else tuple(change(state) for state in hx)
 
 
 def _flat_names(start: str) -> Callable[[Any], list[str]]:

@@ -8,12 +8,14 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..estimators import noise
 from ..estimators.precision import autocasted, without_autocast
 from ..estimators.products import LinearProduct
 from .folded_batches import fold_of
+from .held_draws import Spread
 
 if TYPE_CHECKING:
     from .base import Variational
@@ -23,19 +25,32 @@ State = tuple[Tensor, ...]  # (h,), or an LSTM's (h, c)
 
 @dataclass(frozen=True, eq=False)  # Dynamo hashes what is called, even while it is being made
 class StepwiseProduct:
-    """y = x Wᵀ + b by the layer's estimator, with noise of its own at every call."""
+    """y = x Wᵀ + b by the layer's estimator, with noise of its own at every call, or with the draws that are held."""
 
     layer: Variational
     mean: Tensor
-    std: Tensor
+    spread: Spread
     bias: Tensor | None
-    bias_std: Tensor | None
+    bias_spread: Spread | None
 
-    def __call__(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, onto: Tensor | None = None, batch_dim: int = 0) -> Tensor:
         """The product, on top of `onto`, which holds the bias already; without it, the product plus the bias."""
         bias = self.bias if onto is None else None
-        y: Tensor = self.layer.estimate(LinearProduct(), [x], self.mean, self.std, bias, self.bias_std, batch_dim=0)
+        posterior = self.mean, self.spread, bias, self.bias_spread
+        y = self.layer.multiply(LinearProduct(), [x], *posterior, batch_dim=batch_dim)
         return y if onto is None else onto + y
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnProduct:
+    """y = x Wᵀ + b with the one draw that is held: computed once, and not for each step."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor, onto: Tensor | None = None, batch_dim: int = 0) -> Tensor:
+        """As StepwiseProduct; the same wherever the examples are."""
+        return F.linear(x, self.weight, self.bias) if onto is None else onto + F.linear(x, self.weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +78,20 @@ class HeldProduct:
         return step(onto, x, self.mean, self.delta, self.of_output[:count], self.of_input[:count])
 
 
-Product = StepwiseProduct | HeldProduct
+Product = StepwiseProduct | DrawnProduct | HeldProduct
 
 
-def stepwise(layer: Variational, name: str) -> StepwiseProduct:
+def stepwise(layer: Variational, name: str) -> StepwiseProduct | DrawnProduct:
     """The product with the matrix `name`, and with the bias of its name if there is one."""
     bias_name = name.replace("weight", "bias")
-    bias_std = None if layer.scale_of(bias_name) is None else layer.std_of(bias_name)
-    mean = layer._parameters[name]
+    bias_spread = None if layer.scale_of(bias_name) is None else layer.spread_of(bias_name)
+    mean, spread = layer._parameters[name], layer.spread_of(name)
+    bias: Tensor | None = layer._parameters.get(bias_name)
     assert mean is not None
-    return StepwiseProduct(layer, mean, layer.std_of(name), layer._parameters.get(bias_name), bias_std)
+    if not isinstance(spread, tuple) or len(spread) > 1:
+        return StepwiseProduct(layer, mean, spread, bias, bias_spread)
+    bias = bias if bias is None or bias_spread is None else bias + bias_spread[0]
+    return DrawnProduct(*autocasted(mean + spread[0], bias))
 
 
 def over_time(layer: Variational, name: str, examples: int) -> Product:
@@ -81,10 +100,14 @@ def over_time(layer: Variational, name: str, examples: int) -> Product:
     Signs per position make Flipout's steps uncorrelated too, so that drawing anew is the same law.
     """
     drawn = stepwise(layer, name)
-    if layer.method == "lrt" or layer._settings.signs == "position":
+    if isinstance(drawn, DrawnProduct) or layer.method == "lrt" or layer._settings.signs == "position":
         return drawn
-    delta = drawn.std * noise.normal_like(drawn.std)
-    bias_delta = None if drawn.bias_std is None else drawn.bias_std * noise.normal_like(drawn.bias_std)
+    std: Any = drawn.spread
+    bias_std: Any = drawn.bias_spread
+    if isinstance(std, tuple):
+        return drawn
+    delta = std * noise.normal_like(std)
+    bias_delta = None if bias_std is None else bias_std * noise.normal_like(bias_std)
     mean, delta, bias, bias_delta = autocasted(drawn.mean, delta, drawn.bias, bias_delta)
     of_output, of_input = (_signs(layer, examples, size, delta) for size in delta.shape)
     if bias is not None:
@@ -210,7 +233,7 @@ def run(
     outputs = []
     for given, size in reversed(steps) if reverse else steps:
         short = size < total
-        now = tuple(each[:size] for each in state) if short else state
+        now = tuple(part[:size] for part in state) if short else state
         h, *c = step(given[:size] if short else given, hidden, now)
         h = h if project is None else project(h)
         outputs.append(h)

@@ -1,16 +1,23 @@
-"""Which plain layer class has which variational variants. A new layer is two classes in a family's file and a row."""
+"""Which plain layer class has which variational variants. A new layer is two classes in a family's file and a row.
+
+From a class of the user's own its variants are derived. A pickle finds such a class by a name that holds the path of
+the class that it was derived from: `Flipout/mypkg-layers/MyLinear`, in the package `bayesify.nn`, which asks
+`by_saved_name` for it. So a file names classes only, and calls nothing.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..errors import UsageError
-from . import attention, conv, embedding, linear, recurrent, registered
+from ..errors import UnregisteredLayerError, UsageError
+from . import attention, conv, embedding, linear, recurrent
 from .base import Variational
 from .parametrized_weights import kind_before
 from .rerouting import FlipoutRerouted, LRTRerouted, Rerouting, ReroutingEncoder
@@ -56,6 +63,11 @@ _VARIANTS: dict[type[nn.Module], Variants] = {
 
 _PLAIN = {made: plain for plain, variants in _VARIANTS.items() for made in variants.values()}
 
+DERIVED_IN = "bayesify.nn"  # the module that saved files name for derived classes
+_REROUTING = "Rerouting"
+_REROUTED = "Rerouted"  # ends the prefix of a class whose products are rerouted: it may have a variant, too
+_DERIVED: dict[str, Any] = {}  # by their qualified names
+
 _MULTIPLYING: dict[type[nn.Module], tuple[str, ...]] = {}
 
 
@@ -83,14 +95,14 @@ def plain_class(cls: Any) -> type[nn.Module]:
 def rerouted(cls: type[nn.Module], method: Method) -> type[Variational]:
     """The variational class for one that multiplies by its own Parameters: `class FlipoutConv1D(Rerouted, Conv1D)`."""
     base = FlipoutRerouted if method == "flipout" else LRTRerouted
-    made: type[Variational] = registered.derived(f"{_PREFIXES[method]}Rerouted", cls, (base, cls), {})
+    made: type[Variational] = _made(f"{_PREFIXES[method]}Rerouted", cls, (base, cls), {})
     return made
 
 
 def rerouting(cls: type[nn.Module]) -> type[Rerouting]:
     """The class for a module that multiplies by weights of its children."""
     base = ReroutingEncoder if issubclass(cls, nn.TransformerEncoder) else Rerouting
-    made: type[Rerouting] = registered.derived(registered.REROUTING, cls, (base, cls), {})
+    made: type[Rerouting] = _made(_REROUTING, cls, (base, cls), {})
     return made
 
 
@@ -116,8 +128,6 @@ def lazy_twin(cls: type[nn.Module]) -> type[nn.Module] | None:
     return twin if twin in _VARIANTS and getattr(twin, "cls_to_become", None) is cls else None
 
 
-
-
 def variants_like(cls: type[nn.Module], like: type[nn.Module]) -> Variants:
     """The variational classes of `cls`, derived from those of its base `like`."""
     return {method: _derived(cls, base) for method, base in _VARIANTS[like].items()}
@@ -133,15 +143,9 @@ def registered_weights(cls: type[nn.Module]) -> tuple[str, ...]:
     return _MULTIPLYING.get(cls, ())
 
 
-
-
-
-
-
-
 def _derived(cls: type[nn.Module], base: type[Variational]) -> type[Variational]:
     """`class FlipoutMyLinear(MyLinear, FlipoutLinear)`."""
-    made: type[Variational] = registered.derived(_PREFIXES[base.method], cls, (cls, base), _becomes(cls, base.method))
+    made: type[Variational] = _made(_PREFIXES[base.method], cls, (cls, base), _becomes(cls, base.method))
     return made
 
 
@@ -154,3 +158,62 @@ def _becomes(cls: type[nn.Module], method: Method) -> dict[str, type[Variational
     if target is None:
         raise UsageError(f"{cls.__name__} becomes {plain.__name__} at its first batch: register that class first")
     return {"cls_to_become": target}
+
+
+def origin(path: str) -> tuple[str, str] | None:
+    """The module and the qualified name of the class that a derived one came from, if the path is one."""
+    prefix, *parts = path.split("/")
+    if prefix.removesuffix(_REROUTED) not in (*_PREFIXES.values(), _REROUTING) or len(parts) != 2:
+        return None
+    return parts[0].replace("-", "."), parts[1].replace("-", ".")
+
+
+def by_saved_name(path: str) -> Any:
+    """The derived class of this qualified name, made now if this process has not made it. Nothing is imported for it.
+
+    Raises:
+        AttributeError: it is not such a name.
+        UnregisteredLayerError: the class that it came from is not imported or registered.
+    """
+    if path in _DERIVED:
+        return _DERIVED[path]
+    place = origin(path)
+    if place is None:
+        raise AttributeError(f"module {DERIVED_IN!r} has no attribute {path!r}")
+    cls = _imported(*place)
+    if cls is None:
+        raise UnregisteredLayerError(
+            f"{path!r} belongs to a layer class that is not imported or registered in this process"
+        )
+    prefix = path.partition("/")[0]
+    if prefix == _REROUTING:
+        return rerouting(cls)
+    method: Method = "flipout" if prefix.startswith("Flipout") else "lrt"
+    found = rerouted(cls, method) if prefix.endswith(_REROUTED) else variant(cls, method)
+    if found is None:
+        raise UnregisteredLayerError(
+            f"{cls.__name__} was registered where {path!r} was made: bayesify.register it here too"
+        )
+    return found
+
+
+def _made(prefix: str, cls: type[nn.Module], bases: tuple[type, ...], members: dict[str, Any]) -> Any:
+    """`class FlipoutMyLinear(*bases)`: the same class whenever it is asked for again."""
+    path = "/".join((prefix, cls.__module__.replace(".", "-"), cls.__qualname__.replace(".", "-")))
+    known = _DERIVED.get(path)
+    if known is not None and set(bases) <= set(known.__mro__):
+        return known
+    doc = f"{cls.__qualname__} under {prefix}."
+    own = {"__module__": DERIVED_IN, "__qualname__": path, "__doc__": doc, "_plain": cls}
+    # what only reroutes bears its class's name: libraries write it into their files
+    name = cls.__name__ if prefix == _REROUTING else prefix.removesuffix(_REROUTED) + cls.__name__
+    _DERIVED[path] = type(name, bases, own | members)
+    torch.serialization.add_safe_globals([_DERIVED[path]])
+    return _DERIVED[path]
+
+
+def _imported(module: str, qualname: str) -> type[nn.Module] | None:
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else None

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from ..errors import BypassError
 from ..estimators.products import EinsumProduct, GroupedProduct, LinearProduct
 from .base import LRT, Flipout, Variational
+from .held_draws import Spread, mapped
 from .product_readers import Use
-from .switches import is_quiet
+from .switches import draws_of_forward, is_quiet, set_draws_of_forward
 from .torch_functions import BODIES, MULTIPLICATIONS, Role, role
 
 
@@ -34,7 +36,7 @@ class Rerouting(nn.Module):
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The module's own forward, its products with weights that have a posterior answered by the estimator."""
-        layers = [each for each in self._rerouted() if not is_quiet(each)]
+        layers = [layer for layer in self._rerouted() if not is_quiet(layer)]
         if not layers:
             return super().forward(*inputs, **kwargs)
         return _rerouted(layers, inputs, kwargs, self._eager(super().forward))
@@ -72,7 +74,7 @@ class Rerouted(Rerouting, Variational):
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The layer's own forward, its products answered by the estimator."""
-        layers = [each for each in (self, *self._rerouted()) if not is_quiet(each)]
+        layers = [layer for layer in (self, *self._rerouted()) if not is_quiet(layer)]
         forward = super(Variational, self).forward
         output = _rerouted(layers, inputs, kwargs, self._eager(forward)) if layers else forward(*inputs, **kwargs)
         return (output, self.kl_divergence()) if return_kl else output
@@ -88,46 +90,48 @@ class LRTRerouted(Rerouted, LRT):
 
 def _rerouted(layers: list[Variational], inputs: Any, kwargs: Any, forward: Callable[..., Any]) -> Any:
     """The forward, its products rerouted, and a draw in the place of each weight that it computes with."""
-    free = [each for each in layers if each._settings.drawn and not each._drawing]  # not drawn by a reader around it
-    means = [{name: layer._parameters[name] for name in layer._settings.drawn} for layer in free]
+    before = draws_of_forward()
+    around = [layer for layer, _ in before]  # drawn by a module around this one
+    free = [layer for layer in layers if layer._settings.drawn and all(layer is not drawn for drawn in around)]
+    for layer in free:
+        layer._reached = True
+    draws = tuple((layer, {name: layer._sampled(name) for name in layer._settings.drawn}) for layer in free)
+    set_draws_of_forward((*before, *draws))
     try:
-        for layer, own in zip(free, means, strict=True):
-            layer._drawing, layer._reached = True, True
-            draws: Any = {name: layer._sampled(name) for name in own}
-            layer._parameters.update(draws)
         with _Reroute(layers, inputs, kwargs):
             return forward(*inputs, **kwargs)
     finally:
-        for layer, own in zip(free, means, strict=True):
-            layer._parameters.update(own)
-            layer._drawing = False
+        set_draws_of_forward(before)
 
 
 class _Known(NamedTuple):
-    """A weight, or a view of one, with its std and the layer that it belongs to."""
+    """A weight, or a view of one, with its std (or its held draws) and the layer that it belongs to."""
 
     mean: Tensor
-    std: Tensor
+    spread: Spread
     layer: Variational
 
 
 class _Reroute(TorchFunctionMode):
     def __init__(self, layers: list[Variational], inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
-        self.inputs = [each for each in (*inputs, *kwargs.values()) if isinstance(each, Tensor) and each.dim() > 1]
+        self.inputs = [value for value in (*inputs, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > 1]
         self.dim: int | None = None  # of the examples, where what is computed says so, and not the layers' settings
         self.known: list[_Known] = []
+        self.draws = [
+            (layer._parameters[name], draw) for layer, draws in draws_of_forward() for name, draw in draws.items()
+        ]
         for layer in layers:
-            for name in (each for each in layer.means() if each not in layer._settings.drawn):
+            for name in (mean_name for mean_name in layer.means() if mean_name not in layer._settings.drawn):
                 mean = layer._parameters[name]
                 assert mean is not None
-                if all(each.mean is not mean for each in self.known):
-                    self.known.append(_Known(mean, layer.std_of(name), layer))
+                if all(one.mean is not mean for one in self.known):
+                    self.known.append(_Known(mean, layer.spread_of(name), layer))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        found = [self._find(each) for each in _flat([*args, *kwargs.values()])]
-        known = [each for each in found if each is not None]
+        args, kwargs = self._with_draws(args), self._with_draws(kwargs or {})
+        found = [self._find(value) for value in _flat([*args, *kwargs.values()])]
+        known = [one for one in found if one is not None]
         if not known or _by_compiled_code(func):
             return func(*args, **kwargs)
         weight, use = known[0].mean, None
@@ -142,7 +146,7 @@ class _Reroute(TorchFunctionMode):
         elif len(known) == 1:
             use = MULTIPLICATIONS[func].use(weight, args, kwargs)
         if use is None:
-            raise RuntimeError(
+            raise BypassError(
                 f"a variational weight of {type(known[0].layer).__name__} is used in {resolve_name(func) or func}, "
                 "which its noise would not pass through: keep this layer by `ignore` in the policy"
             )
@@ -158,15 +162,31 @@ class _Reroute(TorchFunctionMode):
         finally:
             self.inputs, self.dim = before
 
+    def _with_draws(self, given: Any) -> Any:
+        """Code that reaches a Parameter by another way than its module's attribute computes with the draw, too."""
+        if not self.draws:
+            return given
+        if isinstance(given, dict):
+            return {name: self._with_draws(value) for name, value in given.items()}
+        if type(given) in (list, tuple):
+            return type(given)(self._with_draws(value) for value in given)
+        return next((draw for mean, draw in self.draws if mean is given), given)
+
     def _find(self, tensor: Any) -> _Known | None:
-        return next((each for each in self.known if each.mean is tensor), None)
+        return next((one for one in self.known if one.mean is tensor), None)
 
     def _follow(self, func: Callable[..., Any], known: _Known, args: Any, kwargs: Any) -> Any:
+        def followed(tensor: Tensor) -> list[Tensor]:
+            named = {name: tensor if value is known.mean else value for name, value in kwargs.items()}
+            views = func(*(tensor if value is known.mean else value for value in args), **named)
+            return [views] if isinstance(views, Tensor) else list(views)
+
         mean = func(*args, **kwargs)
-        named = {name: known.std if each is known.mean else each for name, each in kwargs.items()}
-        std = func(*(known.std if each is known.mean else each for each in args), **named)
-        pairs = [(mean, std)] if isinstance(mean, Tensor) else list(zip(mean, std, strict=True))
-        self.known += [_Known(each, its, known.layer) for each, its in pairs if each is not known.mean]
+        means = [mean] if isinstance(mean, Tensor) else list(mean)
+        spread: Any = known.spread
+        spreads: Any = zip(*map(followed, spread), strict=True) if isinstance(spread, tuple) else followed(spread)
+        pairs = zip(means, spreads, strict=True)
+        self.known += [_Known(view, its, known.layer) for view, its in pairs if view is not known.mean]
         return mean
 
     def _estimate(self, use: Use, known: _Known) -> Tensor:
@@ -180,8 +200,8 @@ class _Reroute(TorchFunctionMode):
             sizes = (-1, self._examples(dim)) if dim else (self._examples(dim), -1)
             use.inputs[0] = x.reshape(*sizes, *x.shape[1:])
         matrix = isinstance(use.product, LinearProduct) and x.dim() == 2 and not folds
-        y: Tensor = layer.estimate(
-            use.product, use.inputs, use.oriented(known.mean), use.oriented(known.std), use.bias, None,
+        y = layer.multiply(
+            use.product, use.inputs, use.oriented(known.mean), mapped(known.spread, use.oriented), use.bias, None,
             batch_dim=0 if not told and (matrix or isinstance(use.product, EinsumProduct | GroupedProduct)) else dim,
         )  # fmt: skip
         return y.flatten(0, 1) if folds else y
@@ -206,4 +226,4 @@ def _by_compiled_code(func: Any) -> bool:
 
 
 def _flat(values: list[Any]) -> list[Any]:
-    return [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
+    return [part for value in values for part in (value if isinstance(value, list | tuple) else [value])]

@@ -4,7 +4,7 @@ A switch belongs to the thread or asyncio task that asked for it: it stands in a
 never on the layer. So no other caller sees it, and no copy or file of the model can keep it.
 
 Dynamo cannot trace a context variable. It does trace a property that is implemented in C: it takes the value once, and
-guards it by reading the property again before each call of the compiled code, in the caller's own context.
+reads the property again, in the caller's own context, before every call of the compiled code.
 `dict.__getitem__` is implemented in C and calls `__missing__`, which may be Python: `_Asked` stands on that.
 """
 
@@ -18,15 +18,26 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 MEAN = "mean"  # what a layer computes with inside `posterior_mean`
 
 _Ways = Mapping[nn.Module, Any]
+_Draws = tuple[tuple[nn.Module, Mapping[str, Tensor]], ...]
 _SWITCHED: ContextVar[tuple[_Ways, ...]] = ContextVar("bayesify_switched", default=())
 _IN_BACKWARD, _LAST = "bayesify_switched", "bayesify_last_examples"  # in torch's own thread-local storage
 _backward = torch._C._current_graph_task_id  # -1 outside of backward passes
-_FORWARD = threading.local()  # a forward never leaves its thread, nor awaits
+
+
+class _Forward(threading.local):
+    """What belongs to the forward that runs in this thread, which it never leaves."""
+
+    def __init__(self) -> None:
+        self.told: tuple[int, Any] | None = None  # examples, and what was told before
+        self.draws: _Draws = ()
+
+
+_FORWARD = _Forward()
 
 
 @contextmanager
@@ -34,7 +45,7 @@ def switched(ways: _Ways) -> Iterator[None]:
     """Have each of these layers compute with what stands beside it, for this thread or task, until the block ends.
 
     What stands beside a layer is `MEAN`, or another object that its forward knows what to do with. An inner block
-    goes before an outer one; blocks may end in any order.
+    takes precedence over an outer one; blocks may end in any order.
     """
     own: _Ways = WeakKeyDictionary(ways)  # a context can outlive the model: a task keeps a copy of it
     _set((*_SWITCHED.get(), own))
@@ -58,19 +69,27 @@ def is_quiet(layer: nn.Module) -> bool:
 
 def tell_examples_of(examples: int) -> None:
     """Note, at the start of a model's forward, how many examples its inputs have; 0 where that is not known."""
-    _FORWARD.told = (examples, getattr(_FORWARD, "told", None))
+    _FORWARD.told = (examples, _FORWARD.told)
 
 
 def forget_examples_of() -> None:
     """Take back the last `tell_examples_of`."""
-    told = getattr(_FORWARD, "told", None)
-    _FORWARD.told = told[1] if told else None
+    _FORWARD.told = _FORWARD.told[1] if _FORWARD.told else None
 
 
 def examples_of_forward() -> int:
-    """How many examples the forward that runs in this thread has; 0 where none runs, or where that is not known."""
-    told = getattr(_FORWARD, "told", None)
-    return told[0] if told else 0
+    """How many examples the forward that runs in this thread has; 0 where none runs, or it is not known."""
+    return _FORWARD.told[0] if _FORWARD.told else 0
+
+
+def set_draws_of_forward(draws: _Draws) -> None:
+    """Have the forward that runs in this thread compute with these draws: (layer, name of a weight -> draw)."""
+    _FORWARD.draws = draws
+
+
+def draws_of_forward() -> _Draws:
+    """What `set_draws_of_forward` set in this thread."""
+    return _FORWARD.draws
 
 
 def remember_examples(layer: nn.Module, rows: int, examples: int) -> None:

@@ -59,7 +59,7 @@ class Multiplication:
     def role(self, args: Any, kwargs: Any, weight: Any) -> Role:
         """What the call does with `weight`, as far as its place among the arguments tells."""
         try:
-            given = inspect.signature(self.reader).bind(None, *args, **kwargs).arguments
+            given = self._signature.bind(None, *args, **kwargs).arguments
         except TypeError:  # such as `out=`
             return Role.OTHER
         given["operands"] = (operands := read.einsum_operands(given.get("operands", ())))
@@ -71,10 +71,22 @@ class Multiplication:
             return Role.OTHER
         return Role.ADDED if places == [self.added] else Role.FACTOR if self.place in ("", *places) else Role.OTHER
 
+    def by_place(self, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with as few as possible by name; as they are where they do not fit."""
+        try:
+            bound = self._signature.bind(None, *args, **kwargs)
+        except TypeError:
+            return args, kwargs
+        return bound.args[1:], bound.kwargs
+
+    @cached_property
+    def _signature(self) -> inspect.Signature:
+        return inspect.signature(self.reader)
+
     @cached_property
     def _spelling(self) -> tuple[float, frozenset[str]]:
         """How many arguments it takes by position, and which by name."""
-        parameters = list(inspect.signature(self.reader).parameters.values())[1:]
+        parameters = list(self._signature.parameters.values())[1:]
         if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
             return float("inf"), frozenset()
         by_position = [parameter for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
@@ -185,6 +197,15 @@ def role(function: Any, args: Any, kwargs: Any, weight: Any) -> Role:
     if function in MULTIPLICATIONS:
         return MULTIPLICATIONS[function].role(args, kwargs, weight)
     return Role.FACTOR if function in BODIES and _projects(function, args, kwargs, weight) else Role.OTHER
+
+
+def by_place(function: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, those by name put in their place as far as a product or a view has one for them."""
+    if function in MULTIPLICATIONS:
+        return MULTIPLICATIONS[function].by_place(args, kwargs)
+    if not args and "input" in kwargs and function in NAMES:
+        return (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
+    return args, kwargs
 
 
 def _projects(function: Any, args: Any, kwargs: Any, weight: Any) -> bool:

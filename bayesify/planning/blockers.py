@@ -32,15 +32,14 @@ def blocker(site: Site) -> str | None:
         return None
     if "exported_problems" in vars(module) and not isinstance(module, Part):
         return exported(module)
-    stands = inside_computation(site) or inside_adapter(site) or read_by_parent(site)
-    reason = scripted(module) or stands or quantized(module)
+    place = inside_computation(site) or inside_adapter(site) or read_by_parent(site)
+    reason = scripted(module) or place or quantized(module)
     reason = reason or (computed(module) if site.known else parametrized(module) or unknown_class(site))
     if reason or not (site.known or site.weights):
         return reason
     means = [name for name, _ in site.weights] or [*weight_names(module), *bias_names(module)]
     checks = tensor_type, number_type, name_clash, replaced_method, renormalized
-    found = (find(module, means) for find in checks)
-    return next(filter(None, found), None)
+    return next(filter(None, (check(module, means) for check in checks)), None)
 
 
 def bears_weight(module: nn.Module) -> bool:
@@ -58,26 +57,26 @@ def kept_because(module: nn.Module) -> str:
 
 
 def exported(module: nn.Module) -> str | None:
-    """What is left of a module in an exported program: matrices that its graph uses in another way than multiplying."""
+    """The matrices of an exported program's module that its graph uses in another way than to multiply by them."""
     return "; ".join(f"{name}: {why}" for name, why in vars(module)["exported_problems"].items()) or None
 
 
 def scripted(module: nn.Module) -> str | None:
-    """TorchScript runs code of its own, whatever the Python class says."""
+    """A TorchScript module: it runs code of its own, whatever its Python class says."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a TorchScript module, whose code is fixed: convert the Python model that it was made from"
     return None
 
 
 def inside_computation(site: Site) -> str | None:
-    """A layer of a parametrization, whose value is a mean."""
+    """A layer inside a parametrization: what the parametrization computes is a posterior mean."""
     if any(isinstance(parent, parametrize.ParametrizationList) for _, parent in site.parents):
         return "another layer's weight is computed by it"
     return None
 
 
 def inside_adapter(site: Site) -> str | None:
-    """A layer that peft wraps: its weight is merged behind the layer's back. LoRA's own layers are free."""
+    """A layer that peft wraps, whose weight peft may merge in place. LoRA's own layers can convert."""
     for name, module in (*site.parents, (site.name, site.module)):
         if "base_layer" in module._modules and hasattr(type(module), "adapter_layer_names"):
             part, _, adapter = site.name.removeprefix(f"{name}." if name else "").partition(".")
@@ -92,18 +91,18 @@ def inside_adapter(site: Site) -> str | None:
 def _adapter_problem(site: Site, module: nn.Module, adapter: str) -> str | None:
     kind = getattr(module, "lora_variant", {}).get(adapter)
     if kind is not None:
-        return f"its adapter {adapter!r} is of the kind {type(kind).__name__}, which reads its weight beside calling it"
+        return f"its adapter {adapter!r} is of the kind {type(kind).__name__}, which reads its weight itself"
     merged = adapter in getattr(module, "merged_adapters", ())
     if merged:
         return f"its adapter {adapter!r} is merged, and not called: model.unmerge_adapter() first"
-    found = site.forwards.uses(module)
-    why = f": its forward does not trace ({found.failure})" if found.failure else ", but may read its weight"
-    reached = id(site.module) in found.called or not site.known
+    uses = site.forwards.uses(module)
+    why = f": its forward does not trace ({uses.failure})" if uses.failure else ", but may read its weight"
+    reached = id(site.module) in uses.called or not site.known
     return None if reached else f"{_title(type(module))} does not call it{why}"
 
 
 def read_by_parent(site: Site) -> str | None:
-    """A layer that is not called: something reads its weight, and does more with that than to multiply by it."""
+    """A layer whose weight a parent reads without calling the layer, and does more with than multiply by it."""
     own = matrices(site.module).values()
     for _, parent in site.readers:
         if site.called and site.called_beside(parent):
@@ -111,7 +110,8 @@ def read_by_parent(site: Site) -> str | None:
         if site.computed_from:
             problem: str | None = "it is computed anew for each reading"
         else:
-            problem = next((found for each in own if (found := site.forwards.uses(parent).problem(each))), None)
+            uses = site.forwards.uses(parent)
+            problem = next(filter(None, map(uses.problem, own)), None)
         if problem is not None:
             why = "what it does with it was not seen" if problem == UNUSED else problem
             return f"{_title(type(parent))} reads its weight without calling it: {why}"
@@ -119,14 +119,14 @@ def read_by_parent(site: Site) -> str | None:
 
 
 def quantized(module: nn.Module) -> str | None:
-    """torch.ao's quantized layers, which hold packed integers or fake-quantize in their forward."""
+    """A quantized layer of torch.ao, which holds packed integers or fake-quantizes in its forward."""
     if any(base.__module__.startswith("torch.ao.nn.") for base in type(module).__mro__):
         return f"{_title(type(module))} is a quantized layer: convert the float model, before quantizing it"
     return None
 
 
 def parametrized(module: nn.Module) -> str | None:
-    """A layer whose class is unknown and whose weight is a function of other Parameters."""
+    """A layer of an unknown class whose weight is computed from other Parameters."""
     if not parametrize.is_parametrized(module):
         return None
     names = sorted(getattr(module, "parametrizations", {}))
@@ -135,17 +135,17 @@ def parametrized(module: nn.Module) -> str | None:
 
 
 def unknown_class(site: Site) -> str | None:
-    """A class that is not in the registry, and whose matrices no rerouted product reaches."""
+    """A class that is not in the registry, whose matrices are not multiplied by in products that can be rerouted."""
     module, cls = site.module, type(site.module)
     if site.weights or isinstance(module, _NORMS):
         return None
-    base = next((each for each in cls.__mro__ if each in plain_classes()), None)
+    base = next((known for known in cls.__mro__ if known in plain_classes()), None)
     offer = _subclass(cls, base) if base is not None else None
     return offer or "; ".join(f"{name}: {why}" for name, why in site.problems.items()) or None
 
 
 def _subclass(cls: type, base: type) -> str | None:
-    """A subclass of a known class that `register` takes; None for one that reads the weight itself."""
+    """The advice to register a subclass of a known class; None for one whose own code reads the weight."""
     used = _ALWAYS_USED | reached_names(base)
     changed = sorted(name for name in used if getattr(cls, name, None) is not getattr(base, name, None))
     title, parent = _title(cls), _title(base)
@@ -157,32 +157,33 @@ def _subclass(cls: type, base: type) -> str | None:
 
 
 def computed(module: nn.Module) -> str | None:
-    """A weight that is no Parameter, nor computed in a way that keeps to the layer's posterior."""
+    """A weight that is neither a Parameter nor computed in a way that the layer's posterior allows."""
     if isinstance(module, nn.MultiheadAttention):
-        return None if weight_names(module) else "its projections are no Parameters of the layer"
+        return None if weight_names(module) else "its projections are not Parameters of the layer"
     kind = layer_kind(module)
     biases = kind.biases(module)
     for name in (*kind.weights(module), *biases):
         if name in module._parameters and (name in biases or module._parameters[name] is not None):
             continue
         if not is_computed(module, name):
-            return f"its {name} is no Parameter of the layer"
+            return f"its {name} is not a Parameter of the layer"
         if not kind.computes:
             return f"its {name} is computed from other Parameters, which a {_title(kind_of(module))} here cannot do"
     return None
 
 
 def tensor_type(module: nn.Module, means: list[str]) -> str | None:
-    """Quantized, sharded or otherwise packed weights behind a plain layer."""
+    """A plain layer whose weight is quantized, sharded or packed in another way."""
     for name in means:
-        for each in sources(module, name):
-            if type(each) not in (nn.Parameter, UninitializedParameter):
-                return f"its {name} is a {type(each).__name__}: convert before quantizing, sharding or distributing it"
+        for source in sources(module, name):
+            if type(source) not in (nn.Parameter, UninitializedParameter):
+                kind = type(source).__name__
+                return f"its {name} is a {kind}: convert before quantizing, sharding or distributing it"
     return None
 
 
 def number_type(module: nn.Module, means: list[str]) -> str | None:
-    """Numbers that a Normal distribution over them would not make sense for."""
+    """A weight of integers, of complex or of 8-bit numbers, which have no Normal distribution."""
     dtype = sources(module, means[0])[0].dtype
     if dtype.is_floating_point and dtype.itemsize > 1:
         return None
@@ -190,7 +191,7 @@ def number_type(module: nn.Module, means: list[str]) -> str | None:
 
 
 def name_clash(module: nn.Module, means: list[str]) -> str | None:
-    """The user's own attribute stands where the posterior would."""
+    """An attribute of the user's has a name that the posterior needs."""
     added = {f"{name}_{suffix}" for name in (*means, *bias_names(module)) for suffix in SUFFIXES}
     needed = {*added, *Variational.__annotations__, *dir(Flipout)} - {*dir(nn.Module), "reset_parameters"}
     torchs = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
@@ -200,7 +201,7 @@ def name_clash(module: nn.Module, means: list[str]) -> str | None:
 
 
 def replaced_method(module: nn.Module, means: list[str]) -> str | None:
-    """A forward, or a method that forward uses, set on the instance: the class's own never runs."""
+    """A forward, or a method that it uses, that is set on the instance, so that the class's own never runs."""
     used = {"forward", "__call__"} | reached_names(kind_of(module))
     replaced = sorted(name for name in used & vars(module).keys() if callable(getattr(type(module), name, None)))
     if not replaced:
@@ -210,7 +211,7 @@ def replaced_method(module: nn.Module, means: list[str]) -> str | None:
 
 
 def renormalized(module: nn.Module, means: list[str]) -> str | None:
-    """A table that clips the rows that it looks up, in place."""
+    """An embedding whose max_norm rewrites in place the rows that it looks up."""
     if getattr(module, "max_norm", None) is None or not isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return None
     return "its max_norm rewrites the rows at every look-up: clip them once, then set max_norm to None"

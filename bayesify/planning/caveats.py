@@ -1,4 +1,4 @@
-"""What a careful reader would want to know of a layer that converts, beside that it does: one sentence each."""
+"""Notes on a layer that converts: approximations, frozen weights, calls, where its examples are. One sentence each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..analysis.probe.findings import Reach
+from ..analysis.probe.findings import Finding
 from ..analysis.site import Site
 from ..nn.layer_kinds import layer_kind
 from ..nn.settings import Method, Settings
@@ -17,7 +17,7 @@ FROZEN = "frozen (requires_grad=False)"
 
 
 def notes(
-    site: Site, method: Method, settings: Settings, *, aliases: bool, sequences: bool, reach: Reach | None = None
+    site: Site, method: Method, settings: Settings, *, aliases: bool, sequences: bool, finding: Finding | None = None
 ) -> Iterator[str]:
     """The notes on one layer.
 
@@ -25,16 +25,16 @@ def notes(
         site: the layer.
         method, settings: how it converts.
         aliases: whether it has more than one name.
-        sequences: whether the model works on sequences, so far as its layers tell.
-        reach: what example inputs told of it, where there were some.
+        sequences: whether the model works on sequences, as far as its layers tell.
+        finding: what example inputs told about it, if there were any.
     """
     yield from _without_posterior(site, settings)
     if settings.drawn:
         names = ", ".join(settings.drawn)
         yield f"one draw of {names} serves the whole batch: its forward computes with it before it multiplies"
     calls = site.census.calls.get(site.name, 0) if site.census else 0
-    yield from _calls(site, calls) if reach is None else reach.notes()
-    calls = calls if reach is None else len(reach.shapes)
+    yield from _calls(site, calls) if finding is None else finding.notes()
+    calls = calls if finding is None else len(finding.shapes)
     if isinstance(site.module, nn.RNNCellBase):
         yield "a cell draws anew at each call: the steps of a loop over it share no draw"
     if site.is_table and getattr(site.module, "sparse", False):
@@ -45,18 +45,18 @@ def notes(
         yield "approximate: signs per position ignore that positions share one weight"
     elif site.weights and site.forwards.uses(site.module).grouped:
         yield "approximate: each row that an expert sees has signs of its own, since it sees tokens and not examples"
-    elif reach is not None and reach.problem is not None:
-        yield f"approximate: signs along dimension {settings.batch_dim} follow no example: {reach.problem}"
-    elif reach is not None and reach.layout is not None:
-        yield from _found(settings)
+    elif finding is not None and finding.problem is not None:
+        yield f"approximate: signs along dimension {settings.batch_dim} follow no example: {finding.problem}"
+    elif finding is not None and finding.batch_layout is not None:
+        yield from _batch_layout(settings)
     elif settings.batch_dim:
         yield f"examples along dimension {settings.batch_dim}"
     else:
-        yield from _layout(site)
+        yield from _unseen_layout(site)
 
 
 def _without_posterior(site: Site, settings: Settings) -> Iterator[str]:
-    """Matrices of a layer that converts which stay as they are."""
+    """The matrices of a layer that converts which get no posterior."""
     reasons = site.problems if site.weights else {}
     if isinstance(site.module, Part):
         reasons = site.module.exported_problems
@@ -65,7 +65,7 @@ def _without_posterior(site: Site, settings: Settings) -> Iterator[str]:
 
 
 def _lrt(site: Site, shared: bool, sequences: bool) -> Iterator[str]:
-    """Where LRT is an approximation: wherever weights are shared."""
+    """Where LRT is an approximation: where several positions or calls share a weight."""
     approximation = layer_kind(site.module).lrt
     if approximation and (site.known or not site.looks_up):
         yield f"approximate: {approximation}"
@@ -82,8 +82,8 @@ def _calls(site: Site, calls: int) -> Iterator[str]:
         yield f"called {calls} times"
 
 
-def _found(settings: Settings) -> Iterator[str]:
-    """Where the examples are, unless that is dimension 0 and nothing else."""
+def _batch_layout(settings: Settings) -> Iterator[str]:
+    """Where the examples are, unless dimension 0 is simply the batch."""
     if settings.batch_dim < 0:
         yield "its input is the same for all examples: one draw serves the whole batch"
     elif settings.rows > 1:
@@ -93,8 +93,8 @@ def _found(settings: Settings) -> Iterator[str]:
         yield f"examples along dimension {settings.batch_dim}"
 
 
-def _layout(site: Site) -> Iterator[str]:
-    """Where Flipout's signs, drawn along dimension 0, may not follow the model's examples."""
+def _unseen_layout(site: Site) -> Iterator[str]:
+    """Why Flipout's signs, drawn along dimension 0, may not follow the model's examples."""
     beside = sequence_first(site)
     if beside is not None:
         yield (

@@ -1,34 +1,33 @@
-"""The plan: one record for every module that bears a weight, made before anything changes. Touches nothing."""
+"""Makes the plan: a decision for each module that bears a weight, before anything changes. Touches nothing."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
 
-from ..analysis.census import Census, census
+from ..analysis.census import census
 from ..analysis.probe.example_inputs import ExampleInputs
-from ..analysis.probe.findings import Reach, examples_dim, reach
+from ..analysis.probe.findings import Finding, examples_dim, findings
 from ..analysis.site import Forwards, Site
 from ..decision import Decision
-from ..errors import NothingToConvertError, PolicyError
-from ..nn.layer_kinds import bias_names, layer_kind, weight_names
-from ..nn.parametrized_weights import identity, sources, value
+from ..nn.layer_kinds import layer_kind
 from ..nn.registry import converted_class
-from ..nn.settings import Settings
 from ..policy.policy import Policy, PolicyLike
-from ..policy.rule_matching import Claim, claim
-from ..policy.selectors import Candidate
 from ..programs.part import kind_of
 from ..programs.program import is_exported, prepared
+from .adjustments import adjusted
 from .blockers import bears_weight, blocker, kept_because
-from .caveats import FROZEN, notes
+from .caveats import notes
+from .draft import Draft
+from .owners import owned
+from .parameter_counts import counted, totals
 from .plan import Plan
 from .refusals import refuse_model
-from .surroundings import batch_dim, fused_parents, unregistered
+from .surroundings import batch_dim, unregistered
+
+_OUTSIDE = "not registered in the model, so neither trained nor saved with it: an nn.ModuleList or ModuleDict would"
 
 
 def plan(model: nn.Module, policy: PolicyLike = "flipout", *, example_inputs: ExampleInputs | None = None) -> Plan:
@@ -51,221 +50,92 @@ def plan(model: nn.Module, policy: PolicyLike = "flipout", *, example_inputs: Ex
     model, insertions = prepared(model)
     policy = Policy.parse(policy)
     names = _names(model)
-    traced = census(model)
-    sites = _sites(model, names, traced)
-    reasons = [blocker(site) for site in sites]
-    claims = _claims(model, policy, sites, names, reasons)
-    depth = sum(each.method is not None for each in claims)
-    rows = [
-        _row(site, names[id(site.module)], reason, each, depth)
-        for site, reason, each in zip(sites, reasons, claims, strict=True)
-    ]
-    settings = {row.name: row.settings for row in rows if row.settings is not None}
-    reaches = {} if example_inputs is None else reach(model, settings, example_inputs)
-    rows = list(_with_notes(_counted(rows, sites), sites, reaches))
-    rows = _rerouting(names, _adjusted(model, names, rows, sites), sites)
-    order = {found[0]: at for at, found in enumerate(names.values())}
-    rows.sort(key=lambda row: order[row.name])
-    rows += [_outside(*each) for each in unregistered(model)]
-    batch_dim = 0 if example_inputs is None else examples_dim(example_inputs)
-    return Plan(kind_of(model).__name__, policy, tuple(rows), _totals(model, rows), batch_dim, insertions)
+    drafts = [Draft(site, names[id(site.module)], blocker(site)) for site in _sites(model, names)]
+    drafts = owned(drafts, policy, model)
+    depth = sum(draft.claimed.method is not None for draft in drafts)
+    drafts = counted(replace(draft, decided=_decided(draft, depth)) for draft in drafts)
+    drafts = _noted(drafts, _findings(model, drafts, example_inputs))
+    order = {own[0]: at for at, own in enumerate(names.values())}
+    decisions = sorted(adjusted(model, names, drafts), key=lambda decision: order[decision.name])
+    decisions += _outside(model)
+    batch = 0 if example_inputs is None else examples_dim(example_inputs)
+    return Plan(kind_of(model).__name__, policy, tuple(decisions), totals(model, decisions), batch, insertions)
 
 
-def _names(model: nn.Module) -> dict[int, list[str]]:
+def _names(model: nn.Module) -> dict[int, tuple[str, ...]]:
     """Every dotted name of every module, by id, in the model's order."""
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
-    return names
+    return {key: tuple(own) for key, own in names.items()}
 
 
-def _sites(model: nn.Module, names: dict[int, list[str]], traced: Census | None) -> list[Site]:
+def _sites(model: nn.Module, names: Mapping[int, tuple[str, ...]]) -> Iterator[Site]:
+    """The modules that bear a weight, in the model's order."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    sites, forwards = [], Forwards()
+    traced, forwards = census(model), Forwards()
     for name, module in model.named_modules():
         if bears_weight(module):
             ancestors = {parent: modules[parent] for alias in names[id(module)] for parent in _parents(alias)}
-            sites.append(Site(module, name, tuple(ancestors.items()), traced, forwards))
-    return sites
+            yield Site(module, name, tuple(ancestors.items()), traced, forwards)
 
 
 def _parents(name: str) -> list[str]:
+    """The names of all modules around this one: "", "layer1", "layer1.0" of "layer1.0.conv1"."""
     parts = name.split(".") if name else []
     return [".".join(parts[:depth]) for depth in range(len(parts))]
 
 
-def _claims(
-    model: nn.Module, policy: Policy, sites: list[Site], names: dict[int, list[str]], reasons: list[str | None]
-) -> list[Claim]:
-    candidates = [
-        Candidate(
-            tuple(names[id(site.module)]), kind_of(site.attention or site.module), _convertible(site, reason), reason,
-            asked=site.is_table and site.name != "",
-        )
-        for site, reason in zip(sites, reasons, strict=True)
-    ]
-    claims = claim(policy, candidates, [name for found in names.values() for name in found])
-    claims = [_unless_frozen(each, site, policy) for each, site in zip(claims, sites, strict=True)]
-    claims = _with_attention(claims, sites)
-    if not any(each.method for each in claims):
-        frozen = any(each.reason == FROZEN for each in claims)
-        why = f"is {FROZEN}: `frozen: convert` converts it all the same" if frozen else f"is an out_proj: {_READ}"
-        raise NothingToConvertError(f"all that the policy selects in {type(model).__name__} {why}")
-    return claims
+def _decided(draft: Draft, depth: int) -> Decision:
+    """What happens to the site.
 
-
-def _convertible(site: Site, reason: str | None) -> bool:
-    return reason is None and (site.known or bool(site.weights))
-
-
-def _unless_frozen(claimed: Claim, site: Site, policy: Policy) -> Claim:
-    if claimed.method is None:
-        return claimed
-    settings = replace(claimed.settings or Settings(), weights=site.weights)
-    names = list(dict(site.weights)) or weight_names(site.module, settings)[:1]
-    if policy.frozen != "convert":
-        names = [name for name in names if any(each.requires_grad for each in sources(site.module, name))]
-    if not names:
-        return replace(claimed, method=None, settings=None, reason=FROZEN)
-    weights = tuple(each for each in site.weights if each[0] in names)
-    return replace(claimed, settings=replace(settings, weights=weights))
-
-
-def _with_attention(claims: list[Claim], sites: list[Site]) -> list[Claim]:
-    """An attention's `out_proj` is called only where the attention itself converts."""
-    converting = {id(site.module) for site, each in zip(sites, claims, strict=True) if each.method}
-    return [
-        replace(each, method=None, settings=None, reason=_READ)
-        if each.method and site.attention is not None and id(site.attention) not in converting
-        else each
-        for each, site in zip(claims, sites, strict=True)
-    ]
-
-
-def _outside(name: str, module: nn.Module) -> Decision:
-    reason = "not registered in the model, so neither trained nor saved with it: an nn.ModuleList or ModuleDict would"
-    return Decision(name, (), "blocked", type(module).__name__, reason=reason)
-
-
-def _row(site: Site, names: list[str], reason: str | None, claimed: Claim, depth: int) -> Decision:
-    module = site.module
-    row = Decision(site.name, tuple(names[1:]), "keeps", kind_of(module).__name__, rule=claimed.rule)
-    if reason is not None:
-        return replace(row, verb="blocked", rule=None, reason=reason)
+    Args:
+        draft: the site's, claimed.
+        depth: how many layers convert.
+    """
+    site, claimed, kind = draft.site, draft.claimed, kind_of(draft.site.module)
+    decision = Decision(site.name, draft.names[1:], "keeps", kind.__name__, rule=claimed.rule)
+    if draft.blocked is not None:
+        return replace(decision, verb="blocked", rule=None, reason=draft.blocked)
     if claimed.method is None or claimed.settings is None:
-        kept = claimed.reason if _convertible(site, reason) else kept_because(module)
-        return replace(row, reason=kept)
-    becomes = converted_class(module, claimed.method, bool(site.weights))
+        return replace(decision, reason=claimed.reason if draft.convertible else kept_because(site.module))
     settings = claimed.settings.for_depth(depth)
     drawn = tuple(name for name in site.drawn if site.known or name in dict(settings.weights))
     settings = replace(settings, batch_dim=batch_dim(site), drawn=drawn)
     if site.weights or (site.readers and not site.called):
         settings = replace(settings, bias="deterministic")
-    unseen = bool(site.weights) and site.forwards.uses(module).unseen_by_dynamo
-    method = claimed.method
+    becomes = converted_class(site.module, claimed.method, bool(site.weights)).__name__
+    unseen = bool(site.weights) and site.forwards.uses(site.module).unseen_by_dynamo
     return replace(
-        row, verb="converts", becomes=becomes.__name__, method=method, settings=settings, uncompiled=unseen
+        decision, verb="converts", becomes=becomes, method=claimed.method, settings=settings, uncompiled=unseen
     )
 
 
-def _counted(rows: list[Decision], sites: list[Site]) -> list[Decision]:
-    """Count each Parameter at its first row, and hold tied ones to one posterior."""
-    seen: dict[int, str] = {}
-    posteriors: dict[tuple[int, ...], Decision] = {}
-    counted = []
-    for row, site in zip(rows, sites, strict=True):
-        own = dict(site.module.named_parameters(recurse=False))
-        fresh = {name: each for name, each in own.items() if id(each) not in seen}
-        tied = tuple(f"{name} is tied to {seen[id(each)]}" for name, each in own.items() if id(each) in seen)
-        seen |= {id(each): f"{row.name}.{name}".lstrip(".") for name, each in fresh.items()}
-        new = 0
-        for name in _means(row, site.module):
-            first = posteriors.setdefault(identity(site.module, name), row)
-            _refuse_two_posteriors(first, row, name)
-            new += _size(value(site.module, name)) if first is row else 0
-        before = sum(_size(each) for each in fresh.values())
-        counted.append(replace(row, parameters_before=before, parameters_after=before + new, notes=tied))
-    return counted
+def _findings(model: nn.Module, drafts: Sequence[Draft], given: ExampleInputs | None) -> dict[str, Finding]:
+    """What the example inputs tell of the layers that convert, by name."""
+    if given is None:
+        return {}
+    decisions = [draft.decision for draft in drafts]
+    layers = {decision.name: decision.settings for decision in decisions if decision.settings is not None}
+    return findings(model, layers, given)
 
 
-def _means(row: Decision, module: nn.Module) -> list[str]:
-    if row.settings is None:
-        return []
-    return weight_names(module, row.settings) + (bias_names(module) if row.settings.bias == "variational" else [])
+def _noted(drafts: Sequence[Draft], found: Mapping[str, Finding]) -> list[Draft]:
+    """The drafts with notes, and with the examples where the example inputs found them."""
+    sequences = any(layer_kind(draft.site.module).on_sequences for draft in drafts)
+    return [_with_notes(draft, found.get(draft.decision.name), sequences) for draft in drafts]
 
 
-def _size(tensor: Tensor | None) -> int:
-    return 0 if tensor is None or is_lazy(tensor) else tensor.numel()
+def _with_notes(draft: Draft, finding: Finding | None, sequences: bool) -> Draft:
+    method, settings, aliases = draft.decision.method, draft.decision.settings, draft.decision.aliases
+    if method is None or settings is None:
+        return draft
+    settings = settings if finding is None else finding.settled(settings)
+    more = notes(draft.site, method, settings, aliases=bool(aliases), sequences=sequences, finding=finding)
+    return draft.with_decision(settings=settings, notes=(*draft.decision.notes, *more))
 
 
-def _refuse_two_posteriors(first: Decision, row: Decision, name: str) -> None:
-    assert first.settings is not None
-    assert row.settings is not None
-    if (first.settings.posterior, first.settings.prior) != (row.settings.posterior, row.settings.prior):
-        raise PolicyError(
-            [
-                f"{first.name!r} ({first.rule}) and {row.name!r} ({row.rule}) share one {name}, which can have "
-                "only one posterior and prior: give both layers to one rule"
-            ]
-        )
-
-
-def _with_notes(rows: list[Decision], sites: list[Site], reaches: dict[str, Reach]) -> Iterator[Decision]:
-    sequences = any(layer_kind(site.module).on_sequences for site in sites)
-    for row, site in zip(rows, sites, strict=True):
-        more: Iterable[str] = ()
-        if row.method is not None and row.settings is not None:
-            method, aliases, found = row.method, bool(row.aliases), reaches.get(row.name)
-            row = row if found is None else replace(row, settings=found.settled(row.settings))
-            assert row.settings is not None
-            more = notes(site, method, row.settings, aliases=aliases, sequences=sequences, reach=found)
-        yield replace(row, notes=(*row.notes, *more))
-
-
-def _adjusted(model: nn.Module, names: dict[int, list[str]], rows: list[Decision], sites: list[Site]) -> list[Decision]:
-    """The rows, and those of what is switched beside; a module that has a row of its own already keeps one."""
-    parents = fused_parents(model, [site.module for site, row in zip(sites, rows, strict=True) if row.method])
-    found = {row.name: row for row in rows}
-    reasons = [(module, _FUSED) for _, module in parents.layers] + [(module, _NESTED) for _, module in parents.encoders]
-    for module, reason in reasons:
-        name, *aliases = names[id(module)]
-        row = found.get(name, Decision(name, tuple(aliases), "adjusted", type(module).__name__))
-        more = (row.reason,) if row.reason else ()
-        found[name] = replace(row, verb="adjusted", rule=None, reason=reason, notes=(*row.notes, *more))
-    return list(found.values())
-
-
-def _rerouting(names: dict[int, list[str]], rows: list[Decision], sites: list[Site]) -> list[Decision]:
-    """The rows, and those of modules that multiply by the weights of converting ones below them."""
-    found = {row.name: row for row in rows}
-    readers: dict[int, tuple[nn.Module, list[str]]] = {}
-    for site in sites:
-        for _, module in site.rerouting if found[site.name].verb == "converts" else ():
-            path = next(path for path, each in module.named_modules() if each is site.module)
-            readers.setdefault(id(module), (module, []))[1].append(path)
-    for module, reads in readers.values():
-        name, *aliases = names[id(module)]
-        row = found.get(name, Decision(name, tuple(aliases), "adjusted", kind_of(module).__name__))
-        why = f"its own products with the weights of {', '.join(map(repr, reads))} are rerouted to the noise"
-        unseen = row.uncompiled or sites[0].forwards.uses(module).unseen_by_dynamo
-        more, row = why, replace(row, reads=tuple(reads), uncompiled=unseen)
-        if row.verb != "converts":
-            more, row = row.reason or "", replace(row, verb="adjusted", rule=None, reason=why)
-        found[name] = replace(row, notes=(*row.notes, *filter(None, (more,))))
-    return list(found.values())
-
-
-_READ = "nn.MultiheadAttention reads its weight without calling it, and is kept"
-_FUSED = "its fused inference path reads weights past the noise: switched off"
-_NESTED = "its nested-tensor path is switched off: outputs under the padding mask are computed, no longer zeros"
-
-
-def _totals(model: nn.Module, rows: list[Decision]) -> dict[str, int]:
-    verbs = Counter(row.verb for row in rows)
-    before = sum(_size(each) for each in model.parameters())
-    added = sum(row.parameters_after - row.parameters_before for row in rows)
-    return {
-        **{verb: verbs[verb] for verb in ("converts", "keeps", "blocked", "adjusted")},
-        "parameters_before": before,
-        "parameters_after": before + added,
-    }  # fmt: skip
+def _outside(model: nn.Module) -> list[Decision]:
+    return [
+        Decision(name, (), "blocked", type(module).__name__, reason=_OUTSIDE) for name, module in unregistered(model)
+    ]

@@ -1,4 +1,4 @@
-"""Models that cannot be converted as they are: wrapped, converted before, or no nn.Module at all."""
+"""Models that cannot be converted as they are: wrapped, converted before, or not an nn.Module."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def refuse_model(model: object) -> None:
 def _wrapped(name: str, module: nn.Module) -> str | None:
     lineage = [f"{base.__module__}.{base.__qualname__}" for base in type(module).__mro__]
     subject, path = (f"{name!r}", f"model.{name}") if name else ("the model", "model")
-    # FSDP2 makes a class per layer, over one that has moved between torch's private modules.
+    # FSDP2 makes a class for each layer; its base class has moved between torch's private modules.
     if any(base.startswith("torch.distributed.") and base.endswith(".FSDPModule") for base in lineage):
         return f"{subject} was sharded by fully_shard: convert the model first, then shard it"
     wrapper = next((base for base in lineage if base in _WRAPPERS), None)

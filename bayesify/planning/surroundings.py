@@ -14,7 +14,7 @@ from .blockers import bears_weight
 
 @dataclass(frozen=True)
 class FusedParents:
-    """What would run past converted layers in eval mode without gradients, as (canonical name, module).
+    """Modules that would run past converted layers in eval mode without gradients, as (canonical name, module).
 
     Attributes:
         layers: encoder layers, whose fused kernel reads `linear1.weight` without calling `linear1`. Any forward
@@ -37,7 +37,7 @@ def fused_parents(model: nn.Module, converted: Iterable[nn.Module]) -> FusedPare
     layers = tuple(
         (name, module)
         for name, module in named
-        if isinstance(module, nn.TransformerEncoderLayer) and inside & {id(each) for each in module.modules()}
+        if isinstance(module, nn.TransformerEncoderLayer) and inside & {id(below) for below in module.modules()}
     )
     fused = {id(module) for _, module in layers}
     encoders = tuple(
@@ -45,13 +45,13 @@ def fused_parents(model: nn.Module, converted: Iterable[nn.Module]) -> FusedPare
         for name, module in named
         if isinstance(module, nn.TransformerEncoder)
         and getattr(module, "use_nested_tensor", False)
-        and fused & {id(each) for each in module.modules()}
+        and fused & {id(below) for below in module.modules()}
     )
     return FusedParents(layers, encoders)
 
 
 def batch_dim(site: Site) -> int:
-    """Which dimension of the layer's (batched) input holds the examples, so far as a known parent tells: else 0."""
+    """The dimension of the layer's (batched) input that holds the examples, where a known parent tells; else 0."""
     if "exported_batch_dim" in vars(site.module):
         return int(site.module.exported_batch_dim)  # type: ignore[arg-type]
     if _knows_its_layout(site):
@@ -64,35 +64,39 @@ def batch_dim(site: Site) -> int:
 
 
 def sequence_first(site: Site) -> str | None:
-    """What stands beside the layer and takes sequence-first input: an attention or a recurrent layer, by name.
+    """The name of an attention or recurrent layer beside this layer that takes sequence-first input, or None.
 
-    Looked for in the nearest block around the layer that has any; None too for layers that know their own layout.
+    The nearest block around the layer that holds any such layer is looked into. None for layers that know their layout.
     """
     if _knows_its_layout(site):
         return None
     for name, parent in reversed(site.parents):
-        found = {key: child for key, child in parent.named_children() if layer_kind(child).layout == "batch_first"}
-        if found:
-            first = next((key for key, child in found.items() if not child.batch_first), None)
+        children = ((key, child) for key, child in parent._modules.items() if child is not None)
+        # of a thousand children few say so: asking for all their kinds would be half of the plan's time
+        told = [(key, child) for key, child in children if "batch_first" in vars(child)]
+        beside = [(key, child) for key, child in told if layer_kind(child).layout == "batch_first"]
+        if beside:
+            first = next((key for key, child in beside if not child.batch_first), None)
             return None if first is None else f"{name}.{first}".lstrip(".")
     return None
 
 
 def _knows_its_layout(site: Site) -> bool:
-    """Attention works batch-first inside, recurrent layers have `batch_first`, cells see one step of each example."""
-    inside = any(isinstance(each, nn.MultiheadAttention) and each.out_proj is site.module for _, each in site.parents)
+    """Attention works batch-first inside, recurrent layers have `batch_first`, cells see one step of every example."""
+    attentions = (parent for _, parent in site.parents if isinstance(parent, nn.MultiheadAttention))
+    inside = any(attention.out_proj is site.module for attention in attentions)
     return inside or layer_kind(site.module).layout != "leading"
 
 
 def folds_windows(site: Site) -> bool:
-    """Whether a block of windowed attention holds the layer: it hands its layers windows for examples."""
+    """Whether a block of windowed attention holds the layer: such a block calls its layers with windows as examples."""
     return any(hasattr(parent, "window_size") and "Attention" in type(parent).__name__ for _, parent in site.parents)
 
 
 def unregistered(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, module) of weight-bearing modules that the model holds in plain lists, tuples, dicts or past registration.
+    """(name, module) of weight-bearing modules in plain lists, tuples, dicts, or set past registration.
 
-    By torch's count they are no part of the model: no parameters(), no state_dict(), no train(). Looks one level deep.
+    torch does not count them as parts of the model: not in parameters(), state_dict() or train(). Looks one level deep.
     """
     seen = {id(module) for module in model.modules()}
     for name, module in model.named_modules():
@@ -100,14 +104,14 @@ def unregistered(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             if key in ("_modules", "_parameters", "_buffers"):
                 continue
             for inner, held in _held(value):
-                for below, each in held.named_modules(prefix=f"{name}.{key}{inner}".lstrip(".")):
-                    if id(each) not in seen and bears_weight(each):
-                        seen.add(id(each))
-                        yield below, each
+                for path, below in held.named_modules(prefix=f"{name}.{key}{inner}".lstrip(".")):
+                    if id(below) not in seen and bears_weight(below):
+                        seen.add(id(below))
+                        yield path, below
 
 
 def _held(value: object) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(value, nn.Module):
         yield "", value
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    yield from ((f"[{key!r}]", each) for key, each in items if isinstance(each, nn.Module))
+    yield from ((f"[{key!r}]", held) for key, held in items if isinstance(held, nn.Module))

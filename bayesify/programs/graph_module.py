@@ -32,12 +32,13 @@ class Graph(fx.GraphModule):
     def __reduce__(self) -> Any:
         rebuild, (body, imports) = super().__reduce__()
         hooks = {name: body.pop(name) for name in _HOOKS if name in body}
+        body.pop("_plain_graph", None)  # fx pickles a graph as code, which this is not; operators cannot be pickled
         # the tracer that made the graph may look into modules, which are to stay as they are
         return again, (rebuild, {**body, "_tracer_cls": None}, imports), hooks
 
 
 def again(rebuild: Any, body: dict[str, Any], imports: str) -> fx.GraphModule:
-    """The graph that was pickled, but for its hooks."""
+    """The graph that was pickled, without its hooks."""
     made: fx.GraphModule = rebuild(body, imports)
     whole(made)
     return made
@@ -49,6 +50,15 @@ def whole(graph: fx.GraphModule) -> None:
         return
     own = [base for base in type(graph).__bases__ if base is not fx.GraphModule]
     graph.__class__ = _class_of_one(type(graph).__name__, (Graph, *own))
+    graph.recompile()
+
+
+def unwhole(graph: fx.GraphModule) -> None:
+    """The inverse of `whole`, in place."""
+    if not isinstance(graph, Graph):
+        return
+    own = [base for base in type(graph).__bases__ if base is not Graph]
+    graph.__class__ = _class_of_one(type(graph).__name__, (*own, fx.GraphModule))
     graph.recompile()
 
 

@@ -64,7 +64,7 @@ def _restored(
         layouts = {layout(input_of(node), batch) for node in calls}
         if min(layouts) < 0 or len(layouts) > 1:
             why = "its examples are folded with others, or in different dimensions"
-            folded |= {id(each): why for each in root.get_submodule(owner).parameters()}
+            folded |= {id(parameter): why for parameter in root.get_submodule(owner).parameters()}
             continue
         layer = restore(root, owner, calls)
         if not isinstance(layer, nn.RNNBase):  # those know
@@ -140,15 +140,15 @@ def _part(module: nn.Module, calls: list[Call], kind: str, found: Found, batch: 
 
 
 def _problems(module: nn.Module, multiplied: set[str], found: Found) -> Iterator[tuple[str, str]]:
-    for name, each in module._parameters.items():
-        if each is not None and each.dim() > 1 and name not in multiplied:
-            yield name, found.problems.get(id(each)) or found.left.get(id(each), "the program never uses it")
+    for name, parameter in module._parameters.items():
+        if parameter is not None and parameter.dim() > 1 and name not in multiplied:
+            yield name, found.problems.get(id(parameter)) or found.left.get(id(parameter), "the program never uses it")
 
 
 def _plain_layer(module: nn.Module, calls: list[Call], kind: str, batch: Batch | None) -> nn.Module | None:
     """The torch layer that all the calls are calls of, or None."""
     steps = calls[0].steps if calls else ()
-    own = {name for name, each in module._parameters.items() if each is not None}
+    own = {name for name, parameter in module._parameters.items() if parameter is not None}
     if not steps or any(call.steps != steps for call in calls):
         return None
     if module._modules or module._buffers or "weight" not in own or own - {"weight", "bias"}:
@@ -167,7 +167,7 @@ def _layout(call: Call, batch: Batch | None) -> int:
     """Of the first input, unless the product is one that looks at its dimensions by name."""
     product = noisy(call.steps)[-1]
     from_left = product.function in ("matmul", "mm") and product.args[0] != Ref("input", 0)
-    if not call.inputs or from_left or product.function in ("einsum", "bmm", "bilinear", "_grouped_mm"):
+    if not call.inputs or from_left or product.function in ("einsum", "bmm", "bilinear", "_grouped_mm", "grouped_mm"):
         return 0
     found = layout(call.inputs[0], batch)
     return 0 if product.function.startswith("conv") else found  # a convolution takes no dimension more
@@ -177,7 +177,7 @@ def _reroute(
     root: fx.GraphModule, call: Call, owner: str, which: int, new: dict[fx.Node, fx.Node], examples: fx.Node | None
 ) -> fx.Node:
     """Put a call of the layer in the place of the product's node."""
-    args: tuple[Any, ...] = tuple(new.get(each, each) for each in call.inputs)
+    args: tuple[Any, ...] = tuple(new.get(node, node) for node in call.inputs)
     if isinstance(root.get_submodule(owner), Part):
         args = (which, examples, *args)
     with root.graph.inserting_before(call.node):

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from ..nn.torch_functions import FUNCTIONS, MULTIPLICATIONS, NAMES
+from ..nn.torch_functions import FUNCTIONS, MULTIPLICATIONS, NAMES, by_place
 
 
 class Call(NamedTuple):
-    """A call of one of torch's functions, with nodes among its arguments."""
+    """A call of one of torch's functions, with nodes among its arguments; products and views by place."""
 
     function: Any
     args: tuple[Any, ...]
@@ -31,7 +31,7 @@ def call_of(node: fx.Node) -> Call | None:
     None for a node that calls a module or nothing.
     """
     if node.op == "call_method":
-        return Call(getattr(Tensor, str(node.target), None), node.args, node.kwargs)
+        return _by_place(getattr(Tensor, str(node.target), None), node)
     if node.op != "call_function":
         return None
     target: Any = node.target
@@ -39,7 +39,11 @@ def call_of(node: fx.Node) -> Call | None:
         return _ATEN[target._opname](*node.args, **node.kwargs)
     if target is getattr and hasattr(attribute := getattr(Tensor, str(node.args[1]), None), "__get__"):
         return Call(attribute.__get__, node.args[:1], {})
-    return Call(target, node.args, node.kwargs)
+    return _by_place(target, node)
+
+
+def _by_place(function: Any, node: fx.Node) -> Call:
+    return Call(function, *by_place(function, node.args, node.kwargs))
 
 
 def is_recurrent(node: fx.Node) -> bool:

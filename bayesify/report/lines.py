@@ -1,30 +1,31 @@
-"""What a report on a plan says, in whatever form: its rows folded into lines, and their words and numbers."""
+"""What a report on a plan says, in whatever form: decisions folded into lines, their words and their numbers."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..decision import Decision
+from ..escaping import printable
 from ..nn.settings import Settings
-from .fold_names import Fold, fold, fold_names
+from .fold_names import NameGroup, fold, fold_names
 
-MOST_LINES = 40  # of converting layers, on two screens with all that stands around them
+MOST_LINES = 40  # of converting layers: they fit two screens with what else the report says
 _NO_MATRIX = "has no weight matrix"
 _NAMELESS = "(the model itself)"
 
 
 @dataclass(frozen=True)
 class Line:
-    """Rows that differ in nothing but their names.
+    """Layers that convert alike: they differ in their names and numbers only.
 
     Attributes:
         name: their names as one, with aliases.
-        rows: the rows; what is said of the first holds for all.
-        notes: the notes of the rows.
-        before, after: the rows' parameters, summed.
+        rows: their decisions; what is said of the first holds for all.
+        notes: what the reader should be warned of.
+        before, after: their parameters, summed.
     """
 
     name: str
@@ -39,13 +40,19 @@ class Line:
         return f"{self.rows[0].type} → {self.rows[0].becomes}"
 
     @property
+    def input(self) -> str:
+        """How the layers are called, as far as they agree."""
+        texts = ["; ".join(row.descriptions) for row in self.rows]
+        return common(texts) if len(set(map(_pattern, texts))) == 1 else ""
+
+    @property
     def rule(self) -> str:
-        """The rule that owns the rows."""
+        """The rule that owns the layers."""
         return self.rows[0].rule or ""
 
     @property
     def posterior(self) -> str:
-        """The posterior, with what else is variational or drawn otherwise than usual."""
+        """The posterior, with what else differs from the defaults."""
         return posterior_text(self.rows[0].settings)
 
     @property
@@ -57,13 +64,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Rest:
-    """Rows that do not convert, for one reason.
+    """Modules that do not convert, all for the same reason.
 
     Attributes:
         verb: keeps, blocked or adjusted.
         what: how many of which classes, with how many parameters.
         why: the reason.
-        names: which, folded; none where they are of no interest.
+        names: their names, folded; empty where nobody needs them (normalization layers).
     """
 
     verb: str
@@ -74,22 +81,31 @@ class Rest:
 
 def converting(decisions: Sequence[Decision], full: bool) -> list[Line]:
     """The layers that convert: folded, or one line each."""
-    rows = [row for row in decisions if row.verb == "converts"]
+    rows = [_printable(row) for row in decisions if row.verb == "converts"]
     if full:
         return [_line(row.name, (row,)) for row in rows]
-    return [_line(each.name, each.items) for each in _fold(rows)]
+    return [_line(group.name, group.items) for group in _fold(rows)]
 
 
 def rest(decisions: Sequence[Decision], full: bool) -> list[Rest]:
-    """All that does not convert, by reason: what is in the way first, what never could convert last."""
+    """All that does not convert, by reason: what bayesify adjusts or cannot convert first, what has no weights last."""
     groups: dict[tuple[str, str], list[Decision]] = {}
-    for row in decisions:
+    for row in map(_printable, decisions):
         if row.verb != "converts":
             why = "" if _has_no_matrix(row) else _pattern(_why(row))
             groups.setdefault((row.verb, why), []).append(row)
     order = ("adjusted", "blocked", "keeps")
     ordered = sorted(groups.items(), key=lambda group: (order.index(group[0][0]), group[0][1] == ""))
     return [_rest(rows, full) for _, rows in ordered]
+
+
+def descriptions(lines: Sequence[Line]) -> list[str]:
+    """How the layers are called, one sentence for those that differ in numbers only; a single call is not told."""
+    told: dict[str, list[str]] = {}
+    for text in (text for line in lines for row in line.rows for text in row.descriptions):
+        if not text.startswith("called once"):
+            told.setdefault(_pattern(text), []).append(text)
+    return [f"{common(texts)} ({layer_count(len(texts))})" for texts in told.values()]
 
 
 def summary(decisions: Sequence[Decision], counts: Mapping[str, int]) -> tuple[str, str]:
@@ -126,21 +142,42 @@ def short(number: int) -> str:
 
 
 def times(count: int) -> str:
-    """How often, with a multiplication sign, or nothing where it is once."""
+    """` ×12`, or nothing for a single layer."""
     return f" ×{count}" if count > 1 else ""
 
 
-def _fold(rows: Sequence[Decision]) -> list[Fold[Decision]]:
+def layer_count(number: int) -> str:
+    """`1 layer`, `2 layers`."""
+    return f"{number} layer" if number == 1 else f"{number} layers"
+
+
+def _printable(row: Decision) -> Decision:
+    """The decision with its texts escaped: a model's names may hold what a terminal acts on."""
+    return replace(
+        row,
+        name=printable(row.name),
+        type=printable(row.type),
+        becomes=row.becomes and printable(row.becomes),
+        rule=row.rule and printable(row.rule),
+        reason=row.reason and printable(row.reason),
+        aliases=tuple(map(printable, row.aliases)),
+        notes=tuple(map(printable, row.notes)),
+    )
+
+
+def _fold(rows: Sequence[Decision]) -> list[NameGroup[Decision]]:
     return fold(rows, lambda row: row.name, _key, lambda row: row.parameters_before, most=MOST_LINES)
 
 
 def _key(row: Decision) -> tuple[object, ...]:
-    notes = tuple(map(_pattern, row.notes))
-    return row.verb, row.type, row.becomes, row.rule, _pattern(row.reason or ""), row.settings, row.aliases, notes
+    """What the layers of a line agree in: all that it shows, except for names and numbers."""
+    shown = row.settings and (row.settings.posterior, row.settings.prior, row.settings.bias, row.settings.signs)
+    notes = tuple(map(_pattern, row.warnings))
+    return row.verb, row.type, row.becomes, row.rule, _pattern(row.reason or ""), shown, row.aliases, notes
 
 
 def _line(name: str, rows: tuple[Decision, ...]) -> Line:
-    notes = tuple(common(texts) for texts in zip(*(row.notes for row in rows), strict=True))
+    notes = tuple(common(texts) for texts in zip(*(row.warnings for row in rows), strict=True))
     aliases = fold_names(rows[0].aliases)
     also = f" (= {', '.join(aliases)})" if aliases else ""
     before, after = sum(row.parameters_before for row in rows), sum(row.parameters_after for row in rows)
@@ -151,8 +188,9 @@ def _rest(rows: Sequence[Decision], full: bool) -> Rest:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in Counter(row.type for row in rows).items())
     parameters = sum(row.parameters_before for row in rows)
     what = f"{kinds} ({short(parameters)} parameters)" if parameters else kinds
-    folds = _fold(rows)
-    names = [_line(row.name, (row,)).name for row in rows] if full else [_counted(each, len(folds)) for each in folds]
+    groups = _fold(rows)
+    folded = [_counted(group, len(groups)) for group in groups]
+    names = [_line(row.name, (row,)).name for row in rows] if full else folded
     if _has_no_matrix(rows[0]):
         return Rest(rows[0].verb, what, "no weight matrix", tuple(names) if full else ())
     return Rest(rows[0].verb, what, common(map(_why, rows)), tuple(names))
@@ -163,8 +201,8 @@ def _why(row: Decision) -> str:
     return "; ".join([row.reason or "", *(row.notes if row.verb == "adjusted" else ())])
 
 
-def _counted(each: Fold[Decision], folds: int) -> str:
-    return _line(each.name, each.items).name + (times(len(each.items)) if folds > 1 else "")
+def _counted(group: NameGroup[Decision], groups: int) -> str:
+    return _line(group.name, group.items).name + (times(len(group.items)) if groups > 1 else "")
 
 
 def _has_no_matrix(row: Decision) -> bool:
@@ -176,6 +214,6 @@ def _pattern(text: str) -> str:
 
 
 def common(texts: Iterable[str]) -> str:
-    """Texts that differ in numbers only, as one: `*` stands where they differ."""
+    """Texts that differ in numbers only, as one text with `*` where they differ."""
     split = [re.split(r"(\d+)", text) for text in texts]
     return "".join(parts[0] if len(set(parts)) == 1 else "*" for parts in zip(*split, strict=True))

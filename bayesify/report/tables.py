@@ -1,4 +1,4 @@
-"""How a plan looks: tables for a terminal, plain text for a pipe, HTML for a notebook, JSON for programs."""
+"""How a plan looks: tables for a terminal, plain text for a pipe, HTML for a notebook."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from rich.table import Table
 from rich.text import Text
 
 from ..decision import Decision
-from .lines import Line, Rest, converting, rest, short, summary, times
+from ..escaping import printable
+from .lines import Line, Rest, converting, descriptions, layer_count, rest, short, summary, times
 
 Decisions = Sequence[Decision]
 Totals = Mapping[str, int]
-NARROWEST = 60  # below it, lines get longer than the terminal rather than words cut to pieces
+NARROWEST = 40  # columns; on a narrower terminal lines are longer than it rather than words cut to pieces
 _GAP = 2
 _ROOM_FOR_NAMES = 24
 _ROOM_FOR_RULES = 18
 _LAZY = "when it sees data"
+_LEGEND = "w: a weight's mean; w₀: the weights as they are at conversion"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def as_text(
 
     Args:
         full: a line for every layer; otherwise repeated blocks are folded.
-        width: no line is longer; the terminal's by default.
+        width: the longest line; the terminal's width by default, and never less than 40.
     """
     width = max(width or shutil.get_terminal_size().columns, NARROWEST)
     file = io.StringIO()
@@ -74,24 +76,29 @@ def report(title: str, decisions: Decisions, totals: Totals, width: int, *, full
     lines, others = converting(decisions, full), rest(decisions, full)
     notes = list(dict.fromkeys(note for line in lines for note in line.notes))
     columns = next(_layouts(lines, notes, width))
-    parts: list[RenderableType] = [Text(title, style="bold"), _table(columns)]
+    parts: list[RenderableType] = [Text(printable(title), style="bold"), _table(columns)]
     headers = [column.header for column in columns]
-    parts += [] if "posterior" in headers else [_settings(lines)]
-    parts += [_notes(notes, lines)] if "note" in headers else []
+    parts += [] if "posterior" in headers else [_settings(lines, width)]
+    parts += [] if "why" in headers or not notes else [_notes(notes, lines)]
+    parts += [] if "input" in headers else [Text(text, style="dim") for text in descriptions(lines)]
     parts += [_rest(others)] if others else []
-    if any("w₀" in line.prior for line in lines):
-        parts.append(Text("w: a weight's mean; w₀: the weights as they are at conversion", style="dim"))
+    parts += [Text(_LEGEND, style="dim")] if _needs_legend(lines) else []
     sums = summary(decisions, totals)
     parts.append(Text("; ".join(sums) if cell_len("; ".join(sums)) <= width else "\n".join(sums), style="bold"))
-    return Group(*[each for part in parts for each in (part, Text(""))][:-1])
+    return Group(*[line for part in parts for line in (part, Text(""))][:-1])
+
+
+def _needs_legend(lines: Sequence[Line]) -> bool:
+    return any("w₀" in line.prior for line in lines)
 
 
 def _layouts(lines: Sequence[Line], notes: Sequence[str], width: int) -> Iterator[list[Column]]:
-    """The table's columns, in the most telling form that fits; the last form is made to fit."""
+    """The table's columns in the forms that fit, the most detailed form first; the last form is made to fit."""
     marks = [_marks(lines, notes)] if notes else []
     one_rule = len({line.rule for line in lines}) == 1
     first = [_layer(lines), _types(lines), _rules(lines)]
     forms = [
+        [*first, _parameters(lines, exact=True), *_words(lines), *_input(lines), *_why(lines)],
         [*first, _parameters(lines, exact=True), *_words(lines), *_why(lines)],
         [*first, _parameters(lines, exact=True), *_words(lines), *marks],
         [*first, _parameters(lines, exact=True), *marks],
@@ -104,8 +111,9 @@ def _layouts(lines: Sequence[Line], notes: Sequence[str], width: int) -> Iterato
     for stacked in (False, True):
         others = [_types(lines, stacked), *rules, _parameters(lines, exact=False), *marks]
         room = width - _width(others) - _GAP
-        if room >= _ROOM_FOR_NAMES or stacked:
-            yield [_layer(lines, max(room, 8)), *others]
+        if room >= _ROOM_FOR_NAMES:
+            yield [_layer(lines, room), *others]
+    yield [_single_column(lines, notes, width)]
 
 
 def _width(columns: Sequence[Column]) -> int:
@@ -117,12 +125,23 @@ def _layer(lines: Sequence[Line], room: int | None = None) -> Column:
     return Column("layer", names if room is None else [_broken(name, room) for name in names])
 
 
+def _single_column(lines: Sequence[Line], notes: Sequence[str], width: int) -> Column:
+    """What a narrow terminal gets: all that there is to say of a layer, below its name."""
+    cells = []
+    for name, line in zip(_layer(lines).cells, lines, strict=True):
+        counts = _LAZY if "Lazy" in line.becomes else f"{short(line.before)} → {short(line.after)}"
+        marks = [f"note {notes.index(note) + 1}" for note in line.notes]
+        below = [line.becomes, ", ".join(filter(None, [line.rule, counts, *marks]))]
+        cells.append("\n".join([_broken(name, width), *(_broken(f"  {text}", width) for text in below)]))
+    return Column("layer, type → new type, rule, parameters"[:width], cells)
+
+
 def _broken(name: str, room: int) -> str:
     """A name over several lines: broken after a dot between parts or at a space, else at a comma, else anywhere."""
     done: list[str] = []
     while len(name) > room:
         cuts = [match.end() for match in re.finditer(r"(?<=\S)( |(?<!\.)\.(?!\.))", name) if match.end() <= room + 1]
-        cut = max((each for each in cuts if len(name[:each].rstrip()) <= room), default=0)
+        cut = max((cut for cut in cuts if len(name[:cut].rstrip()) <= room), default=0)
         cut = cut or name.rfind(",", 0, room) + 1 or room
         done.append(name[:cut].rstrip())
         name = f"  {name[cut:]}"
@@ -143,12 +162,17 @@ def _parameters(lines: Sequence[Line], exact: bool) -> Column:
     befores, afters = [number(line.before) for line in lines], [number(line.after) for line in lines]
     left, right = max(map(len, befores)), max(map(len, afters))
     counts = [f"{before:>{left}} → {after:>{right}}" for before, after in zip(befores, afters, strict=True)]
-    lazy = ["Lazy" in line.becomes for line in lines]
-    return Column("parameters", [_LAZY if each else count for each, count in zip(lazy, counts, strict=True)], "right")
+    cells = [_LAZY if "Lazy" in line.becomes else count for line, count in zip(lines, counts, strict=True)]
+    return Column("parameters", cells, "right")
 
 
 def _words(lines: Sequence[Line]) -> list[Column]:
     return [Column("posterior", [line.posterior for line in lines]), Column("prior", [line.prior for line in lines])]
+
+
+def _input(lines: Sequence[Line]) -> list[Column]:
+    inputs = [line.input for line in lines]
+    return [Column("input", inputs, style="dim")] if any(inputs) else []
 
 
 def _why(lines: Sequence[Line]) -> list[Column]:
@@ -171,19 +195,21 @@ def _table(columns: Sequence[Column]) -> Table:
     return table
 
 
-def _settings(lines: Sequence[Line]) -> Table:
+def _settings(lines: Sequence[Line], width: int) -> RenderableType:
     """The posterior and prior of each rule."""
-    found = list(dict.fromkeys((line.rule, line.posterior, line.prior) for line in lines))
-    rules, posteriors, priors = zip(*found, strict=True)
-    return _table([Column("rule", rules, style="cyan"), Column("posterior", posteriors), Column("prior", priors)])
+    settings = list(dict.fromkeys((line.rule, line.posterior, line.prior) for line in lines))
+    rules, posteriors, priors = zip(*settings, strict=True)
+    columns = [Column("rule", rules, style="cyan"), Column("posterior", posteriors), Column("prior", priors)]
+    if _width(columns) <= width:
+        return _table(columns)
+    return Text("\n".join(f"{rule}: posterior {posterior}; prior {prior}" for rule, posterior, prior in settings))
 
 
 def _notes(notes: Sequence[str], lines: Sequence[Line]) -> Table:
     table = _grid()
     for number, note in enumerate(notes, start=1):
         count = sum(len(line.rows) for line in lines if note in line.notes)
-        layers = f"{count} layer" if count == 1 else f"{count} layers"
-        table.add_row(Text(f"note {number}", style="yellow"), Text(f"{note} ({layers})"))
+        table.add_row(Text(f"note {number}", style="yellow"), Text(f"{note} ({layer_count(count)})"))
     return table
 
 
@@ -199,32 +225,36 @@ _STYLES = {"keeps": "dim", "blocked": "red", "adjusted": "yellow"}
 
 def _rest(others: Sequence[Rest]) -> Table:
     table = _grid()
-    for each in others:
-        table.add_row(Text(each.verb, style=_STYLES[each.verb]), Text(f"{each.what}: {each.why}"))
-        if each.names:
-            table.add_row("", Text(", ".join(each.names), style="dim"))
+    for group in others:
+        table.add_row(Text(group.verb, style=_STYLES[group.verb]), Text(f"{group.what}: {group.why}"))
+        if group.names:
+            table.add_row("", Text(", ".join(group.names), style="dim"))
     return table
 
 
 def as_html(title: str, decisions: Decisions, totals: Totals) -> str:
-    """The report as an HTML fragment for a notebook."""
+    """The report as an HTML fragment for a notebook: a table that scrolls where it is wider than the page."""
     lines, others = converting(decisions, full=False), rest(decisions, full=False)
     columns = [_layer(lines), _types(lines), _rules(lines), _parameters(lines, exact=True)]
     columns += [*_words(lines), *_why(lines)]
     head = "".join(f"<th style='text-align:left'>{escape(column.header)}</th>" for column in columns)
     rows = zip(*(column.cells for column in columns), strict=True)
-    body = "".join(f"<tr>{''.join(map(_cell, cells))}</tr>" for cells in rows)
-    items = "".join(f"<li>{_item(each)}</li>" for each in others)
+    body = "".join(f"<tr>{''.join(map(_cell, columns, cells))}</tr>" for cells in rows)
+    items = "".join(f"<li>{_item(group)}</li>" for group in others)
+    remarks = [*descriptions(lines), *([_LEGEND] if _needs_legend(lines) else [])]
+    small = "".join(f"<p><small>{escape(remark)}</small></p>" for remark in remarks)
     return (
-        f"<p><b>{escape(title)}</b></p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        f"<ul>{items}</ul><p><b>{escape('; '.join(summary(decisions, totals)))}</b></p>"
+        f"<p><b>{escape(printable(title))}</b></p><div style='overflow-x:auto'>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<ul>{items}</ul>{small}<p><b>{escape('; '.join(summary(decisions, totals)))}</b></p>"
     )
 
 
-def _cell(text: str) -> str:
-    return f"<td style='text-align:left'>{escape(text)}</td>"
+def _cell(column: Column, text: str) -> str:
+    wrap = "normal;min-width:20em" if column.header == "why" else "nowrap"
+    return f"<td style='text-align:left;white-space:{wrap}'>{escape(text)}</td>"
 
 
-def _item(each: Rest) -> str:
-    names = f"<br><small>{escape(', '.join(each.names))}</small>" if each.names else ""
-    return f"<b>{each.verb}</b> {escape(f'{each.what}: {each.why}')}{names}"
+def _item(group: Rest) -> str:
+    names = f"<br><small>{escape(', '.join(group.names))}</small>" if group.names else ""
+    return f"<b>{group.verb}</b> {escape(f'{group.what}: {group.why}')}{names}"

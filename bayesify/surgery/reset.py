@@ -1,13 +1,15 @@
-"""Where a converted model's posterior starts: around its weights as they are, or around those of a plain checkpoint."""
+"""Puts a converted model's posterior back to its start: around its present weights, or around a plain checkpoint's."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from ..errors import UninitializedLayerError, UsageError
+from ..errors import UninitializedLayerError, UsageError, did_you_mean
 from ..nn.base import Variational
 from ..nn.kl import Term, layers_of, terms
 from ..nn.posterior_tensors import SUFFIXES, added_names
@@ -26,29 +28,41 @@ def reset_posterior(model: nn.Module) -> None:
     """
     for layer in layers_of(model):
         # a lazy layer starts at its first forward, around a mean that was loaded meanwhile too
-        if not any(isinstance(each, UninitializedParameter) for each in layer._parameters.values()):
+        if not any(isinstance(parameter, UninitializedParameter) for parameter in layer._parameters.values()):
             layer.reset_posterior()
     for term in terms(model):
         _share(term)
 
 
-def set_posterior_std(model: nn.Module, std: float) -> None:
-    """Give every posterior of the model this std.
+def set_posterior_std(model: nn.Module, std: float | Tensor | Mapping[str, float | Tensor]) -> None:
+    """Give posteriors of the model this std: one number for all, or what another method fitted, by name.
+
+    Args:
+        std: a number; or a mapping from the names of weights, as `named_parameters` has them (any of several names of
+            a tied one), to a number or a tensor of the weight's shape. What it does not name stays as it is.
 
     Raises:
-        UsageError: std is not a positive, finite number.
+        UsageError: a std is not positive and finite, or not of its weight's shape; or a name is not that of a
+            posterior. Nothing was set.
         UninitializedLayerError: a lazy layer has not seen data.
         NotVariationalError: the model has no variational layer.
     """
-    if not 0 < std < float("inf"):
-        raise UsageError(f"std={std} is not a positive, finite number")
     refuse_lazy(model, "its posterior std cannot be set")
-    for term in terms(model):
-        term.layers[0].set_std(term.mean_name, std)
+    all_terms = terms(model)
+    given = std if isinstance(std, Mapping) else {}
+    named = _terms_by_name(model, all_terms)
+    problems = [_misfit(name, value, named) for name, value in given.items()]
+    if not isinstance(std, Mapping) and not (torch.as_tensor(std).dim() == 0 and _are_stds(torch.as_tensor(std))):
+        problems.append(f"std={std} is not a positive, finite number")
+    if any(problems):
+        raise UsageError("; ".join(filter(None, problems)))
+    settings = [(named[name], value) for name, value in given.items()]
+    for term, value in settings if isinstance(std, Mapping) else [(term, std) for term in all_terms]:
+        term.layers[0].set_std(term.mean_name, value)
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, assign: bool = False) -> None:
-    """Load a plain model's checkpoint into the converted one, strictly but for what conversion added; then reset.
+    """Load a plain model's checkpoint into the converted one, strictly except for what conversion added, and reset.
 
     The posterior and a `pretrained` prior start anew at the loaded weights, as if they had been there at conversion.
 
@@ -58,9 +72,11 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, assign: 
 
     Raises:
         NotVariationalError: the model has no variational layer.
-        UsageError: keys are missing or unexpected, or shapes differ; nothing was loaded.
+        UsageError: it is not a state_dict, keys are missing or unexpected, or shapes differ; nothing was loaded.
     """
     layers_of(model)
+    if not isinstance(state_dict, Mapping):
+        raise UsageError(_not_a_state_dict(state_dict))
     _refuse_misfit(model, state_dict)
     tied = _tied(model)
     model.load_state_dict(state_dict, strict=False, assign=assign)
@@ -84,6 +100,37 @@ def refuse_lazy(model: nn.Module, so: str) -> None:
             raise UninitializedLayerError(f"layer {name!r} has not seen data yet, so that {so}: run one batch first")
 
 
+def _not_a_state_dict(given: object) -> str:
+    if isinstance(given, str | os.PathLike):
+        path = os.fspath(given)
+        return f"a state_dict is needed, not a path: load_weights(model, torch.load({path!r}, weights_only=True))"
+    if isinstance(given, nn.Module):
+        return "a state_dict is needed, not a model: load_weights(model, plain.state_dict())"
+    return f"a state_dict is needed, and {type(given).__name__} was given"
+
+
+def _terms_by_name(model: nn.Module, all_terms: list[Term]) -> dict[str, Term]:
+    """Every name of each posterior's mean: a shared module or a tied Parameter has several."""
+    of = {(id(layer), term.mean_name): term for term in all_terms for layer in term.layers}
+    layers = [(name, layer) for name, layer in _aliases(model)]
+    return {shown(f"{name}.{own}".lstrip(".")): of[id(layer), own] for name, layer in layers for own in layer.means()}
+
+
+def _misfit(name: str, std: float | Tensor, named: Mapping[str, Term]) -> str | None:
+    """What is wrong with a std that was given by name."""
+    if name not in named:
+        return f"{name!r} is not the name of a posterior's mean.{did_you_mean(name, named)}"
+    value = torch.as_tensor(std)
+    shape = named[name].layers[0].mean_of(named[name].mean_name).shape
+    if value.dim() and value.shape != shape:
+        return f"the std of {name!r} has shape {tuple(value.shape)} and should have {tuple(shape)}"
+    return None if _are_stds(value) else f"the std of {name!r} is not positive and finite everywhere"
+
+
+def _are_stds(value: Tensor) -> bool:
+    return bool(((value > 0) & value.isfinite()).all())
+
+
 def _share(term: Term) -> None:
     """One posterior for one Parameter: where `reset_posterior` had to make new tensors, it made some for each layer."""
     first, *others = term.layers
@@ -100,7 +147,7 @@ def _refuse_misfit(model: nn.Module, given: Mapping[str, Tensor]) -> None:
     expected = {name: value for name, value in model.state_dict(keep_vars=True).items() if name not in added}
     problems = [f"missing {sorted(expected.keys() - given.keys())}"] if expected.keys() - given.keys() else []
     problems += [f"unexpected {sorted(given.keys() - expected.keys())}"] if given.keys() - expected.keys() else []
-    for name in (each for each in expected if each in given):
+    for name in (name for name in expected if name in given):
         here, there = expected[name], given[name]
         tensors = isinstance(here, Tensor) and isinstance(there, Tensor) and not is_lazy(here) and not is_lazy(there)
         if tensors and here.shape != there.shape:
@@ -126,4 +173,4 @@ def _tied(model: nn.Module) -> list[list[Place]]:
         for name, value in module._parameters.items():
             if value is not None:
                 places.setdefault(value, []).append((module, name))
-    return [found for found in places.values() if len(found) > 1]
+    return [shared for shared in places.values() if len(shared) > 1]

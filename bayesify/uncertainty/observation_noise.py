@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UsageError
-from .calibration import stored_calibration
+from .calibration import Calibration
 from .outputs import picked
 from .prediction import Prediction, Task, each_tensor
 
@@ -17,7 +17,7 @@ HALVES = "halves"
 Noise = float | Tensor | str | None
 
 
-def settled_noise(model: nn.Module, task: Task | None, noise: Noise) -> Noise:
+def settled_noise(task: Task | None, noise: Noise, fitted: Calibration | None) -> Noise:
     """The noise to predict with: as given, or as it was fitted to the model.
 
     Raises:
@@ -27,13 +27,14 @@ def settled_noise(model: nn.Module, task: Task | None, noise: Noise) -> Noise:
         if noise is not None:
             raise UsageError(f"noise= is the observation noise of task='regression', and task is {task!r}")
         return None
-    if noise is None:
-        noise = getattr(stored_calibration(model), "noise", None)
+    if noise is None and fitted is not None:
+        noise = torch.tensor(fitted.noise) if isinstance(fitted.noise, tuple) else fitted.noise
     if noise is None:
         raise UsageError(
             "a regression's uncertainty needs its observation noise: noise=std, a number or a tensor in the output's "
             "unit; noise='log_var', the part of the output that has the log-variance; noise='halves' where the output "
-            "is mean and log-variance along dim. Without noise, task=None gives the spread of the model alone"
+            "is mean and log-variance along dim; or let bayesify.calibrate fit it. Without noise, task=None gives the "
+            "spread of the model alone"
         )
     if isinstance(noise, str):
         return noise

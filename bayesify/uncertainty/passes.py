@@ -14,6 +14,7 @@ from ..nn.kl import layers_of
 from ..nn.posterior_mean import posterior_mean
 from .calls import Call
 from .prediction import is_float
+from .seeds import seeded
 
 MOST_FOLDED = 4  # draws that share one |ΔW|: 16 of them are worth 9 at a fan-in of 20, 4 are worth 3.5
 MOST_ROWS = 64  # in a pass of several draws; from there on one draw fills the machine
@@ -32,11 +33,7 @@ def undisturbed(model: nn.Module, seed: int | None) -> Iterator[None]:
     back.
     """
     modes = [(module, module.training) for module in model.modules()]
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type != "cpu"}
-    indices = [device.index for device in devices if device.type == "cuda"]
-    with torch.no_grad(), torch.random.fork_rng(indices, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with torch.no_grad(), seeded(model, seed):
         if model.training:
             model.eval()
         training = (module for module in model.modules() if module.training)
@@ -69,7 +66,15 @@ class Sampler:
         most = self._folded(call, samples)
         while samples > 0:
             draws = min(most, samples)
-            yield _grouped(self.run(_repeated(call, draws)), draws)
+            try:
+                leaves = self.run(_repeated(call, draws))
+            except Exception:
+                if draws == 1:
+                    raise
+                # a model may refuse so many rows, and take the call as it is
+                self._foldable[_kind(call)], most = False, 1
+                continue
+            yield _grouped(leaves, draws)
             samples -= draws
 
     def examples_apart(self, call: Call) -> bool:
@@ -108,17 +113,15 @@ def _numbers(tensor: Tensor) -> int:
 
 
 def _repeated(call: Call, times: int) -> Call:
-    """(times · examples) rows, all examples once and then again."""
-    if times == 1:
-        return call
-    return call.batched(lambda tensor: tensor.repeat(times, *[1] * (tensor.dim() - 1)))
+    """(examples · times) rows, those of an example together: what is sorted stays so, as the lengths of sequences."""
+    return call if times == 1 else call.batched(lambda tensor: tensor.repeat_interleave(times, 0))
 
 
 def _grouped(leaves: list[Any], draws: int) -> list[Any]:
     def grouped(leaf: Any) -> Any:
         if not is_float(leaf):
             return leaf
-        return leaf.unflatten(0, (draws, -1)) if draws > 1 else leaf.unsqueeze(0)
+        return leaf.unflatten(0, (-1, draws)).transpose(0, 1) if draws > 1 else leaf.unsqueeze(0)
 
     return [grouped(leaf) for leaf in leaves]
 

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from ..errors import UsageError, did_you_mean
 from ..nn.kl import layers_of
 from ..report.progress import progressed
+from .calibration import Calibration, stored_calibration
 from .calls import Call, given_call, is_loader, loader_calls
 from .measures import measure
 from .observation_noise import Noise, settled_noise, split_noise, with_noise
@@ -54,8 +55,10 @@ def predict(
     """
     layers_of(model)
     _refuse_wrong(samples, task, chunk)
-    noise = settled_noise(model, task, noise)
-    reader = _Reader(model, task, output, dim, noise, keep)
+    fitted = stored_calibration(model)
+    fitted = fitted if fitted is not None and fitted.fits(task, output, dim, noise) else None
+    noise = settled_noise(task, noise, fitted)
+    reader = _Reader(model, task, output, dim, noise, keep, fitted)
     with undisturbed(model, seed):
         pieces = [
             reader.read(piece, samples)
@@ -77,9 +80,11 @@ class _Reader:
     """Reads predictions off a model, one batch after the other."""
 
     def __init__(
-        self, model: nn.Module, task: Task | None, output: str | int | None, dim: int, noise: Noise, keep: bool
-    ) -> None:
+        self, model: nn.Module, task: Task | None, output: str | int | None, dim: int, noise: Noise, keep: bool,
+        fitted: Calibration | None,
+    ) -> None:  # fmt: skip
         self.model, self.task, self.output, self.dim, self.noise, self.keep = model, task, output, dim, noise, keep
+        self.fitted = fitted
         self.sampler = Sampler(model, self._run)
         self.structure: pytree.TreeSpec | None = None
 
@@ -113,39 +118,39 @@ class _Reader:
     def joined(self, pieces: list[list[Any]]) -> Prediction:
         """The pieces as one prediction, of the output's structure."""
         assert self.structure is not None
-        leaves = [_joined(list(own), self.dim % max(1, _dims(own[0]))) for own in zip(*pieces, strict=True)]
+        leaves = [self._joined(list(own)) for own in zip(*pieces, strict=True)]
         fields: dict[str, Any] = {}
         for name in _FIELDS:
             values = [leaf[name] if isinstance(leaf, dict) else leaf for leaf in leaves]
             absent = all(leaf[name] is None for leaf in leaves if isinstance(leaf, dict))
             fields[name] = None if absent else pytree.tree_unflatten(values, self.structure)
-        return Prediction(**fields, task=self.task, dim=self.dim)
+        conformal = None if self.fitted is None else self.fitted.conformal
+        return Prediction(**fields, task=self.task, dim=self.dim, conformal=conformal)
+
+    def _joined(self, pieces: list[Any]) -> Any:
+        """One leaf of all batches, along dimension 0."""
+        first = pieces[0]
+        if len(pieces) == 1:
+            return first
+        if isinstance(first, Tensor) and first.dim():
+            return _cat(pieces, 0)
+        if not isinstance(first, dict):
+            return first if all(piece is first or _equal(piece, first) for piece in pieces) else pieces
+        if self.task == "classification" and self.dim % first["mean"].dim() == 0:
+            raise UsageError(f"dim={self.dim}: the classes are in dimension 0, where batches would be joined")
+        return {
+            name: None if first[name] is None else _cat([piece[name] for piece in pieces], int("samples" in name))
+            for name in _FIELDS
+        }
 
     def _run(self, call: Call) -> list[Any]:
         """One forward pass: the leaves of what is measured, and last the log-variance or None."""
         whole = self.model(*call.args, **call.kwargs)
         part, log_variance = split_noise(whole, self.noise, self.output, self.dim)
+        if self.fitted is not None:
+            part, log_variance = self.fitted.applied(part, log_variance)
         leaves, self.structure = flattened(part, f"{type(self.model).__name__}")
         return [*leaves, log_variance]
-
-
-def _dims(piece: Any) -> int:
-    return piece["mean"].dim() if isinstance(piece, dict) else 1
-
-
-def _joined(pieces: list[Any], class_dim: int) -> Any:
-    """One leaf of all batches, along dimension 0."""
-    if len(pieces) == 1:
-        return pieces[0]
-    first = pieces[0]
-    if isinstance(first, dict):
-        return {
-            name: None if first[name] is None else _cat([piece[name] for piece in pieces], int("samples" in name))
-            for name in _FIELDS
-        }
-    if isinstance(first, Tensor) and first.dim():
-        return _cat(pieces, 0)
-    return first if all(piece is first or _equal(piece, first) for piece in pieces) else pieces
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..errors import UsageError
+from .conformal import Conformal, mass_before
 from .mixtures import mixture_quantile
 
 Task = Literal["classification", "regression"]
@@ -38,6 +39,7 @@ class Prediction:
         noise_samples: with `keep=True` and a noise that the model predicts, its variance in every draw. Else None.
         task: as `predict` was told.
         dim: the dimension of the classes.
+        conformal: what `set` and `interval` take their size from, where `calibrate` fitted that.
     """
 
     mean: Any
@@ -50,6 +52,7 @@ class Prediction:
     noise_samples: Any = None
     task: Task | None = None
     dim: int = -1
+    conformal: Conformal | None = None
 
     @property
     def label(self) -> Any:
@@ -74,16 +77,28 @@ class Prediction:
     def set(self, level: float = 0.9) -> Any:
         """The smallest set of classes whose probabilities add up to `level`: True for its members, of `mean`'s shape.
 
+        After `calibrate`: up to what held the label in `level` of the calibration data (see `conformal.py`), and at
+        least one class.
+
         Raises:
             UsageError: the prediction is not of classes, or the level does not lie between 0 and 1.
         """
         self._needs("set", "classification")
         _refuse_outside(level, "level")
-        return each_tensor(lambda mean: _smallest_set(mean, level, self.dim), self.mean)
+        return each_tensor(lambda mean: prediction_set(mean, level, self.dim, self.conformal), self.mean)
 
     def interval(self, level: float = 0.9) -> tuple[Any, Any]:
-        """The central interval that holds `level` of the predictive distribution: (lower, upper), as `quantile`."""
+        """The central interval that holds `level` of the predictive distribution: (lower, upper), as `quantile`.
+
+        After `calibrate` of a regression: mean ± so many std as held `level` of the calibration targets, infinitely
+        many where they are too few to say (see `conformal.py`).
+        """
         _refuse_outside(level, "level")
+        if self.conformal is not None and self.task == "regression":
+            bound = self.conformal.bound(level)
+            ends = (each_tensor(lambda m, s, way=way: m + way * bound * s, self.mean, self.std) for way in (-1, 1))
+            lower, upper = ends
+            return lower, upper
         return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
 
     def quantile(self, q: float) -> Any:
@@ -126,10 +141,10 @@ def is_float(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
-def _smallest_set(mean: Tensor, level: float, dim: int) -> Tensor:
-    ordered, order = mean.sort(dim, descending=True)
-    before = ordered.cumsum(dim) - ordered
-    return torch.zeros_like(mean, dtype=torch.bool).scatter(dim, order, before < level)
+def prediction_set(mean: Tensor, level: float, dim: int, conformal: Conformal | None) -> Tensor:
+    """True for the classes in the set: those with less than `level` of the probability before them, in their order."""
+    before = mass_before(mean, dim)
+    return before < level if conformal is None else before <= conformal.bound(level)
 
 
 def _quantile(samples: Tensor, q: float) -> Tensor:
@@ -145,12 +160,12 @@ def _refuse_outside(value: float, name: str) -> None:
         raise UsageError(f"{name}={value} does not lie between 0 and 1")
 
 
-_STATIC = ("task", "dim")
+_STATIC = ("task", "dim", "conformal")
 _FIELDS = [each.name for each in fields(Prediction) if each.name not in _STATIC]
 
 
 def _flatten(prediction: Prediction) -> tuple[list[Any], Any]:
-    return [getattr(prediction, name) for name in _FIELDS], (prediction.task, prediction.dim)
+    return [getattr(prediction, name) for name in _FIELDS], tuple(getattr(prediction, name) for name in _STATIC)
 
 
 def _unflatten(children: Any, context: Any) -> Prediction:

@@ -17,6 +17,7 @@ from torch import nn
 
 import bayesify
 from bayesify.cli.commands import main
+from bayesify.files import read_weights
 from bayesify.files.load_model import load_model as load
 from bayesify.files.model_file.write import ModelFile
 
@@ -114,7 +115,15 @@ def test_json_is_the_plan_and_nothing_else(here, command):
     assert json.loads(result.stdout) == bayesify.plan(load("mlp.pt"), "last-layer").to_dict()
 
 
-def test_a_factory(here):
+def test_a_factory(here, monkeypatch):
+    reads = []
+    weights_in = read_weights.weights_in
+
+    def counted(*args, **options):
+        reads.append(args)
+        return weights_in(*args, **options)
+
+    monkeypatch.setattr(read_weights, "weights_in", counted)
     shapes = {"a.weight": (6, 4), "a.bias": (6,), "b.weight": (2, 6), "b.bias": (2,)}
     torch.save({"state_dict": {f"module.{name}": torch.ones(shape) for name, shape in shapes.items()}}, "sd.pt")
     result = run("convert", "clinets:Net", "--arg", "width=6", "--weights", "sd.pt", "--key", "state_dict", "--json")
@@ -122,6 +131,7 @@ def test_a_factory(here):
     assert "chatter" in result.stderr
     assert "sd.pt: stripped 'module.' from the names\n" in result.stderr
     assert "worry" not in result.stderr
+    assert len(reads) == 1
     model = load("Net.flipout.pt", allow=["clinets.Net"])
     assert torch.equal(model.a.weight, torch.ones(6, 4))
     run("report", "clinets:Net", "--method", "lrt")
@@ -262,7 +272,7 @@ def test_policies(here):
     for name in run("policy", "show").stdout.split():
         Path("mine.yaml").write_text(run("policy", "show", name).stdout)
         assert run("policy", "check", "mine.yaml").stdout.startswith("mine.yaml: a valid policy, ")
-        full = json.loads(run("policy", "show", name, "--full").stdout)
+        full = json.loads(run("policy", "show", name, "--json").stdout)
         assert full == bayesify.Policy.parse(name).to_dict() == bayesify.Policy.from_yaml("mine.yaml").to_dict()
     assert json.loads(run("policy", "schema").stdout) == bayesify.Policy.json_schema()
 
@@ -319,7 +329,7 @@ def test_as_a_program(here, vision):
     process = shell("report", "mlp.pt", env={"PYTHONIOENCODING": "ascii"})
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    assert "Linear ? FlipoutLinear" in out
+    assert "Linear -> FlipoutLinear" in out
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bayesify
-from bayesify.nn import registered
+from bayesify.nn import registry
 from bayesify.nn.tied_weights import keep_ties, release_ties
 from tests.support import METHODS, draws, judge_mean
 
@@ -168,7 +168,7 @@ def test_a_table_that_is_multiplied_by_is_not_looked_up_with_noise_after_loading
     """Its class has a variant of its own, which is another thing; a new process knows neither yet."""
     model: Any = bayesify.convert(Decoder(), method)
     pickled, kind = pickle.dumps(model), type(model.table)
-    monkeypatch.delitem(vars(registered), kind.__qualname__)
+    monkeypatch.delitem(vars(registry)["_DERIVED"], kind.__qualname__)
     loaded = pickle.loads(pickled)
     assert type(loaded.table) is not kind
     assert type(loaded.table).__mro__[1:] == kind.__mro__[1:]

@@ -171,7 +171,7 @@ BLOCKED = {
     ),
     "weight is a buffer": (
         lambda: _with(_linear(), lambda layer: (delattr(layer, "weight"), layer.register_buffer("weight", None))),
-        "its weight is no Parameter of the layer",
+        "its weight is not a Parameter of the layer",
     ),
     "packed weight": (
         lambda: _as(_linear(), "weight", torch.zeros(2, 2).as_subclass(Packed)),

@@ -12,6 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import bayesify
 from bayesify.errors import NothingToConvertError
 from bayesify.programs import layer_insertion
+from bayesify.programs.graph_module import Graph
+from bayesify.surgery import rewrite
 from bayesify.surgery.convert import carry_out
 
 
@@ -158,3 +160,50 @@ def test_a_plan_is_carried_out_more_than_once(kind):
     assert not any(id(each) in modules for each in other.modules())
     carry_out(made, model, inplace=True)
     assert not torch.equal(model(x), model(x))
+
+
+def shape_of(model):
+    """What a graph's module is, but for the values of its Parameters."""
+    return [
+        (name, type(module).__name__, set(vars(module)), list(module._parameters), list(module._modules))
+        for name, module in model.named_modules()
+    ]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("kind", ["products", "operators"])
+def test_revert_gives_the_plain_graph_back(kind, inplace):
+    plain, x = GRAPHS[kind](), torch.randn(5, 4)
+    expected, code, form = plain(x), plain.code, shape_of(copy.deepcopy(plain))  # fx gives a copy another class name
+    model = copy.deepcopy(bayesify.convert(copy.deepcopy(plain)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.0)
+    back = bayesify.revert(model, inplace=inplace)
+    assert (back is model) == inplace
+    assert back.code == code
+    assert shape_of(back) == form
+    assert list(back.state_dict()) == list(plain.state_dict())
+    assert not isinstance(back, Graph)
+    assert torch.equal(back(x), expected)
+    back.recompile()
+    assert torch.equal(plain(x), expected)
+    again = bayesify.convert(back)
+    assert not torch.equal(again(x), again(x))
+    assert torch.equal(bayesify.revert(again)(x), expected)
+
+
+@pytest.mark.parametrize("kind", ["products", "operators"])
+def test_a_conversion_that_fails_leaves_the_graph_as_it_was(kind, monkeypatch):
+    plain, x = GRAPHS[kind](), torch.randn(5, 4)
+    expected, code, form, cls = plain(x), plain.code, shape_of(plain), type(plain)
+
+    def fails(model):
+        raise MemoryError
+
+    monkeypatch.setattr(rewrite, "keep_ties", fails)
+    for _ in range(2):  # the second time it is as the first one left it
+        with pytest.raises(MemoryError):
+            bayesify.convert(plain, inplace=True)
+        assert (plain.code, shape_of(plain), type(plain)) == (code, form, cls)
+        assert torch.equal(plain(x), expected)

@@ -1,6 +1,7 @@
-"""Where a batch's examples are in what a layer is called with: each is changed in turn, to see which rows change.
+"""Where a batch's examples are in what a layer is called with: one example after another is changed, and the rows that
+change with it are its own.
 
-That, in two sizes of the batch, tells apart all ways to fold the batch into a dimension, by their effect alone.
+In two sizes of the batch, this tells apart all ways to fold the batch into a dimension.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ DATA = "its number of rows depends on the data"
 
 
 @dataclass(frozen=True)
-class Layout:
-    """`Settings.batch_dim`, `rows` and `run`: see there."""
+class BatchLayout:
+    """Where the examples are: `batch_dim`, `rows` and `run` as `Settings` explains them."""
 
     dim: int
     rows: int = 1
@@ -34,9 +35,9 @@ class Marked:
     """One call of a layer in a batch of `size` examples.
 
     Attributes:
-        shape: of what it multiplies.
-        dims: those that may hold examples; None where the layer knows itself.
-        touched: for each example, along each dimension, which rows change with it; None where the shape does.
+        shape: of the tensor that the layer multiplies.
+        dims: its dimensions that may hold examples; None where the layer itself knows.
+        touched: for each example, along each dimension, which rows change with it; None where the shape changes.
     """
 
     size: int
@@ -45,7 +46,7 @@ class Marked:
     touched: list[list[Tensor] | None] = field(default_factory=list)
 
     def mark(self, base: Tensor, other: Tensor | None) -> None:
-        """Note what has changed with one more example."""
+        """Note which rows change with the next example."""
         if other is None or base.shape != other.shape:
             self.touched.append(None)
             return
@@ -55,55 +56,57 @@ class Marked:
 
     @property
     def untouched(self) -> bool:
-        """Whether it is the same for all examples."""
-        return not any(rows.any() for each in self.touched for rows in each or ())
+        """Whether no example changes it."""
+        return not any(rows.any() for by_dim in self.touched for rows in by_dim or ())
 
     def fits(self, dim: int, run: int) -> bool:
-        """Whether the rows that change with an example are those that it has if `run` of them stand together."""
+        """Whether an example changes only its own rows, if they stand together in runs of `run` (0: all together)."""
         run = run or self.shape[dim] // self.size
         owner = torch.arange(self.shape[dim]) // run % self.size
-        return all(each is not None and not (each[dim] & (owner != at)).any() for at, each in enumerate(self.touched))
+        return all(
+            by_dim is not None and not (by_dim[dim] & (owner != at)).any() for at, by_dim in enumerate(self.touched)
+        )
 
 
 def marked(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> dict[str, list[Marked]] | None:
     """The calls of the layers, with what each example changes in them; None where the examples cannot be changed."""
     with torch.no_grad():
         base, _ = run(model, layers, example)
-        found = {name: [_marked(example, seen) for seen in calls] for name, calls in base.of.items()}
+        marks = {name: [_marked(example, seen) for seen in calls] for name, calls in base.of.items()}
         for index in range(example.size):
             try:
                 other, _ = run(model, layers, example.marked(index))
             except UsageError:
                 return None
             for name, calls in base.of.items():
-                for each, before, after in zip_longest(found[name], calls, other.of.get(name, [])):
-                    if each is not None:
-                        each.mark(before.x, None if after is None else after.x)
-    return None if all(each.untouched for calls in found.values() for each in calls) else found
+                for mark, before, after in zip_longest(marks[name], calls, other.of.get(name, [])):
+                    if mark is not None:
+                        mark.mark(before.x, None if after is None else after.x)
+    return None if all(mark.untouched for calls in marks.values() for mark in calls) else marks
 
 
-def layout_of(call: Sequence[Marked]) -> Layout | str | None:
-    """Where the examples are in one call, seen in batches of one or two sizes; or why that cannot be said."""
+def batch_layout_of(call: Sequence[Marked]) -> BatchLayout | str | None:
+    """Where the examples are in one call, seen in batches of one or two sizes; or why that cannot be told."""
     first = call[0]
     if first.dims is None:
         return None
-    if any(each is None for one in call for each in one.touched) or len({len(one.shape) for one in call}) != 1:
+    if any(None in mark.touched for mark in call) or len({len(mark.shape) for mark in call}) != 1:
         return DATA
     scaling = [dim for dim in first.dims if _scales(call, dim)]
-    untouched = all(each.untouched for each in call)
+    untouched = all(mark.untouched for mark in call)
     for dim in sorted(scaling, key=lambda dim: first.shape[dim] // first.size) if untouched else scaling:
         rows = first.shape[dim] // first.size
-        if rows == 1 and all(each.fits(dim, 0) for each in call):
-            return Layout(first.dims.index(dim))
-        for run_ in (0, *(each for each in range(1, rows) if rows % each == 0)):
-            if all(each.fits(dim, run_) for each in call):
-                return Layout(first.dims.index(dim), rows, run_)
-    return Layout(-1) if untouched and not scaling else MIXED
+        if rows == 1 and all(mark.fits(dim, 0) for mark in call):
+            return BatchLayout(first.dims.index(dim))
+        for length in (0, *(divisor for divisor in range(1, rows) if rows % divisor == 0)):
+            if all(mark.fits(dim, length) for mark in call):
+                return BatchLayout(first.dims.index(dim), rows, length)
+    return BatchLayout(-1) if untouched and not scaling else MIXED
 
 
 def _scales(call: Sequence[Marked], dim: int) -> bool:
     """Whether the dimension has a fixed number of rows for each example."""
-    rows = {divmod(each.shape[dim], each.size) for each in call}
+    rows = {divmod(mark.shape[dim], mark.size) for mark in call}
     return len(rows) == 1 and all(count > 0 and rest == 0 for count, rest in rows)
 
 
@@ -112,7 +115,7 @@ def _marked(example: Example, seen: Seen) -> Marked:
 
 
 def _changed(base: Tensor, other: Tensor) -> Tensor:
-    """Where the two differ by more than rounding, which may depend on what else is in a batch."""
+    """Where the two differ by more than rounding error, which may depend on the other examples of the batch."""
     if not base.is_floating_point():
         return base != other
     base, other = base.double(), other.double()

@@ -1,4 +1,4 @@
-"""Example inputs of a model: the calls that they are, where their batch is, and copies of another size or content."""
+"""Example inputs of a model: where their batch is, and copies with another batch size or other values."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class Example:
     """The inputs of one call of a model.
 
     Attributes:
-        leaves: all of them, nested ones too.
-        dims: along which dimension each leaf holds the batch; None for those that don't.
+        leaves: all values, nested ones too.
+        dims: for each leaf, the dimension that holds the batch; None for a leaf without a batch.
+        spec: how the leaves nest.
     """
 
     leaves: tuple[Any, ...]
@@ -45,7 +46,7 @@ class Example:
         return function(*args, **kwargs)
 
     def resized(self, size: int) -> Example:
-        """So many examples, some of them more than once if there are fewer."""
+        """A batch of this size; examples repeat where there are too few."""
         return self._with(lambda leaf, dim: leaf.index_select(dim, torch.arange(size, device=leaf.device) % self.size))
 
     def marked(self, index: int) -> Example:
@@ -65,7 +66,7 @@ class Example:
 
 
 def examples_of(given: ExampleInputs) -> list[Example]:
-    """The one or two calls that are given, with the dimension of the batch: where two differ, else the first.
+    """The given calls, one or two. The batch is the dimension where two calls differ, else the first dimension.
 
     Raises:
         UsageError: no tensors, or two calls that differ in more than one dimension of a tensor, or in none.
@@ -73,7 +74,7 @@ def examples_of(given: ExampleInputs) -> list[Example]:
     calls = given if isinstance(given, list) else [given]
     if not 1 <= len(calls) <= 2:
         raise UsageError(f"example_inputs is a list of {len(calls)}: give one input, or two of different batch sizes")
-    flat = [pytree.tree_flatten(_call(each)) for each in calls]
+    flat = [pytree.tree_flatten(_call(call)) for call in calls]
     if not any(isinstance(leaf, Tensor) for leaf in flat[0][0]):
         raise UsageError("example_inputs holds no tensor: give what the model is called with")
     dims = _leading(flat[0][0]) if len(flat) == 1 else _differing(*(leaves for leaves, _ in flat))
@@ -108,10 +109,10 @@ def _differing(first: Sequence[Any], second: Sequence[Any]) -> tuple[int | None,
         if not isinstance(one, Tensor) or not isinstance(other, Tensor):
             dims.append(None)
             continue
-        found = [dim for dim, sizes in enumerate(zip(one.shape, other.shape, strict=False)) if sizes[0] != sizes[1]]
-        if one.dim() != other.dim() or len(found) > 1:
+        differing = [dim for dim, (a, b) in enumerate(zip(one.shape, other.shape, strict=False)) if a != b]
+        if one.dim() != other.dim() or len(differing) > 1:
             raise UsageError(f"{problem}: shapes {tuple(one.shape)} and {tuple(other.shape)} differ in more")
-        dims.append(found[0] if found else None)
+        dims.append(differing[0] if differing else None)
     places = zip(first, second, dims, strict=True)
     sizes = {(one.shape[dim], other.shape[dim]) for one, other, dim in places if dim is not None}
     if len(sizes) != 1:
@@ -124,7 +125,7 @@ def _varied(leaf: Tensor) -> bool:
 
 
 def _changed_at(leaf: Tensor, dim: int, index: int, force: bool = False) -> Tensor:
-    """The tensor with other values at one example. Masks stay as they are, since a value too many may be infinite."""
+    """The tensor with other values at one example. Masks stay as they are: one value more may be infinite."""
     here = leaf.narrow(dim, index, 1)
     if leaf.is_floating_point() or leaf.is_complex():
         scale = 0.25 * here.abs() + (0.1 if not leaf.any() else 0.0)
@@ -134,7 +135,7 @@ def _changed_at(leaf: Tensor, dim: int, index: int, force: bool = False) -> Tens
         step = torch.randint(1, len(known), here.shape, device=leaf.device)
         other = known[(torch.searchsorted(known, here.contiguous()) + step) % len(known)]
     elif force and leaf.dtype is not torch.bool:
-        other = torch.where(here == 0, 1, 0).to(leaf.dtype)  # the numbers that index any table of two
+        other = torch.where(here == 0, 1, 0).to(leaf.dtype)  # ids that any table of two rows or more has
     else:
         return leaf
     return leaf.slice_scatter(other, dim, index, index + 1)

@@ -1,4 +1,4 @@
-"""What example inputs tell of each layer: how often it is called, whether its noise matters, where the examples are."""
+"""What example inputs tell about layers: how often one is called, whether its noise matters, where the examples are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ...errors import UsageError
 from ...nn.layer_kinds import weight_names
 from ...nn.parametrized_weights import sources
 from ...nn.settings import Settings
-from .batch_layouts import Layout, Marked, layout_of, marked
+from ..tracing import TRACING
+from .batch_layouts import BatchLayout, Marked, batch_layout_of, marked
 from .example_inputs import Example, ExampleInputs, examples_of
 from .run import Calls, run, without_traces
 
@@ -25,29 +26,28 @@ _HINT = " (inputs of two batch sizes would tell, if the batch is not their first
 
 
 @dataclass(frozen=True)
-class Reach:
-    """What is known of one layer.
+class Finding:
+    """What example inputs told about one layer.
 
     Attributes:
-        shapes: what each of its calls multiplies.
-        moves: for each of its weights, whether noise in it moves the model's output; empty where that cannot be told.
-        layout: where the examples are in its calls; None where they could not be followed, or it knows itself.
-        problem: why its signs cannot follow the examples, if they cannot.
+        shapes: the shapes of the tensors that its calls multiply.
+        moves: by weight, whether noise in it moves the model's output; empty where that cannot be told.
+        batch_layout: where the examples are in its calls; None where they could not be followed, or the layer knows.
+        problem: why its signs cannot follow the examples, or None.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     moves: Mapping[str, bool] = field(default_factory=dict)
-    layout: Layout | None = None
+    batch_layout: BatchLayout | None = None
     problem: str | None = None
 
     def settled(self, settings: Settings) -> Settings:
-        """The settings, with the examples where they are."""
-        if self.layout is None:
-            return settings
-        return replace(settings, batch_dim=self.layout.dim, rows=self.layout.rows, run=self.layout.run)
+        """The settings with the place of the examples filled in."""
+        place = self.batch_layout
+        return settings if place is None else replace(settings, batch_dim=place.dim, rows=place.rows, run=place.run)
 
     def notes(self) -> Iterator[str]:
-        """One sentence for each thing that is known."""
+        """What is known, one sentence at a time."""
         if not self.shapes and not any(self.moves.values()):
             yield "never called with these inputs"
             return
@@ -65,34 +65,34 @@ def examples_dim(given: ExampleInputs) -> int:
     return examples_of(given)[0].first[1]
 
 
-def reach(model: nn.Module, layers: Mapping[str, Settings], given: ExampleInputs) -> dict[str, Reach]:
-    """What running the model with example inputs tells of these layers, by their names. Leaves no trace.
+def findings(model: nn.Module, layers: Mapping[str, Settings], given: ExampleInputs) -> dict[str, Finding]:
+    """What running the model with example inputs tells about these layers, by name. Leaves the model as it was.
 
     Raises:
         UsageError: the inputs are not what the model takes, or the model has no weights (is on meta).
     """
     examples = examples_of(given)
-    if any(each.is_meta for each in model.parameters()):
+    if any(parameter.is_meta for parameter in model.parameters()):
         raise UsageError("the model is on the meta device: example_inputs need its weights")
-    if any(is_lazy(each) for each in (*model.parameters(), *model.buffers())):
+    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         model = copy.deepcopy(model)  # a lazy layer takes its shape from what it sees first
     modules = dict(model.named_modules())
-    watched = {each: modules[each] for name in layers for each in (name, _called_as(name, modules))}
-    with without_traces(model), torch.inference_mode(False):
+    watched = {place: modules[place] for name in layers for place in (name, _called_as(name, modules))}
+    with TRACING, without_traces(model), torch.inference_mode(False):
         calls, moves = _once(model, watched, layers, examples[0])
-        followed = [marked(model, watched, each) for each in _batches(model, watched, examples)]
-    reaches = {}
+        followed = [marked(model, watched, batch) for batch in _batches(model, watched, examples)]
+    by_name = {}
     for name in layers:
         place = _called_as(name, modules)
         shapes = tuple(tuple(seen.x.shape) for seen in calls.of.get(place, ()))
-        found = _layout(followed, place) if shapes else None
-        problem = f"{found}{_HINT if len(examples) == 1 else ''}" if isinstance(found, str) else None
-        reaches[name] = Reach(shapes, moves[name], found if isinstance(found, Layout) else None, problem)
-    return reaches
+        told = _layout(followed, place) if shapes else None
+        problem = f"{told}{_HINT if len(examples) == 1 else ''}" if isinstance(told, str) else None
+        by_name[name] = Finding(shapes, moves[name], told if isinstance(told, BatchLayout) else None, problem)
+    return by_name
 
 
 def _called_as(name: str, modules: Mapping[str, nn.Module]) -> str:
-    """An attention's `out_proj`, which it does not call while it is plain, sees the examples as the attention does."""
+    """The layer whose calls are watched: for an `out_proj` its attention, which does not call it while it is plain."""
     parent, _, leaf = name.rpartition(".")
     return parent if leaf == "out_proj" and isinstance(modules[parent], nn.MultiheadAttention) else name
 
@@ -100,52 +100,52 @@ def _called_as(name: str, modules: Mapping[str, nn.Module]) -> str:
 def _once(
     model: nn.Module, watched: Mapping[str, nn.Module], layers: Mapping[str, Settings], example: Example
 ) -> tuple[Calls, dict[str, dict[str, bool]]]:
-    """The calls with the very inputs that were given, and of each layer which weights the output depends on."""
+    """The calls with the inputs as they were given, and for each layer which of its weights move the output."""
     weights = {
         name: {weight: sources(watched[name], weight) for weight in weight_names(watched[name], settings)}
         for name, settings in layers.items()
     }
-    every = [each for found in weights.values() for held in found.values() for each in held]
-    flat = [each for each in every if not is_lazy(each) and not each.is_inference()]
-    before = [each.requires_grad for each in flat]
+    every = [tensor for of_layer in weights.values() for tensors in of_layer.values() for tensor in tensors]
+    flat = [tensor for tensor in every if not is_lazy(tensor) and not tensor.is_inference()]
+    before = [tensor.requires_grad for tensor in flat]
     try:
-        for each in flat:
-            each.requires_grad_(True)
+        for tensor in flat:
+            tensor.requires_grad_(True)
         with torch.enable_grad():
             calls, output = run(model, watched, example)
         known = _depends(output, flat)
     finally:
-        for each, value in zip(flat, before, strict=True):
-            each.requires_grad_(value)
+        for tensor, value in zip(flat, before, strict=True):
+            tensor.requires_grad_(value)
     moves = {
-        name: {weight: any(known.get(id(each), True) for each in held) for weight, held in found.items() if known}
-        for name, found in weights.items()
+        name: {weight: any(known.get(id(tensor), True) for tensor in own) for weight, own in of_layer.items() if known}
+        for name, of_layer in weights.items()
     }
     return calls, moves
 
 
 def _depends(output: Any, weights: Sequence[Tensor]) -> dict[int, bool]:
-    """Whether each weight has a gradient from a random projection of the output; empty where there is no gradient."""
-    outputs = [each for each in _tensors(output) if each.requires_grad and each.is_floating_point()]
+    """By id, whether a weight gets gradient from a random projection of the output; empty without a backward."""
+    outputs = [tensor for tensor in _tensors(output) if tensor.requires_grad and tensor.is_floating_point()]
     if not outputs or not weights:
         return {}
-    total = torch.stack([(each * torch.randn_like(each)).sum().float().cpu() for each in outputs]).sum()
+    total = torch.stack([(tensor * torch.randn_like(tensor)).sum().float().cpu() for tensor in outputs]).sum()
     try:
         gradients = torch.autograd.grad(total, list(weights), allow_unused=True)
     except RuntimeError:  # the model's own code has no backward: nothing is known
         return {}
     pairs = zip(weights, gradients, strict=True)
-    return {id(weight): each is not None and bool((each != 0).any()) for weight, each in pairs}
+    return {id(weight): gradient is not None and bool((gradient != 0).any()) for weight, gradient in pairs}
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    for each in pytree.tree_leaves(output):
-        if isinstance(each, Tensor):
-            yield each
-        elif isinstance(each, Mapping):
-            yield from _tensors(list(each.values()))
-        elif hasattr(each, "__dict__") and not isinstance(each, nn.Module):
-            yield from _tensors([value for value in vars(each).values() if isinstance(value, Tensor)])
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, Mapping):
+            yield from _tensors(list(leaf.values()))
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module):
+            yield from _tensors([value for value in vars(leaf).values() if isinstance(value, Tensor)])
 
 
 def _batches(model: nn.Module, watched: Mapping[str, nn.Module], examples: list[Example]) -> list[Example]:
@@ -153,22 +153,22 @@ def _batches(model: nn.Module, watched: Mapping[str, nn.Module], examples: list[
     small = [examples[0].resized(size) for size in _SIZES]
     try:
         with torch.no_grad():
-            for each in small:
-                run(model, {}, each)
+            for batch in small:
+                run(model, {}, batch)
     except UsageError:
-        return [each for each in examples if each.size > 1]
+        return [batch for batch in examples if batch.size > 1]
     return small
 
 
-def _layout(followed: list[dict[str, list[Marked]] | None], name: str) -> Layout | str | None:
+def _layout(followed: list[dict[str, list[Marked]] | None], name: str) -> BatchLayout | str | None:
     """Where the examples are in every call of the layer, or why that is not one place."""
-    if not followed or any(each is None for each in followed):
+    if not followed or None in followed:
         return None
-    calls = [each.get(name, []) for each in followed if each is not None]
-    if len({len(each) for each in calls}) != 1:
+    calls = [by_layer.get(name, []) for by_layer in followed if by_layer is not None]
+    if len(set(map(len, calls))) != 1:
         return "it is called more often for more examples"
-    found = [layout_of(each) for each in zip(*calls, strict=True)]
-    if not found or found[0] is None or len(set(found)) == 1:
-        return found[0] if found else None
-    problem = next((each for each in found if isinstance(each, str)), None)
+    places = [batch_layout_of(call) for call in zip(*calls, strict=True)]
+    if not places or places[0] is None or len(set(places)) == 1:
+        return places[0] if places else None
+    problem = next((place for place in places if isinstance(place, str)), None)
     return problem or "its calls have the examples in different places"

@@ -53,7 +53,7 @@ def _program(builder: Builder, node: Call) -> nn.Module:
         raise FileRefusedError(f"has a program that does not fit its state; {SHORT}") from None
 
 
-_PROGRAM_RULES = {"bayesify.programs.program.rebuilt": _program}
+_PROGRAM_RULES = {"bayesify.programs.rebuilt": _program}
 
 
 class ModelBuilder(Builder):

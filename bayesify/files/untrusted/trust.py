@@ -21,26 +21,25 @@ import torch
 from torch import nn
 
 from ...errors import did_you_mean
-from ...nn import registered
 from ...nn.base import Variational
+from ...nn.registry import DERIVED_IN, by_saved_name, origin
 from .container_rules import CONTAINER_RULES
 from .everyday_rules import EVERYDAY_RULES
 from .global_names import Name, words
 from .hook_rules import HOOK_CLASSES, HOOK_RULES, OWN_HOOKS
 from .placeholders import is_dangerous, torch_constant
+from .saved_names import PINNED, PINNED_NAMES
 from .tensor_rules import TENSOR_RULES
 
 Role = Literal["call", "enum", "module", "plain", "value"]
 
 LIBRARIES = ("torch.nn", "torchvision", "timm", "transformers")
-OURS = ("bayesify.nn", "bayesify.distributions", "bayesify.programs.part")
 
 # The modules of those libraries in which their layers and configurations are; to import one does nothing else.
 _IMPORTABLE = re.compile(
     r"torch\.nn(\.\w+)*|torchvision\.(models|ops|transforms)(\.\w+)*|timm\.(models|layers|loss)(\.\w+)*"
     r"|transformers\.models\.\w+\.(modeling|configuration)_\w+|transformers\.generation\.configuration_utils"
     r"|transformers\.(activations|pytorch_utils|modeling_\w+|configuration_utils|cache_utils|loss\.\w+)"
-    r"|bayesify\.(nn|distributions|programs)(\.\w+)*"
 )
 
 
@@ -65,9 +64,11 @@ def judge(name: Name, allow: Sequence[str]) -> Trusted | Refused:
     known = KNOWN.get(str(name)) or _of_torch(name)
     if known is not None:
         return known
-    if name.module == registered.__name__:
+    if str(name) in PINNED_NAMES:
+        return _of_library(name)
+    if origin_of(name) != name:
         return _derived(name, allow)
-    if within(name.module, (*LIBRARIES, *OURS)):
+    if within(name.module, LIBRARIES):
         return _of_library(name) if _IMPORTABLE.fullmatch(name.module) else Refused()
     if name.module.partition(".")[0] in _STANDARD or is_dangerous(name, called=True) or _is_no_class(name):
         return Refused()
@@ -80,7 +81,7 @@ def judge(name: Name, allow: Sequence[str]) -> Trusted | Refused:
 
 def origin_of(name: Name) -> Name:
     """The class that a name stands for: of a class that conversion derived, the one that it was derived from."""
-    place = registered.origin(name.qualname) if name.module == registered.__name__ else None
+    place = origin(name.qualname) if name.module == DERIVED_IN else None
     return name if place is None else Name(*place)
 
 
@@ -100,14 +101,13 @@ def _allows(allow: Sequence[str], name: Name, exact: bool = False) -> bool:
 
 def _derived(name: Name, allow: Sequence[str]) -> Trusted | Refused:
     """A class that conversion derived is trusted as far as its origin, which judging imports."""
-    origin = origin_of(name)
-    verdict = Refused() if origin == name else judge(origin, allow)
+    verdict = judge(origin_of(name), allow)
     if isinstance(verdict, Refused):
         return verdict
     if verdict.role != "module" or issubclass(verdict.target, Variational):
         return Refused()
     try:
-        return Trusted("module", getattr(registered, name.qualname))
+        return Trusted("module", by_saved_name(name.qualname))
     except AttributeError as error:
         return Refused(why=str(error))
 
@@ -133,7 +133,7 @@ def _of_library(name: Name) -> Trusted | Refused:
         return found
     if isinstance(found, enum.Enum) and within(type(found).__module__, LIBRARIES):
         return Trusted("value", found)
-    if not within(getattr(found, "__module__", None) or "", (*LIBRARIES, *OURS)):
+    if not within(getattr(found, "__module__", None) or "", (*LIBRARIES, *PINNED)):
         return Refused()
     if isinstance(found, type):
         return _class(found) or Refused()
@@ -236,7 +236,7 @@ HELPERS = HOOK_CLASSES | words("""
     torchvision.ops.boxes.box_iou torchvision.models.optical_flow.raft._pass_through_h
     torchvision.models.detection._utils.BoxCoder torchvision.models.detection._utils.Matcher
     torchvision.models.detection._utils.SSDMatcher torchvision.models.detection._utils.BalancedPositiveNegativeSampler
-    timm.models._features.FeatureInfo bayesify.nn.kl.Ledger
+    timm.models._features.FeatureInfo bayesify.nn.Ledger
 """)
 
 _VALUES: tuple[type, ...] = (list, dict, tuple, set, int, float, str, bool, complex, bytes)
@@ -248,10 +248,10 @@ def _role_of(kind: type) -> Role:
 
 KNOWN: dict[str, Trusted] = {
     **{name: Trusted("call") for name in (*TENSOR_RULES, *CONTAINER_RULES, *EVERYDAY_RULES, *HOOK_RULES)},
-    **{f"{hook.__module__}.{hook.__qualname__}": Trusted("value", hook) for hook in OWN_HOOKS},
+    **{f"bayesify.nn.{hook.__qualname__}": Trusted("value", hook) for hook in OWN_HOOKS},
     **{f"builtins.{kind.__name__}": Trusted(_role_of(kind), kind) for kind in _VALUES},
     "torch.Tensor": Trusted("value", torch.Tensor),
     "numpy.ndarray": Trusted("value"),
-    "bayesify.programs.program.rebuilt": Trusted("call"),
+    "bayesify.programs.rebuilt": Trusted("call"),
     "torch.optim.swa_utils.AveragedModel": Trusted("module", torch.optim.swa_utils.AveragedModel),
 }

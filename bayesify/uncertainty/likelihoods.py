@@ -1,0 +1,56 @@
+"""Negative log-likelihoods of mixtures over draws, and the scores that say how honest a prediction is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+BINS = 15
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_STEPS = 40  # of the golden section: an interval of 9 becomes 4e-8
+
+
+def mixture_nll(log_likelihoods: Tensor) -> Tensor:
+    """-log((1/S) Σₛ exp(logₛ)) in nats, elementwise, of the log-likelihoods (S, *shape) of S draws."""
+    return math.log(len(log_likelihoods)) - torch.logsumexp(log_likelihoods, 0)
+
+
+def class_log_likelihoods(logits: Tensor, labels: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+    """log p(label) of each draw: (S, n), for logits (S, n, classes) and labels (n,)."""
+    logs = torch.log_softmax(logits / temperature, -1)
+    return logs.gather(-1, labels.expand(len(logits), -1).unsqueeze(-1)).squeeze(-1)
+
+
+def normal_log_likelihoods(means: Tensor, variances: Tensor, targets: Tensor) -> Tensor:
+    """log Normal(target; mean, variance) of each draw: (S, *shape)."""
+    return -0.5 * ((targets - means).square() / variances + (2 * math.pi * variances).log())
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
+    """Expected calibration error over bins of equally many examples (Nguyen & O'Connor 2015).
+
+    Args:
+        probabilities: (n, classes).
+        labels: (n,).
+    """
+    confidence, predicted = probabilities.max(-1)
+    order = confidence.argsort(stable=True)
+    excess = (confidence - (predicted == labels).to(confidence.dtype))[order]
+    return float(sum(part.sum().abs() for part in excess.tensor_split(bins)) / max(len(labels), 1))
+
+
+def golden_minimum(function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """The place of the minimum between `low` and `high`, elementwise, of a function with one valley (Kiefer 1953)."""
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    of_left, of_right = function(left), function(right)
+    for _ in range(_STEPS):
+        lower = of_left < of_right
+        low, high = torch.where(lower, low, left), torch.where(lower, right, high)
+        inner = torch.where(lower, high - _GOLDEN * (high - low), low + _GOLDEN * (high - low))
+        of_inner = function(inner)
+        left, right = torch.where(lower, inner, right), torch.where(lower, left, inner)
+        of_left, of_right = torch.where(lower, of_inner, of_right), torch.where(lower, of_left, of_inner)
+    return (low + high) / 2
