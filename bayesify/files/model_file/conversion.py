@@ -20,6 +20,7 @@ from ...nn.rerouting import Rerouting
 from ...nn.tied_weights import keep_ties
 from .live_nodes import named_tensors
 
+_KEPT = ("_calibration",)  # plain data that calibration keeps on a model
 EXTRAS = "_bayesify_extras"  # on a model: what later steps keep with it, as JSON
 
 
@@ -36,6 +37,7 @@ def conversion_of(model: nn.Module) -> dict[str, Any]:
         "unfused": [name for name, module in modules.items() if keep_unfused in module._forward_pre_hooks.values()],
         "examples along": watched_dim(model),
         "kl": [name for name, value in vars(model).items() if isinstance(value, Ledger)],
+        "kept": {name: vars(model)[name] for name in _KEPT if name in vars(model)},
         "classes": {name: _path(_plain(module)) for name, module in modules.items()},
         "training": {name: module.training for name, module in modules.items()},
     }
@@ -68,6 +70,7 @@ def convert_again(network: nn.Module, conversion: Mapping[str, Any], tensors: Ma
     _fill(network, tensors)
     if conversion["layers"]:
         keep_ties(network)
+    vars(network).update({name: value for name, value in conversion["kept"].items() if name in _KEPT})
     for name in conversion["kl"]:
         setattr(network, name, Ledger(network))
     for name, training in conversion["training"].items():
