@@ -1,7 +1,7 @@
 """`fit_lora`: a posterior for trained LoRA adapters, without training (Shi et al. 2024, training-free Bayesianization).
 
-An adapter computes B A x. With B = U d Vᵀ (its singular values), B' = U d and A' = Vᵀ A compute the same. The rows of A'
-get the stds σ/dᵢ: noise of one size in all directions of the output that the adapter can move, none in others.
+An adapter computes B A x. With B = U d Vᵀ (its singular values), B' = U d and A' = Vᵀ A compute the same. The rows of
+A' get the stds σ/dᵢ: noise of one size in all directions of the output that the adapter can move, none in others.
 """
 
 from __future__ import annotations
