@@ -32,18 +32,22 @@ if TYPE_CHECKING:
     from .uncertainty.calibrate import calibrate
     from .uncertainty.calibration import Calibration
     from .uncertainty.draws import draw, sample
+    from .uncertainty.fit_std import FittedStd, fit_std
     from .uncertainty.kl_in_training import annealing, attach_kl, elbo
     from .uncertainty.predict import predict
     from .uncertainty.prediction import Prediction
+    from .uncertainty.sequence import SequencePrediction, sequence
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BayesifyError",
     "Calibration",
+    "FittedStd",
     "Plan",
     "Policy",
     "Prediction",
+    "SequencePrediction",
     "annealing",
     "attach_kl",
     "calibrate",
@@ -51,6 +55,7 @@ __all__ = [
     "draw",
     "elbo",
     "extend_optimizer",
+    "fit_std",
     "flipout",
     "functional",
     "kl",
@@ -67,12 +72,13 @@ __all__ = [
     "revert",
     "sample",
     "save",
+    "sequence",
     "set_posterior_std",
     "variational_layers",
 ]
 
 # Where each of these is defined: its module, and its name there if that is another. The modules `nn` and `functional`
-# need no entry.
+# need no entry; what settings are made of is there too, though it is not in `__all__`.
 _DEFINED_IN = {
     "annealing": "uncertainty.kl_in_training",
     "attach_kl": "uncertainty.kl_in_training",
@@ -82,15 +88,20 @@ _DEFINED_IN = {
     "draw": "uncertainty.draws",
     "elbo": "uncertainty.kl_in_training",
     "extend_optimizer": "surgery.optimizer",
+    "FittedStd": "uncertainty.fit_std",
+    "fit_std": "uncertainty.fit_std",
     "flipout": "surgery.convert",
     "kl": "nn.kl:total_kl",
     "load": "files.load_model:load_model",
     "load_weights": "surgery.reset",
+    "LogUniform": "distributions.prior",
     "lrt": "surgery.convert",
+    "Normal": "distributions.prior",
     "param_groups": "surgery.optimizer",
     "Plan": "planning.plan",
     "plan": "planning.planner",
     "Policy": "policy.policy",
+    "Posterior": "distributions.posterior",
     "posterior_mean": "nn.posterior_mean",
     "predict": "uncertainty.predict",
     "Prediction": "uncertainty.prediction",
@@ -99,7 +110,12 @@ _DEFINED_IN = {
     "revert": "surgery.revert",
     "sample": "uncertainty.draws",
     "save": "files.save",
+    "Scale": "distributions.scale",
+    "ScaleMixture": "distributions.prior",
+    "sequence": "uncertainty.sequence",
+    "SequencePrediction": "uncertainty.sequence",
     "set_posterior_std": "surgery.reset",
+    "Settings": "nn.settings",
     "variational_layers": "nn.kl",
 }
 

@@ -15,7 +15,10 @@ from .scale import Scale, magnitude
 Parameterization = Literal["additive", "multiplicative"]
 
 SMALLEST_STD = 1e-8  # below it a std is no longer told from zero next to a float32 weight
-DEPTH_BUDGET = 0.05  # the relative std of a network of one layer under `auto`; docs/defaults.md has the measurements
+SHALLOW = 6  # layers: networks of no more are noisier at first under `auto`; docs/defaults.md has the measurements
+SHALLOW_BUDGET = 0.4  # all their layers' relative stds together
+MOST_RELATIVE = 0.2  # the relative std of one layer, at most
+DEPTH_BUDGET = 0.05  # times 1/sqrt(layers): the relative std in deeper networks
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,14 @@ class Posterior:
     def for_depth(self, layers: int) -> Posterior:
         """The same posterior with `auto` settled for a network that has `layers` converted layers.
 
-        Relative noise adds up over depth, so the layers share one budget: r = 0.05/sqrt(layers) of |w|.
+        Relative noise adds up over depth, so the layers share one budget: r = 0.4/layers of |w|, but at most 0.2, in
+        networks of up to 6 layers, and r = 0.05/sqrt(layers) in deeper ones, which may be large and pretrained.
         """
         if self.init_std is not None:
             return self
-        return Posterior(self.parameterization, Scale("relative", DEPTH_BUDGET / max(layers, 1) ** 0.5, floor=0.1))
+        shallow = min(SHALLOW_BUDGET / max(layers, 1), MOST_RELATIVE)
+        relative = shallow if layers <= SHALLOW else DEPTH_BUDGET / layers**0.5
+        return Posterior(self.parameterization, Scale("relative", relative, floor=0.1))
 
     def start(self, mean: Tensor, fan_in: int) -> Tensor:
         """The scale parameter's initial value, of `mean`'s shape, dtype and device."""

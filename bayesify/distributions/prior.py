@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..estimators import noise
 from ..estimators.precision import widened
+from .posterior import SHALLOW
 from .scale import Scale
 
 
@@ -23,29 +24,42 @@ class Normal:
     """p(w) = Normal(mean, std²), elementwise.
 
     Attributes:
-        mean: a number, or `pretrained`: the weights as they were at conversion, kept in a buffer.
+        mean: a number; or `pretrained`: the weights as they were at conversion, kept in a buffer; or `auto`, which a
+            plan settles by the network's depth, with the std.
         std: a rule; `relative` and `init_std` refer to the weights as they were at conversion.
     """
 
-    mean: float | Literal["pretrained"] = "pretrained"
+    mean: float | Literal["pretrained", "auto"] = "pretrained"
     std: Scale = Scale("init_std", 3.0)
 
     def __str__(self) -> str:
+        if self.mean == "auto":
+            return "auto"
         centre = "w₀" if self.mean == "pretrained" else f"{self.mean:.4g}"
         return f"N({centre}, {self.std})"
 
     def to_dict(self) -> dict[str, Any]:
         """As a policy writes it."""
-        return {"family": "normal", "mean": self.mean, "std": self.std.to_dict()}
+        std = {} if self.mean == "auto" else {"std": self.std.to_dict()}
+        return {"family": "normal", "mean": self.mean, **std}
 
-    def settled(self, init_std: Scale) -> Normal:
-        """The same prior with `init_std` replaced by the rule that the posterior's initial std follows."""
+    def settled(self, init_std: Scale, layers: int) -> Normal:
+        """The same prior without `auto` and `init_std`, for a network of `layers` converted layers.
+
+        Args:
+            init_std: the rule that the posterior's initial std follows.
+        """
+        if self.mean == "auto":
+            return (SHALLOW_PRIOR if layers <= SHALLOW else Normal()).settled(init_std, layers)
         return Normal(self.mean, init_std.times(self.std.value)) if self.std.kind == "init_std" else self
 
     @property
     def keeps_std(self) -> bool:
         """Whether the std must be stored: it depends on the initial weights and they are not kept as the mean."""
         return self.std.kind == "relative" and self.mean != "pretrained"
+
+
+SHALLOW_PRIOR = Normal(0.0, Scale("fan_in", 4.0))  # `auto` in networks of up to SHALLOW layers; docs/defaults.md
 
 
 @dataclass(frozen=True)

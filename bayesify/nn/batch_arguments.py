@@ -50,5 +50,5 @@ def _entry(value: Any, key: Key) -> Any:
     if isinstance(value, list | tuple):
         return value[key] if isinstance(key, int) and key < len(value) else None
     if isinstance(value, Mapping):
-        return value.get(key)  # type: ignore[call-overload]
+        return value.get(key)
     return getattr(value, key, None) if isinstance(key, str) and value is not None else None

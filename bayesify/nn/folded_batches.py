@@ -1,8 +1,8 @@
-"""Layers whose dimension 0 (say) holds the model's examples with something else folded in: windows, tokens, frames.
+"""Layers whose batch dimension holds the examples together with something folded in: windows, tokens, frames.
 
-How many rows an example has there depends on the input's size; how many examples there are, only the model's own input
-tells. So the model notes it at its door, by a hook, for the layers inside that fold. Where it cannot be told, each row
-counts as an example.
+How many rows belong to one example depends on the input's size, and only the model's own input tells how many examples
+there are. So hooks on the model note that at the start of each forward, for the layers inside. Where nothing tells,
+each row counts as an example.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every hook that bayesify puts on a module. Saved files name them, so they keep their place."""
+"""Every hook that bayesify puts on a module. Saved files name them, so they stay in this module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLES_ALONG = "_examples_along"  # on a model: which of its own arguments hol
 
 
 def mark_reached(module: Any, args: Any, output: Any) -> None:
-    """The ledger's forward hook: enters the layer's term. Idempotent, and no tensor is kept."""
+    """The ledger's forward hook: marks the layer as reached. It keeps no tensor."""
     module._reached = True
 
 
@@ -28,7 +28,7 @@ def tell_examples(model: nn.Module, args: Any, kwargs: Any) -> None:
 
 
 def forget_examples(model: nn.Module, args: Any, output: Any) -> None:
-    """The forward hook of a model that has folding layers: what they are called with now is not the model's batch."""
+    """The forward hook of a model that has folding layers: calls after it are not of this batch."""
     forget_examples_of()
 
 

@@ -15,15 +15,7 @@ from .layer_kinds import bias_names, fan_in, weight_names
 from .parametrized_weights import sources, value
 from .settings import Settings
 
-SUFFIXES = ("rho", "log_alpha", "prior_mean", "prior_std")
-
-
-
-
-
-
-
-
+SUFFIXES = ("rho", "log_alpha", "prior_mean", "prior_std", "basis")
 
 
 def added_names(layer: nn.Module) -> list[str]:
@@ -50,10 +42,6 @@ def posterior_tensors(layer: nn.Module, settings: Settings) -> dict[str, Tensor]
     return tensors
 
 
-
-
-
-
 def _names(name: str, settings: Settings) -> tuple[str, list[str]]:
     prior = settings.prior
     buffers = []
@@ -68,7 +56,7 @@ def _initial(layer: nn.Module, name: str, mean: Tensor, settings: Settings) -> d
     scale_name, buffers = _names(name, settings)
     with torch.no_grad():
         scale = settings.posterior.start(mean, fan_in(layer, name, settings))
-        trains = any(each.requires_grad for each in sources(layer, name))
+        trains = any(source.requires_grad for source in sources(layer, name))
         tensors: dict[str, Tensor] = {scale_name: Parameter(scale, requires_grad=trains)}
         for buffer in buffers:
             is_mean = buffer.endswith("mean")

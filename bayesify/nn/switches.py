@@ -4,7 +4,7 @@ A switch belongs to the thread or asyncio task that asked for it: it stands in a
 never on the layer. So no other caller sees it, and no copy or file of the model can keep it.
 
 Dynamo cannot trace a context variable. It does trace a property that is implemented in C: it takes the value once, and
-guards it by reading the property again before each call of the compiled code, in the caller's own context.
+reads the property again, in the caller's own context, before every call of the compiled code.
 `dict.__getitem__` is implemented in C and calls `__missing__`, which may be Python: `_Asked` stands on that.
 """
 
@@ -48,7 +48,7 @@ def switched(ways: _Ways) -> Iterator[None]:
     """Have each of these layers compute with what stands beside it, for this thread or task, until the block ends.
 
     What stands beside a layer is `MEAN`, or another object that its forward knows what to do with. An inner block
-    goes before an outer one; blocks may end in any order.
+    takes precedence over an outer one; blocks may end in any order.
     """
     own: _Ways = WeakKeyDictionary(ways)  # a context can outlive the model: a task keeps a copy of it
     _set((*_SWITCHED.get(), own))

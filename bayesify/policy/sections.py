@@ -1,4 +1,4 @@
-"""The parts of a policy: a posterior's settings, a prior's, a rule's. What is not given is None, and is inherited."""
+"""The sections of a policy: a posterior's settings, a prior's, a rule's. What is not given is None, and inherited."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..distributions.prior import Prior
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """A frozen model that refuses keys it doesn't know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,7 +26,7 @@ class Part(BaseModel):
         return {name: value for name, value in self if value is not None}
 
 
-class PosteriorSettings(Part):
+class PosteriorSettings(Section):
     """How a weight's posterior is parameterized and where its std starts. A rule may give one and inherit the other."""
 
     parameterization: Annotated[Literal["additive", "multiplicative"] | None, values.PARAMETERIZATION] = Field(
@@ -49,7 +49,7 @@ class PosteriorSettings(Part):
         return Posterior(self.parameterization or "additive", std)
 
 
-class PriorSettings(Part):
+class PriorSettings(Section):
     """What KL is measured against. A rule may give some keys and inherit the others, unless it changes the family."""
 
     family: Annotated[Family | None, values.FAMILY] = Field(
@@ -57,8 +57,10 @@ class PriorSettings(Part):
         description="normal (keys: mean, std), scale_mixture (keys: pi, std1, std2; Blundell et al. 2015) or "
         "log_uniform (no keys; for a multiplicative posterior; Molchanov et al. 2017). Default: normal.",
     )
-    mean: Annotated[float | Literal["zero", "pretrained"] | None, values.MEAN] = Field(
-        default=None, description="normal: its centre. pretrained: the weights as they are. Default: pretrained."
+    mean: Annotated[float | Literal["zero", "pretrained", "auto"] | None, values.MEAN] = Field(
+        default=None,
+        description="normal: its centre. pretrained: the weights as they are. auto: with no std given, N(0, 16/fan_in) "
+        "where at most 6 layers convert, and pretrained where more do or a std is given. Default: auto.",
     )
     std: Annotated[Scale | None, values.PRIOR_STD] = Field(
         default=None, description="normal: the prior's std. Default: {init_std: 3.0}."
@@ -87,19 +89,21 @@ class PriorSettings(Part):
             return LogUniform()
         if self.family == "scale_mixture":
             return ScaleMixture(**{key: value for key, value in self.given().items() if key != "family"})
-        mean = 0.0 if self.mean == "zero" else "pretrained" if self.mean is None else self.mean
+        if self.mean in (None, "auto") and self.std is None:
+            return Normal("auto")
+        mean = 0.0 if self.mean == "zero" else "pretrained" if self.mean in (None, "auto") else self.mean
         return Normal(mean, self.std or Normal().std)
 
 
 BUILTIN_POSTERIOR = PosteriorSettings(parameterization="additive", init_std="auto")
 BUILTIN_PRIORS: dict[Family | None, PriorSettings] = {
-    "normal": PriorSettings(family="normal", mean="pretrained", std=Scale("init_std", 3.0)),
+    "normal": PriorSettings(family="normal", mean="auto"),
     "scale_mixture": PriorSettings(family="scale_mixture", pi=0.5, std1=1.0, std2=math.exp(-6)),
     "log_uniform": PriorSettings(family="log_uniform"),
 }
 
 
-class Rule(Part):
+class Rule(Section):
     """A rule owns the layers that its targets select, unless an earlier one does. It inherits what it leaves out."""
 
     name: Annotated[str | None, values.TEXT] = Field(default=None, description="What the report calls the rule.")

@@ -1,7 +1,7 @@
-"""Policy files: YAML 1.2 into plain data that knows its lines; and the presets that bayesify ships.
+"""Policy files: YAML 1.2 as plain data with the line of each key; and the presets that bayesify ships.
 
-ruamel.yaml parses. What it gives is walked event by event, so that every duplicate key, anchor and tag is reported with
-its line, all at once, and that no file, however deep or strange, does more than be refused.
+ruamel.yaml parses. Its events are read one by one, so that every duplicate key, anchor and tag is reported with its
+line, all at once, and so that a file which is nested too deeply is refused before anything is built from it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ def presets() -> dict[str, Path]:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """A policy file's text; refuses what is not there, not UTF-8, or over 1 MiB."""
+    """A policy file's text.
+
+    Raises:
+        UsageError: the file is not there or cannot be read.
+        PolicyError: it is not UTF-8, or has over 1 MiB.
+    """
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
@@ -54,7 +59,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def read_yaml(text: str, source: str) -> tuple[Any, Origin, list[Problem]]:
-    """The plain data of a YAML text, where each key stands, and what YAML allows but a policy doesn't."""
+    """The plain data of a YAML text, the line of each key, and what YAML allows and a policy does not."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -71,7 +76,7 @@ def read_yaml(text: str, source: str) -> tuple[Any, Origin, list[Problem]]:
 
 
 class _RefusedError(Exception):
-    """A document of which nothing can be read."""
+    """A document that cannot be read any further."""
 
 
 class _Reader:
@@ -112,7 +117,7 @@ class _Reader:
         return self.scalar(event, path)
 
     def mapping(self, path: KeyPath) -> dict[str, Any]:
-        """A mapping. A key that stands twice is a problem, and its first value counts."""
+        """A mapping. A key that appears twice is a problem, and its first value counts."""
         data: dict[str, Any] = {}
         for event in self.until("MappingEndEvent"):
             if not hasattr(event, "value"):
@@ -148,7 +153,7 @@ class _Reader:
             yield event
 
     def check(self, event: Any, path: KeyPath) -> None:
-        """Notes what YAML allows and a policy doesn't: aliases, anchors and tags."""
+        """Note what YAML allows and a policy does not: aliases, anchors and tags."""
         line = event.start_mark.line + 1
         if type(event).__name__ == "AliasEvent":
             self.problems.append(Problem(path, f"{_QUOTE_STAR}.", line))
@@ -164,7 +169,7 @@ def _preset_hint(path: str | os.PathLike[str]) -> str:
 
 
 def _yaml_words(error: Any, text: str) -> str:
-    """ruamel's finding with its line, and what to do where the cause is a usual one."""
+    """ruamel's error with its line, and what to do if the cause is a common one."""
     said = str(error.problem or error.context).replace("\t", "\\t")
     mark = (error.context_mark if "stream" in said else None) or error.problem_mark or error.context_mark
     line = mark.line if mark else 0

@@ -17,9 +17,9 @@ from ..nn.parametrized_weights import identity
 from ..nn.posterior_tensors import mean_of, posterior_tensors
 from ..nn.registry import converted_class, plain_class, rerouting
 from ..nn.rerouting import Rerouting
+from ..nn.tied_weights import keep_ties, release_ties
 from ..planning.plan import Plan
 from ..programs.program import insert_layers, take_out_layers
-from .tied_weights import keep_ties, release_ties
 
 
 def rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:

@@ -45,28 +45,20 @@ def calibrate(
 ) -> Calibration:  # fmt: skip
     """Fit how a converted model predicts to held-out data, by forward passes only; `predict` applies what was fitted.
 
-    One factor for all posterior stds, the best of 13 from 1/16 to 4 by the negative log-likelihood (NLL) of the
-    mixture over draws, each factor with the same random numbers. Then, for classification, one temperature at that
-    factor by golden section; for regression the observation noise, fitted for each factor. NLL on these data is never
-    worse than before. The same data give `Prediction.set` and `interval` their size, so that they cover new examples
-    as often as they say wherever these are exchangeable with the calibration data (split conformal prediction).
-
-    Calibrate last, on data that were not trained on, and again after more training. All outputs of `samples` draws
-    for the loader's data are held in memory.
+    One factor for all posterior stds, the best of 13 from 1/16 to 4 by the NLL of the mixture over draws, each with the
+    same random numbers. Then a temperature for classification: the highest within one standard error of the best. For
+    regression the observation noise, fitted for each factor. The NLL of these data is never worse than before. They
+    also give `Prediction.set` and `interval` their size (split conformal prediction, see `conformal.py`). Calibrate
+    after training. The outputs of all draws for all the data are held in memory.
 
     Args:
-        loader: batches with targets: tuples (inputs..., target), or mappings that hold one of the keys label, labels,
-            label_ids, target, targets. Class labels of -100 are left out.
+        loader: batches (inputs..., target), or mappings with one of the keys of `LABELS`. Labels of -100 are left out.
         task: "classification" of logits along `dim`, or "regression".
-        loss: instead of a task: (output, target) → the negative log-likelihood of each example, of shape (n,). Only
-            the factor is fitted to it.
-        noise: regression, where the model predicts its log-variance: a key or place, or "halves" of the output along
-            `dim`, as `predict` takes it. Where the output is twice as wide as the target, "halves" is assumed.
-        output, dim: as in `predict`.
-        samples: how many draws, at least 2.
+        loss: instead of a task: (output, target) → the NLL of each example, (n,). Only the factor is fitted to it.
+        noise: where a regression has its log-variance, as in `predict`; "halves" if the output is twice the target.
+        output, dim, samples, seed: as in `predict`.
 
-    Returns:
-        What was fitted, which the model keeps: it prints as a table beside the mean network.
+    Returns: what was fitted, which the model keeps: it prints as a table beside the mean network.
 
     Raises:
         NotVariationalError: the model has no variational layer.

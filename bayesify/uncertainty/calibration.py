@@ -110,14 +110,18 @@ def _padded(cell: str, width: int, right: bool) -> str:
 
 def stored_calibration(model: nn.Module) -> Calibration | None:
     """What was fitted to the model's predictions, or None where nothing was."""
-    return vars(innermost(model)).get(KEPT_AS)
+    kept = vars(innermost(model)).get(KEPT_AS)
+    if kept is None:
+        return None
+    conformal = None if kept["conformal"] is None else Conformal(**kept["conformal"])
+    return Calibration(**{**kept, "conformal": conformal, "scores": tuple(Scores(**score) for score in kept["scores"])})
 
 
 def store_calibration(model: nn.Module, calibration: Calibration | None) -> None:
-    """Keep what was fitted with the model, or forget it."""
+    """Keep what was fitted with the model, or forget it: in plain dicts, which any reader of the saved model knows."""
     vars(innermost(model)).pop(KEPT_AS, None)
     if calibration is not None:
-        setattr(innermost(model), KEPT_AS, calibration)
+        setattr(innermost(model), KEPT_AS, asdict(calibration))
 
 
 def innermost(model: nn.Module) -> nn.Module:

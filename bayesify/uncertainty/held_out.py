@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..errors import UsageError
 from ..estimators.precision import widened
 from ..nn.posterior_mean import posterior_mean
 from .calibration import Calibration, Scores
-from .calls import LABELS, Call, loader_calls
+from .calls import Call
 from .conformal import Conformal, mass_before
 from .likelihoods import (
     calibration_error,
@@ -30,11 +29,13 @@ from .observation_noise import HALVES, split_noise
 from .outputs import picked
 from .passes import Sampler
 from .prediction import prediction_set
+from .targets import labelled_calls
 
 Loss = Callable[[Any, Any], Tensor]
 LEVEL = 0.9  # of the sets and intervals whose coverage is shown
 _IGNORED = -100  # torch's label for what has none
 _TEMPERATURES = (0.02, 50.0)
+_HALVINGS = 20  # of the interval above the best temperature
 _NOISE_RATIO = 1e4  # how far from the residuals' own size the noise's std is looked for
 
 Outputs = list[Tensor]  # (samples, n, ...) from the model, and the targets (1, n, ...) last
@@ -118,15 +119,32 @@ class Labels(HeldOut):
         return float(self.losses(outputs, self.blank).mean())
 
     def fit(self, outputs: Outputs) -> Calibration:
-        def loss(log_temperature: Tensor) -> Tensor:
-            return self.losses(outputs, replace(self.blank, temperature=float(log_temperature.exp()))).mean()
-
-        low, high = (torch.tensor(math.log(value), dtype=torch.float64) for value in _TEMPERATURES)
-        found = replace(self.blank, temperature=float(golden_minimum(loss, low, high).exp()))
-        best = min(found, self.blank, key=lambda each: float(self.losses(outputs, each).mean()))
+        best = replace(self.blank, temperature=self._temperature(outputs))
         probabilities, labels = self._probabilities(outputs, best)
         mass = mass_before(probabilities, -1)
         return replace(best, conformal=Conformal.of(mass.gather(-1, labels.unsqueeze(-1))))
+
+    def _temperature(self, outputs: Outputs) -> float:
+        """The highest one that predicts as well as the best, up to its standard error, and no worse than 1 does.
+
+        The rule of Breiman et al. 1984, section 3.4.3. Data that differ a little from these want a higher temperature.
+        """
+
+        def losses(log_temperature: Tensor) -> Tensor:
+            return self.losses(outputs, replace(self.blank, temperature=float(log_temperature.exp())))
+
+        low, high = (torch.tensor(math.log(value), dtype=torch.float64) for value in _TEMPERATURES)
+        best = golden_minimum(lambda log_temperature: losses(log_temperature).mean(), low, high)
+        of_one, of_best = losses(torch.zeros(())), losses(best)
+        if of_best.mean() >= of_one.mean():
+            return 1.0
+        for _ in range(_HALVINGS):
+            middle = (best + high) / 2
+            here = losses(middle)
+            excess = here - of_best
+            good = here.mean() <= of_one.mean() and excess.mean() <= excess.std() / len(excess.flatten()) ** 0.5
+            best, high = (middle, high) if good else (best, middle)
+        return float(best.exp())
 
     def scores(self, name: str, outputs: Outputs, calibration: Calibration) -> Scores:
         probabilities, labels = self._probabilities(outputs, calibration)
@@ -244,13 +262,7 @@ def held_out(model: nn.Module, loader: Iterable[Any], blank: Calibration, loss: 
     Raises:
         UsageError: the loader is empty, or its batches hold no targets.
     """
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    whole = list(loader)
-    calls = list(loader_calls(model, whole))
-    targets = [_on(device, _target(batch, call)) for batch, call in zip(whole, calls, strict=True)]
-    if not calls:
-        raise UsageError("the loader gave no batch")
-    batches = list(zip(calls, targets, strict=True))
+    batches = labelled_calls(model, loader)
     if loss is not None:
         return OwnLoss(batches, blank, loss)
     if blank.task == "classification":
@@ -258,24 +270,6 @@ def held_out(model: nn.Module, loader: Iterable[Any], blank: Calibration, loss: 
     if blank.noise is None and _twice_as_wide(model, batches[0], blank):
         blank = replace(blank, noise=HALVES)
     return Numbers(batches, blank)
-
-
-def _target(batch: Any, call: Call) -> Any:
-    inner = batch[0] if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Mapping) else batch
-    if isinstance(batch, tuple | list) and len(batch) > max(len(call.args), 1):
-        return batch[-1]
-    if isinstance(inner, Mapping):
-        found = next((key for key in inner if key in LABELS), None)
-        if found is not None:
-            return inner[found]
-    raise UsageError(
-        "a batch holds no target: let the loader give (inputs..., target), or mappings with a key "
-        f"{', '.join(sorted(LABELS))}"
-    )
-
-
-def _on(device: torch.device, target: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), target)
 
 
 def _twice_as_wide(model: nn.Module, batch: tuple[Call, Any], blank: Calibration) -> bool:

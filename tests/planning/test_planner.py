@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bayesify
 from bayesify.decision import Decision
-from bayesify.distributions.posterior import Scale
+from bayesify.distributions.scale import Scale
 from bayesify.errors import NothingToConvertError, PolicyError
 from bayesify.planning.plan import Plan
 from bayesify.planning.planner import plan
@@ -215,7 +215,7 @@ def test_the_root_may_be_the_layer() -> None:
     (row,) = made.rows
     assert (row.name, row.verb, row.becomes, row.parameters_after) == ("", "converts", "LRTLinear", 14)
     assert row.settings is not None
-    assert (row.settings.posterior.init_std, made.model) == (Scale("relative", 0.05, 0.1), "Linear")
+    assert (row.settings.posterior.init_std, made.model) == (Scale("relative", 0.2, 0.1), "Linear")
 
 
 @pytest.mark.parametrize("depth", [1, 4, 9])
@@ -226,7 +226,8 @@ def test_auto_shares_one_budget_over_the_layers_that_convert(depth: int) -> None
     for row in plan(model).converting():
         assert row.settings is not None
         assert row.settings.posterior.init_std is not None
-        assert row.settings.posterior.init_std.value == pytest.approx(0.05 / depth**0.5)
+        assert row.settings.posterior.init_std.value == pytest.approx({1: 0.2, 4: 0.1, 9: 0.05 / 3}[depth])
+        assert str(row.settings.prior) == ("N(w₀, 0.05·|w|)" if depth == 9 else "N(0, 4/√fan_in)")
 
 
 def notes_of(model: nn.Module, name: str, policy: Any = "lrt") -> str:

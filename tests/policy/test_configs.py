@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor, nn
 
 import bayesify
-from bayesify.distributions.posterior import DEPTH_BUDGET, Posterior, Scale
+from bayesify.distributions.posterior import DEPTH_BUDGET, MOST_RELATIVE, Posterior, Scale
 from bayesify.distributions.prior import LogUniform, Normal
 from bayesify.policy.policy import Policy
 from bayesify.policy.yaml_file import presets
@@ -67,7 +67,7 @@ class ResNet(nn.Module):
 LAYERS = 1 + 4 * 2 * 3 + 1
 AUTO = Posterior("additive", Scale("relative", DEPTH_BUDGET / LAYERS**0.5, floor=0.1))
 AROUND = Normal("pretrained", Scale("relative", 3 * DEPTH_BUDGET / LAYERS**0.5, floor=0.1))
-ALONE = Posterior("additive", Scale("relative", DEPTH_BUDGET, floor=0.1))
+ALONE = Posterior("additive", Scale("relative", MOST_RELATIVE, floor=0.1))
 
 EXPECTED = {
     "flipout": ("flipout", LAYERS, AUTO, AROUND),
@@ -78,7 +78,7 @@ EXPECTED = {
         Posterior("additive", Scale("relative", 0.02)),
         Normal("pretrained", Scale("relative", 0.1)),
     ),
-    "last-layer": ("flipout", 1, ALONE, Normal("pretrained", Scale("relative", 3 * DEPTH_BUDGET, floor=0.1))),
+    "last-layer": ("flipout", 1, ALONE, Normal(0.0, Scale("fan_in", 4.0))),
     "sparse": ("flipout", LAYERS, Posterior("multiplicative", Scale("relative", 0.02)), LogUniform()),
     "scratch": (
         "flipout",

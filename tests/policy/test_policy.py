@@ -52,10 +52,10 @@ def problems(data: Any) -> tuple[str, ...]:
     return caught.value.problems
 
 
-DEFAULTS = Settings(Posterior("additive", None), Normal("pretrained", Scale("init_std", 3.0)))
+DEFAULTS = Settings(Posterior("additive", None), Normal("auto"))
 
 
-def test_the_default_policy_is_flipout_around_the_trained_weights() -> None:
+def test_the_default_policy_is_flipout_with_what_the_depth_says() -> None:
     assert Policy().settings_for(None) == ("flipout", DEFAULTS)
     assert Policy.from_dict({}) == Policy() == Policy.parse("flipout")
     assert (Policy().frozen, Policy().unmatched, Policy().rules) == ("keep", "error", ())
@@ -65,14 +65,17 @@ def test_each_rule_merges_over_the_defaults_and_never_with_another(tmp_path) -> 
     policy = read(ISSUE, tmp_path)
     head, late, rest = [policy.settings_for(rule) for rule in policy.rules]
     assert head == ("lrt", Settings(DEFAULTS.posterior, Normal("pretrained", Scale("constant", 1.0))))
-    assert late == ("flipout", DEFAULTS)
-    assert rest == ("flipout", Settings(Posterior("additive", Scale("constant", 0.01)), DEFAULTS.prior))
+    assert late == ("flipout", Settings(DEFAULTS.posterior, Normal()))
+    assert rest == ("flipout", Settings(Posterior("additive", Scale("constant", 0.01)), Normal()))
 
 
 @pytest.mark.parametrize(
     ("prior", "expected"),
     [
-        ({}, Normal("pretrained", Scale("init_std", 3.0))),
+        ({}, Normal("auto")),
+        ({"mean": "auto"}, Normal("auto")),
+        ({"mean": "auto", "std": 2}, Normal("pretrained", Scale("constant", 2.0))),
+        ({"mean": "pretrained"}, Normal("pretrained", Scale("init_std", 3.0))),
         ({"mean": "zero"}, Normal(0.0, Scale("init_std", 3.0))),
         ({"mean": 0.5, "std": 2}, Normal(0.5, Scale("constant", 2.0))),
         ({"mean": 0}, Normal(0.0, Scale("init_std", 3.0))),

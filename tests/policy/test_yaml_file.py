@@ -79,7 +79,8 @@ rules:
 ignore: [*.conv]
 """
     assert [problem.split(": ")[0] for problem in problems(text)] == [
-        "line 1", "line 3", "rule 1 (line 7)", "rule 2 (line 10)", "rule 2 (line 11)", "rule 2 (line 12)", "line 13",
+        "line 1", "line 3", "rule 1 'one' (line 7)", "rule 2 (line 10)", "rule 2 (line 11)", "rule 2 (line 12)",
+        "line 13",
     ]  # fmt: skip
 
 

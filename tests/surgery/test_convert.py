@@ -440,7 +440,7 @@ def test_reset_posterior_keeps_each_parameter_s_own_posterior() -> None:
 
 
 def test_reset_parameters_starts_layers_anew() -> None:
-    layer = bayesify.convert(nn.Linear(3, 3))
+    layer = bayesify.convert(nn.Linear(3, 3), {"prior": {"mean": "pretrained"}})
     bayesify.set_posterior_std(layer, 9.0)
     layer.reset_parameters()
     assert torch.equal(layer.weight_prior_mean, layer.weight)  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ def test_every_parameter_is_in_one_group_and_scales_are_apart(make: Any, policy:
     assert set(ids(fast)) == scales(model)
     assert len(ids(fast)) == len(scales(model)) > 0
     assert (others["lr"], others["weight_decay"], others["betas"]) == (0.01, 0.1, (0.8, 0.9))
-    assert (fast["lr"], fast["weight_decay"], fast["betas"]) == (pytest.approx(0.1), 0.0, (0.8, 0.9))
+    assert (fast["lr"], fast["weight_decay"], fast["betas"]) == (pytest.approx(0.02), 0.0, (0.8, 0.9))
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad])
@@ -101,7 +101,7 @@ def test_each_scale_joins_as_its_mean_s_group_says() -> None:
     bayesify.extend_optimizer(stepper, model)
     assert len(stepper.param_groups) == 4
     (of_head,) = (group for group in stepper.param_groups if ids(group) == [id(model.fc.weight_rho)])
-    assert (of_head["lr"], of_head["momentum"], of_head["weight_decay"]) == (pytest.approx(0.1), 0.5, 0.0)
+    assert (of_head["lr"], of_head["momentum"], of_head["weight_decay"]) == (pytest.approx(0.02), 0.5, 0.0)
 
 
 def test_only_scales_whose_mean_is_there_join() -> None:

@@ -1,4 +1,4 @@
-"""The examples of a batch, followed through a model: which of its arguments hold them, and where its layers have them."""
+"""The examples of a batch, followed through a model: which arguments hold them, and where its layers have them."""
 
 from __future__ import annotations
 

@@ -71,9 +71,9 @@ def run(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> 
             raise UsageError(
                 f"{type(model).__name__} fails with these example_inputs: {type(error).__name__}: {first}"
             ) from error
-    first = next((tensor for tensor in tensors_in(output) if tensor.dim()), None)
-    if first is not None:
-        calls.add(OUTPUT, first, (0,))
+    result = next((tensor for tensor in tensors_in(output) if tensor.dim()), None)
+    if result is not None:
+        calls.add(OUTPUT, result, (0,))
     return calls, output
 
 
@@ -99,14 +99,15 @@ def _seed() -> None:
 def without_traces(model: nn.Module) -> Iterator[None]:
     """The model in eval mode; afterwards it and all random states are as they were."""
     modules = list(model.modules())
-    before = [(vars(each), dict(vars(each))) for each in modules]
-    registered = [(each._buffers, dict(each._buffers)) for each in modules]
-    values = [(each, each.detach().clone()) for each in model.buffers()]
+    before = [(vars(module), dict(vars(module))) for module in modules]
+    registered = [(module._buffers, dict(module._buffers)) for module in modules]
+    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     python, numpy, fused = random.getstate(), np.random.get_state(), torch.backends.mha.get_fastpath_enabled()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # it would run past the layers
-        recurrent = any(isinstance(each, nn.RNNBase) for each in modules)  # cuDNN has no backward for it in eval mode
+        # cuDNN has no backward for recurrent layers in eval mode
+        recurrent = any(isinstance(module, nn.RNNBase) for module in modules)
         cudnn = torch.backends.cudnn.flags(enabled=not recurrent)
         with torch.random.fork_rng(devices=devices), cudnn if recurrent else nullcontext():
             for module in modules:
@@ -127,8 +128,8 @@ def without_traces(model: nn.Module) -> Iterator[None]:
 def _enter(calls: Calls, name: str) -> Any:
     def enter(layer: nn.Module, args: Any, kwargs: Any) -> None:
         given = (*args, *kwargs.values())
-        x = next((each for each in given if isinstance(each, Tensor)), None)
-        packed = next((each.data for each in given if isinstance(each, PackedSequence)), None)
+        x = next((value for value in given if isinstance(value, Tensor)), None)
+        packed = next((value.data for value in given if isinstance(value, PackedSequence)), None)
         if packed is not None:
             calls.add(name, packed, None)
         elif x is not None:
@@ -152,10 +153,10 @@ class _Uses(TorchFunctionMode):
         super().__init__()
         self.calls = calls
         self.weights: list[tuple[Tensor, str]] = [
-            (each, name)
+            (parameter, name)
             for name, layer in layers.items()
-            for each in layer.parameters(recurse=False)
-            if is_lazy(each) or each.dim() > 1
+            for parameter in layer.parameters(recurse=False)
+            if is_lazy(parameter) or parameter.dim() > 1
         ]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -168,8 +169,8 @@ class _Uses(TorchFunctionMode):
         return output
 
     def _note(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
-        given = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
-        known = next((pair for pair in self.weights if any(pair[0] is each for each in given)), None)
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        known = next((pair for pair in self.weights if any(pair[0] is value for value in given)), None)
         if known is None:
             return
         weight, name = known
@@ -179,4 +180,4 @@ class _Uses(TorchFunctionMode):
                 self.calls.add(name, use.inputs[0], use.product.free_dims(use.inputs[0].dim()))
         elif role(func, args, kwargs, weight) in (Role.VIEW, Role.SCALED):
             views = [output] if isinstance(output, Tensor) else list(output)
-            self.weights += [(each, name) for each in views if isinstance(each, Tensor)]
+            self.weights += [(view, name) for view in views if isinstance(view, Tensor)]

@@ -238,7 +238,8 @@ def test_graphs_in_one_batch_are_said_not_to_be_followed() -> None:
             return self.head(geometric.global_mean_pool(h, batch.batch))
 
     def graph(nodes: int) -> Any:
-        return data.Data(x=torch.randn(nodes, 3), edge_index=torch.stack([torch.arange(nodes), torch.zeros(nodes)]).long())
+        edges = torch.stack([torch.arange(nodes), torch.zeros(nodes)]).long()
+        return data.Data(x=torch.randn(nodes, 3), edge_index=edges)
 
     def batch(*nodes: int) -> Any:
         return data.Batch.from_data_list([graph(own) for own in nodes])
