@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .uncertainty.kl_in_training import annealing, attach_kl, elbo
     from .uncertainty.predict import predict
     from .uncertainty.prediction import Prediction
+    from .uncertainty.sequence import SequencePrediction, sequence
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "Plan",
     "Policy",
     "Prediction",
+    "SequencePrediction",
     "annealing",
     "attach_kl",
     "calibrate",
@@ -73,12 +75,13 @@ __all__ = [
     "revert",
     "sample",
     "save",
+    "sequence",
     "set_posterior_std",
     "variational_layers",
 ]
 
 # Where each of these is defined: its module, and its name there if that is another. The modules `nn` and `functional`
-# need no entry.
+# need no entry; what settings are made of is there too, though it is not in `__all__`.
 _DEFINED_IN = {
     "annealing": "uncertainty.kl_in_training",
     "attach_kl": "uncertainty.kl_in_training",
@@ -96,11 +99,14 @@ _DEFINED_IN = {
     "kl": "nn.kl:total_kl",
     "load": "files.load_model:load_model",
     "load_weights": "surgery.reset",
+    "LogUniform": "distributions.prior",
     "lrt": "surgery.convert",
+    "Normal": "distributions.prior",
     "param_groups": "surgery.optimizer",
     "Plan": "planning.plan",
     "plan": "planning.planner",
     "Policy": "policy.policy",
+    "Posterior": "distributions.posterior",
     "posterior_mean": "nn.posterior_mean",
     "predict": "uncertainty.predict",
     "Prediction": "uncertainty.prediction",
@@ -109,7 +115,12 @@ _DEFINED_IN = {
     "revert": "surgery.revert",
     "sample": "uncertainty.draws",
     "save": "files.save",
+    "Scale": "distributions.scale",
+    "ScaleMixture": "distributions.prior",
+    "sequence": "uncertainty.sequence",
+    "SequencePrediction": "uncertainty.sequence",
     "set_posterior_std": "surgery.reset",
+    "Settings": "nn.settings",
     "variational_layers": "nn.kl",
 }
 

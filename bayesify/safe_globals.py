@@ -26,11 +26,11 @@ def register() -> None:
     """Enter the classes and functions that a converted model holds beside its plain layers."""
     import torch
 
-    from .files.untrusted.saved_names import BUILT_BY_TORCH
-    from .uncertainty.calibration import Calibration, Scores
-    from .uncertainty.conformal import Conformal
+    from .files.untrusted.saved_names import pinned
 
-    torch.serialization.add_safe_globals([*BUILT_BY_TORCH, Calibration, Scores, Conformal])
+    things = pinned()
+    # `again` makes the class of a graph from code that the file holds
+    torch.serialization.add_safe_globals([thing for name, thing in things.items() if name != "bayesify.programs.again"])
 
 
 class _AfterTorch(MetaPathFinder):

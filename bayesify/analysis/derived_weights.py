@@ -118,8 +118,8 @@ def _writes(node: fx.Node) -> bool:
 def _descendants(node: fx.Node) -> Iterator[fx.Node]:
     waiting, seen = [node], {node}
     while waiting:
-        each = waiting.pop()
-        yield each
-        fresh = each.users.keys() - seen
+        descendant = waiting.pop()
+        yield descendant
+        fresh = descendant.users.keys() - seen
         seen |= fresh
         waiting += fresh

@@ -60,7 +60,7 @@ class Uses:
 def matrices(module: nn.Module) -> dict[str, Parameter]:
     """The module's own Parameters of two or more dimensions, by name."""
     own = module.named_parameters(recurse=False)
-    return {name: each for name, each in own if not is_lazy(each) and each.dim() > 1}
+    return {name: parameter for name, parameter in own if not is_lazy(parameter) and parameter.dim() > 1}
 
 
 def uses(module: nn.Module) -> Uses:

@@ -13,6 +13,7 @@ import click
 from .. import __version__
 from ..errors import UsageError
 from .policy_commands import policy as policy_commands
+from .predict_command import predict as predict_command
 from .terminal import Commands, busy, say
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
     with busy(f"Converting {source.model}"):
         model = _opened(source)
         made = plan(model, policy, example_inputs=inputs)
-        save(carry_out(made, model, inplace=True, kl_name=kl_name), target)
+        converted = carry_out(made, model, inplace=True, kl_name=kl_name)
+        save(converted, target, plan=made.to_dict(), overwrite=force, sources=source.files, **source.recorded())
     _show(made, **options)
     say(f"\nWrote {target}", err=options["as_json"])
 
@@ -212,8 +214,10 @@ def revert(
         model = load_model(converted, allow=allow)
         if seed is not None:
             torch.manual_seed(seed)
-        save(surgery.revert(model, weights, inplace=True), output)
+        plain = surgery.revert(model, weights, inplace=True)
+        save(plain, output, overwrite=force, sources=[converted])
     say(f"Wrote {output}")
 
 
 main.add_command(policy_commands)
+main.add_command(predict_command)

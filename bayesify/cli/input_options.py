@@ -31,12 +31,12 @@ def parse_inputs(texts: Sequence[str]) -> ExampleInputs:
         UsageError: a text that says no shape, an unknown kind, or inputs with and without names.
     """
     parsed = [_parse(text) for text in texts]
-    names = [found["name"] for found in parsed]
+    names = [parts["name"] for parts in parsed]
     if None in names and any(names):
         raise UsageError("--input: give a name to each of the inputs, or to none")
-    sizes = _BATCHES if any("N" in found["shape"] for found in parsed) else _BATCHES[:1]
-    values = [[_made(found["kind"], found["shape"], batch) for found in parsed] for batch in sizes]
-    calls: list[Any] = [tuple(each) if None in names else dict(zip(names, each, strict=True)) for each in values]
+    sizes = _BATCHES if any("N" in parts["shape"] for parts in parsed) else _BATCHES[:1]
+    batches = [[_made(parts["kind"], parts["shape"], batch) for parts in parsed] for batch in sizes]
+    calls: list[Any] = [tuple(args) if None in names else dict(zip(names, args, strict=True)) for args in batches]
     return calls if len(calls) > 1 else calls[0]
 
 
@@ -47,24 +47,24 @@ def read_inputs(path: str | PathLike[str]) -> ExampleInputs:
         FileRefusedError: broken, malicious, or with more in it than tensors and plain values.
         UsageError: there is no such file.
     """
-    found = read_content(path)
-    for leaf in pytree.tree_leaves(found):
+    inputs = read_content(path)
+    for leaf in pytree.tree_leaves(inputs):
         if not isinstance(leaf, _DATA) or (isinstance(leaf, Tensor) and type(leaf) is not Tensor):
             kind = type(leaf).__name__
             raise FileRefusedError(f"{path}: holds a {kind}; save tensors, in a tuple or a plain dict: dict(batch)")
-    if not isinstance(found, Tensor | tuple | Mapping | list):
-        raise FileRefusedError(f"{path}: holds a {type(found).__name__}, and no inputs of a model")
-    return dict(found) if isinstance(found, Mapping) else found
+    if not isinstance(inputs, Tensor | tuple | Mapping | list):
+        raise FileRefusedError(f"{path}: holds a {type(inputs).__name__}, and no inputs of a model")
+    return dict(inputs) if isinstance(inputs, Mapping) else inputs
 
 
 def _parse(text: str) -> re.Match[str]:
-    found = _FORM.fullmatch(text.strip())
-    if found is None:
+    parts = _FORM.fullmatch(text.strip())
+    if parts is None:
         raise UsageError(f"--input {text!r} is no shape: {_WRITE}")
-    kind = found["kind"]
+    kind = parts["kind"]
     if kind is not None and kind not in _KINDS:
         raise UsageError(f"--input {text!r}: there is no kind {kind!r}.{did_you_mean(kind, _KINDS)} {_WRITE}")
-    return found
+    return parts
 
 
 def _made(kind: str | None, text: str, batch: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -52,7 +53,7 @@ class Source:
         """
         self.check()
         if not self.is_factory:
-            return load_model(self.model, allow=self.allow, meta=meta)
+            return load_model(self.model, allow=self.allow, key=self.key, meta=meta)
         return build_model(
             self.model,
             parse_args(self.args),
@@ -63,19 +64,23 @@ class Source:
             tell=tell,
         )
 
+    def recorded(self) -> dict[str, Any]:
+        """What a converted file keeps of it: the factory and its arguments, for a network that only code can build."""
+        return {"factory": self.model, "args": parse_args(self.args)} if self.is_factory else {}
+
     def check(self) -> None:
         """Refuse at once what could not be opened anyway.
 
         Raises:
             UsageError: options that do not go together, or a file that is not there.
         """
-        given = {"--arg": self.args, "--weights": self.weights, "--key": self.key, "--ignore-keys": self.ignore_keys}
+        given = {"--arg": self.args, "--weights": self.weights, "--ignore-keys": self.ignore_keys}
         first = next((option for option, value in given.items() if value), None)
         if first and not self.is_factory:
             raise UsageError(f"{first} goes with a factory, package.module:callable, and {self.model} is none")
         if self.allow and self.is_factory:
             raise UsageError(f"--allow goes with a file, and {self.model} is a factory, which runs as it is")
-        if (self.key or self.ignore_keys) and not self.weights:
+        if self.is_factory and (self.key or self.ignore_keys) and not self.weights:
             raise UsageError(f"{'--key' if self.key else '--ignore-keys'} goes with --weights, which is not given")
         gone = next((path for path in self.files if not os.path.lexists(path)), None)
         if gone:

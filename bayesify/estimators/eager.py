@@ -13,7 +13,7 @@ from .products import Product
 
 def rows_together(product: Product, inputs: Sequence[Tensor]) -> list[Tensor]:
     """What torch copies to multiply it, copied once for all products, and so that no one else can write to it."""
-    return [each.contiguous() if product.flattens and each.dim() > 2 else each for each in inputs]
+    return [x.contiguous() if product.flattens and x.dim() > 2 else x for x in inputs]
 
 
 def in_mode(formula: Callable[..., Any], function: type[torch.autograd.Function]) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import noise
 from .eager import in_mode, rows_together
 from .precision import autocasted, without_autocast
-from .products import Product
+from .products import Product, tangent
 
 Signs = Literal["example", "position"]
 
@@ -77,7 +77,8 @@ def flipout(
     *inputs, mean, delta, bias, bias_delta = autocasted(*inputs, mean, delta, bias, bias_delta)
     inputs = rows_together(product, inputs)
     output = product(inputs, mean, bias)
-    patterns = [_pattern(product, at, each, signs, batch_dim, fold) for at, each in enumerate((output, *inputs), -1)]
+    tensors = enumerate((output, *inputs), -1)
+    patterns = [_pattern(product, at, tensor, signs, batch_dim, fold) for at, tensor in tensors]
     bits = [noise.sign_bits(pattern.shape, delta) for pattern in patterns]
     spread: Tensor = in_mode(_flipout_noise, _FlipoutNoise)(product, patterns, delta, bias_delta, *bits, *inputs)
     return output + spread
@@ -119,7 +120,7 @@ def _flip(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The output's signs, the inputs times theirs, and the inputs' signs."""
     bits, inputs = bits_and_inputs[: len(patterns)], bits_and_inputs[len(patterns) :]
-    of_output, *of_inputs = (pattern.signs(each, dtype) for each, pattern in zip(bits, patterns, strict=True))
+    of_output, *of_inputs = (pattern.signs(words, dtype) for words, pattern in zip(bits, patterns, strict=True))
     return of_output, [x * sign for x, sign in zip(inputs, of_inputs, strict=True)], of_inputs
 
 
@@ -136,6 +137,16 @@ class _FlipoutNoise(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         ctx.product, ctx.patterns, delta, _, *bits_and_inputs = inputs
         ctx.save_for_backward(delta, *bits_and_inputs)
+        ctx.save_for_forward(delta, *bits_and_inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, _: Any, __: Any, of_delta: Any, of_bias: Any, *of_others: Any) -> Tensor:
+        """The noise is linear in (delta, bias) and in each input."""
+        delta, *bits_and_inputs = ctx.saved_tensors
+        of_output, flipped, of_inputs = _flip(ctx.patterns, delta.dtype, bits_and_inputs)
+        moves = of_others[len(ctx.patterns) :]
+        moved = [move if move is None else move * sign for move, sign in zip(moves, of_inputs, strict=True)]
+        return tangent(ctx.product, flipped, delta, moved, of_delta, of_bias) * of_output
 
     @staticmethod
     @without_autocast
@@ -145,7 +156,7 @@ class _FlipoutNoise(torch.autograd.Function):
         _, _, delta_needs, bias_needs, *rest = ctx.needs_input_grad
         needs = [*rest[len(ctx.patterns) :], delta_needs, bias_needs]
         of_x, of_delta, of_bias = ctx.product.gradients(grad * of_output, flipped, delta, needs)
-        of_x = [each if each is None else each * sign for each, sign in zip(of_x, of_inputs, strict=True)]
+        of_x = [x if x is None else x * sign for x, sign in zip(of_x, of_inputs, strict=True)]
         return None, None, of_delta, of_bias, *(None for _ in ctx.patterns), *of_x
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 def autocasted(*tensors: Tensor | None) -> list[Any]:
     """What autocast does to the arguments of a product: the backward pass runs outside of it and must see one dtype."""
-    device = next(each.device.type for each in tensors if each is not None)
+    device = next(tensor.device.type for tensor in tensors if tensor is not None)
     if device == "meta" or not torch.is_autocast_enabled(device):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
-    return [each if each is None or each.dtype is torch.float64 else each.to(dtype) for each in tensors]
+    return [tensor if tensor is None or tensor.dtype is torch.float64 else tensor.to(dtype) for tensor in tensors]
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -57,6 +57,23 @@ class Product(Protocol):
         ...
 
 
+def tangent(
+    product: Product, inputs: Sequence[Tensor], weight: Tensor, of_inputs: Sequence[Tensor | None],
+    of_weight: Tensor | None, of_bias: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """The product's directional derivative along the tangents of its inputs, weight and bias; None where one is zero.
+
+    Each is computed as the product with the tangent in the place of what it moves.
+    """
+    moved: list[Tensor] = []
+    for at, of_input in enumerate(of_inputs):
+        if of_input is not None:
+            moved.append(product([*inputs[:at], of_input, *inputs[at + 1 :]], weight, None))
+    if of_weight is not None or of_bias is not None:
+        moved.append(product(inputs, torch.zeros_like(weight) if of_weight is None else of_weight, of_bias))
+    return torch.stack(moved).sum(0) if moved else torch.zeros_like(product(inputs, weight, None))
+
+
 class _ExamplesLead:
     """The last `core_dims` dimensions belong to one example, and the first of them are its channels."""
 
@@ -105,7 +122,7 @@ class BilinearProduct(_ExamplesLead):
 
     def gradients(self, grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, needs: Sequence[bool]) -> Gradients:
         left, right = inputs
-        rows, lefts, rights = (each.reshape(-1, each.shape[-1]) for each in (grad, left, right))
+        rows, lefts, rights = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grad, left, right))
         of_left = torch.einsum("nk,kij,nj->ni", rows, weight, rights).view_as(left) if needs[0] else None
         of_right = torch.einsum("nk,kij,ni->nj", rows, weight, lefts).view_as(right) if needs[1] else None
         of_weight = torch.einsum("nk,ni,nj->kij", rows, lefts, rights) if needs[2] else None
@@ -142,7 +159,8 @@ class EinsumProduct(_ExamplesLead):
     def gradients(self, grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, needs: Sequence[bool]) -> Gradients:
         of_x = self._back(self.of_weight, self.of_x, grad, weight, inputs[0]) if needs[0] else None
         of_weight = self._back(self.of_x, self.of_weight, grad, inputs[0], weight) if needs[1] else None
-        return [of_x], of_weight, None
+        of_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if needs[2] else None
+        return [of_x], of_weight, of_bias
 
     def _back(self, by: str, to: str, grad: Tensor, factor: Tensor, like: Tensor) -> Tensor:
         """A label that only `to` has was summed over: its gradient is the same all along."""

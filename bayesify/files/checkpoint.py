@@ -99,7 +99,10 @@ def _module_weights(value: Any, prefix: str = "") -> dict[str, Tensor] | None:
     state = value.state if isinstance(value, Placeholder) else None
     if not isinstance(state, Mapping) or not {"_parameters", "_buffers", "_modules"} <= set(state):
         return None
-    passing = state.get("_non_persistent_buffers_set") or ()
+    left_out = state.get("_non_persistent_buffers_set")
+    passing = left_out if isinstance(left_out, set) else ()
+    if not all(isinstance(state[table], Mapping) for table in ("_parameters", "_buffers", "_modules")):
+        return None
     own = {**state["_parameters"], **{name: each for name, each in state["_buffers"].items() if name not in passing}}
     found = {f"{prefix}{name}": each for name, each in own.items() if isinstance(each, Tensor)}
     for name, child in state["_modules"].items():

@@ -1,74 +1,117 @@
-"""Opening a pickled nn.Module: read it into inert data, decide about every name in it, and only then build."""
+"""Opening a model: from the data in its file, or from the code that the caller names."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import FileRefusedError, UsageError, did_you_mean
-from .read_weights import weights_in
-from .untrusted.content import SHORT, Content, opened
+from .fit_weights import fit
+from .model_factory import build_network
+from .model_file.description import Factory, is_ours
+from .model_file.read import OwnFile
+from .read_weights import Weights, weights_in, weights_of
+from .untrusted.build_model import build_model_from
+from .untrusted.content import Content, opened
 from .untrusted.exported_archive import program_in
 from .untrusted.file_kind import kind_of
-from .untrusted.global_names import Name, dotted
-from .untrusted.model_builder import ModelBuilder, refuse_endless
 from .untrusted.node_limits import refuse_unfolding
-from .untrusted.nodes import Call, Dict, names_in
-from .untrusted.torch_archive import Archive, open_archive
-from .untrusted.trust import LIBRARIES, Refused, Trusted, judge, origin_of
+from .untrusted.nodes import Call, Dict
+from .untrusted.safetensors_file import read_header
+from .untrusted.torch_archive import open_archive
 
 
 def load_model(
-    path: str | PathLike[str], *, allow: Sequence[str] | str = (), key: str | None = None, meta: bool = False
+    path: str | PathLike[str],
+    *,
+    into: nn.Module | None = None,
+    factory: str | Callable[..., nn.Module] | None = None,
+    args: Mapping[str, Any] | None = None,
+    allow: Sequence[str] | str = (),
+    key: str | None = None,
+    map_location: str | torch.device | None = None,
+    meta: bool = False,
 ) -> nn.Module:
-    """Open a pickled nn.Module, or an archive of torch.export, without running anything from the file.
+    """Open a model, without running anything that the file says.
 
     Args:
-        path: a file of `torch.save(model, path)`, in torch's present format or its old one, or of `torch.export.save`.
-        allow: further classes that may be built: `mypkg.models.Net`, or `mypkg.models.*` for its nn.Module subclasses.
-            Their modules are imported, also from the current directory.
+        path: a file of `bayesify.save`, of `torch.save(model, path)` in torch's present format or its old one, or of
+            `torch.export.save`.
+        into: a plain network of the caller's own, which becomes the saved model, in place: layers and weights by name,
+            strictly. For what cannot be built from data: classes of notebooks and scripts, or that carry functions.
+        factory, args: as `into`, for a network that `package.module:callable`, or the callable itself, returns for
+            these keyword arguments; without `args`, for those that the file was saved with.
+        allow: further classes that may be built: `mypkg.models.Net`, or `mypkg.models.*` for its nn.Module subclasses;
+            or the factory that the file names, `mypkg.models:build`. Their modules are imported, also from the current
+            directory.
         key: where in the file the model is, as a dotted path: `model` for `torch.save({"model": net, ...}, path)`.
+        map_location: the device to put it on; the CPU if not given.
         meta: read no weights; the model's tensors are on the meta device.
 
     Raises:
-        FileRefusedError: the file is broken, holds no model, or names what may not be built.
-        UsageError: there is no such file, or `allow` holds something that is not a dotted name.
+        FileRefusedError: the file is broken, holds no model, names what may not be built, or is of another network.
+        FactoryError: the factory is not there or fails.
+        UsageError: there is no such file, or an argument is not what it should be.
     """
     allow = (allow,) if isinstance(allow, str) else allow
     _check_allow(allow)
+    if into is not None and factory is not None:
+        raise UsageError("into= and factory= both say what the weights are put into: give one of them")
     with opened(path) as content:
-        found = kind_of(content)
-        if found.kind == "torch.export":
-            return program_in(content, meta=meta)
-        if found.kind == "safetensors":
-            raise _no_model(content, path)
-        if found.refusal:
-            raise FileRefusedError(found.refusal)
-        archive = open_archive(content, found.kind, meta=meta)
-        refuse_unfolding(archive.pickle.root)
-        root = archive.pickle.root if key is None else _under(archive.pickle.root, key)
-        if not isinstance(root, Call) or str(root.maker) in _NOT_OBJECTS:
-            raise _no_model(content, path)
-        return _built(archive, root, allow)
+        model = _model(content, path, into, factory, args, allow, key, meta)
+    return model if map_location is None or meta else model.to(map_location)
 
 
-def _built(archive: Archive, root: Call, allow: Sequence[str]) -> nn.Module:
-    builder = ModelBuilder(archive.storages, _decide(names_in(root), allow))
-    try:
-        model = builder.value(root)
-        if not isinstance(model, nn.Module):
-            raise FileRefusedError(f"holds a {type(model).__name__}, not an nn.Module; save the model itself")
-        refuse_endless(model)
-        return model
-    except FileRefusedError as error:
-        where = ".".join(builder.path)
-        raise FileRefusedError(f"layer {where!r} {error}" if where else str(error)) from None
-    except RecursionError:
-        raise FileRefusedError(f"holds objects inside of objects, deeper than any model; {SHORT}") from None
+def _model(
+    content: Content, path: Any, into: nn.Module | None, factory: Any, args: Mapping[str, Any] | None,
+    allow: Sequence[str], key: str | None, meta: bool,
+) -> nn.Module:  # fmt: skip
+    found = kind_of(content)
+    if found.kind == "safetensors" and is_ours(read_header(content)):
+        return _ours(OwnFile(content, meta=meta), path, into, factory, args, allow)
+    if into is not None or factory is not None:
+        network = into if into is not None else build_network(factory, args or {})
+        fit(network, weights_in(content, key=key, meta=meta), source="the file")
+        return network
+    if found.kind == "torch.export":
+        return program_in(content, meta=meta)
+    if found.kind == "safetensors":
+        raise _no_model(lambda: weights_in(content, meta=True), path)
+    if found.refusal:
+        raise FileRefusedError(found.refusal)
+    archive = open_archive(content, found.kind, meta=meta)
+    refuse_unfolding(archive.pickle.root)
+    root = archive.pickle.root if key is None else _under(archive.pickle.root, key)
+    if not isinstance(root, Call) or str(root.maker) in _NOT_OBJECTS:
+        raise _no_model(lambda: weights_of(archive), path)
+    return build_model_from(root, archive.storages, allow)
+
+
+def _ours(
+    file: OwnFile, path: Any, into: nn.Module | None, factory: Any, args: Mapping[str, Any] | None, allow: Sequence[str]
+) -> nn.Module:
+    """A file of `bayesify.save`: around the caller's network, from its structure, or by a factory that is allowed."""
+    kept: Factory | None = file.description.factory
+    if into is not None:
+        return file.around(into)
+    if factory is None and kept is not None and kept.spec in allow:
+        factory = kept.spec
+    if factory is not None:
+        given = args if args is not None else kept.args if kept is not None else {}
+        return file.around(build_network(factory, given))
+    if file.description.structure is not None:
+        return file.structure([name for name in allow if ":" not in name])
+    if kept is None:
+        raise FileRefusedError(f"holds no structure: build the network and bayesify.load({str(path)!r}, into=network)")
+    raise FileRefusedError(
+        f"is built by {kept.spec}. If you trust that code, add --allow {kept.spec}, or in Python "
+        f"bayesify.load({str(path)!r}, factory={kept.spec!r})"
+    )
 
 
 def _under(root: Any, key: str) -> Any:
@@ -85,44 +128,16 @@ def _under(root: Any, key: str) -> Any:
 
 def _check_allow(allow: Sequence[str]) -> None:
     for pattern in allow:
-        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.([A-Za-z_]\w*|\*)", pattern):
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*([.:][A-Za-z_]\w*|\.\*)", pattern):
             raise UsageError(
                 f"--allow {pattern!r}: write mypkg.models.Net, or mypkg.models.* for a module's nn.Modules"
             )
 
 
-def _decide(names: Sequence[Name], allow: Sequence[str]) -> dict[Name, Trusted]:
-    verdicts = {name: judge(name, allow) for name in names}
-    refused = {origin_of(name): verdict for name, verdict in verdicts.items() if isinstance(verdict, Refused)}
-    if refused:
-        raise FileRefusedError(_explain(refused))
-    return {name: verdict for name, verdict in verdicts.items() if isinstance(verdict, Trusted)}
-
-
-def _explain(refused: dict[Name, Refused]) -> str:
-    never = [name for name, verdict in refused.items() if verdict.never and not verdict.why]
-    if never:
-        return (
-            f"names {dotted(never[:10])}, which no model needs and which could run code when opened; refused, and no "
-            "--allow lifts this. Ask its author for a state_dict or a safetensors file"
-        )
-    for verdict in refused.values():
-        if verdict.why:
-            return verdict.why
-    flags = " ".join(f"--allow {name}" for name in refused)
-    wide = " ".join(sorted({f"--allow '{name.module}.*'" for name in refused}))
-    shorter = f" (or, for all nn.Modules there, {wide})" if len(refused) > 1 else ""
-    count = "a class that is" if len(refused) == 1 else f"{len(refused)} classes that are"
-    return (
-        f"stores {count} not part of {', '.join(LIBRARIES)}: {dotted(list(refused))}. "
-        f"If you trust {'it' if len(refused) == 1 else 'them'}, add {flags}{shorter}"
-    )
-
-
-def _no_model(content: Content, path: str | PathLike[str]) -> FileRefusedError:
+def _no_model(read: Callable[[], Weights], path: str | PathLike[str]) -> FileRefusedError:
     """The refusal for a file that holds weights and no architecture, with the call that would work."""
     try:
-        weights = weights_in(content, meta=True)
+        weights = read()
     except FileRefusedError as error:
         return error
     place = f" under key {weights.key!r}" if weights.key else ""

@@ -62,6 +62,21 @@ def build_model(
     return model
 
 
+def build_network(factory: str | Callable[..., nn.Module], args: Mapping[str, Any]) -> nn.Module:
+    """What a factory returns, named by `package.module:callable` or given itself.
+
+    Raises:
+        FactoryError: the callable is not there, fails, or returns no nn.Module.
+        UsageError: the name is not of that form.
+    """
+    if not isinstance(factory, str):
+        return _call(getattr(factory, "__qualname__", "the factory"), factory, args)
+    with current_directory_first():
+        found = _find(factory)
+        _check_arguments(factory, found, args)
+        return _call(factory, found, args)
+
+
 def _read(path: str | PathLike[str], key: str | None, meta: bool, tell: Callable[[str], object] | None) -> Weights:
     weights = read_weights(path, key=key, meta=meta)
     if tell is not None:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..errors import FileRefusedError
 from .checkpoint import pick
+from .model_file.description import is_ours
+from .model_file.read import OwnFile
 from .prefixes import strip
 from .untrusted.content import SHORT, Content, opened
 from .untrusted.file_kind import kind_of
@@ -18,7 +20,7 @@ from .untrusted.global_names import dotted
 from .untrusted.node_limits import refuse_unfolding
 from .untrusted.placeholders import WeightsBuilder, dangerous
 from .untrusted.safetensors_file import read_header, read_tensors
-from .untrusted.torch_archive import open_archive
+from .untrusted.torch_archive import Archive, open_archive
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,19 @@ def read_weights(path: str | PathLike[str], *, key: str | None = None, meta: boo
 
 def weights_in(content: Content, *, key: str | None = None, meta: bool = False) -> Weights:
     """As `read_weights`, out of a file that is open."""
-    values = values_in(content, meta=meta)
-    found, place = pick(values, key)
+    return _weights(values_in(content, meta=meta), key, meta)
+
+
+def weights_of(archive: Archive) -> Weights:
+    """As `read_weights` under `meta`, out of a file of torch.save that was read already."""
+    return _weights(_values(archive), None, meta=True)
+
+
+def _weights(values: Any, key: str | None, meta: bool) -> Weights:
+    try:
+        found, place = pick(values, key)
+    except RecursionError:
+        raise FileRefusedError(_TOO_DEEP) from None
     if not meta and any(isinstance(value, Tensor) and value.is_meta for value in found.values()):
         raise FileRefusedError("was saved from the meta device and holds no data; save the trained model")
     return _cleaned(found, place)
@@ -75,10 +88,14 @@ def values_in(content: Content, *, meta: bool) -> Any:
     """As `read_content`, out of a file that is open."""
     found = kind_of(content)
     if found.kind == "safetensors":
-        return read_tensors(content, read_header(content), meta=meta)
+        header = read_header(content)
+        return OwnFile(content, meta=meta).tensors() if is_ours(header) else read_tensors(content, header, meta=meta)
     if found.refusal:
         raise FileRefusedError(found.refusal)
-    archive = open_archive(content, found.kind, meta=meta)
+    return _values(open_archive(content, found.kind, meta=meta))
+
+
+def _values(archive: Archive) -> Any:
     bad = dangerous(archive.pickle)
     if bad:
         raise FileRefusedError(
@@ -89,7 +106,10 @@ def values_in(content: Content, *, meta: bool) -> Any:
     try:
         return WeightsBuilder(archive.storages).value(archive.pickle.root)
     except RecursionError:
-        raise FileRefusedError(f"holds objects inside of objects, deeper than any checkpoint; {SHORT}") from None
+        raise FileRefusedError(_TOO_DEEP) from None
+
+
+_TOO_DEEP = f"holds objects inside of objects, deeper than any checkpoint; {SHORT}"
 
 
 def _cleaned(found: Mapping[str, Any], place: str) -> Weights:

@@ -1,14 +1,15 @@
-"""Writing a model: whole, beside the target first, so that a failure leaves what was there."""
+"""Writing a model: whole, beside the target first, and opened again before it takes the target's place."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import nn
@@ -16,54 +17,160 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..errors import UsageError
 from ..programs.program import graphs
+from .model_factory import is_spec
+from .model_file.description import Factory
+from .model_file.opening import Way, is_converted, lost_in_pickle, lost_when_opened
+from .model_file.write import ModelFile, described
+from .whole_file import Watched, whole_file
+
+_NOT_DATA = (pickle.PicklingError, AttributeError, TypeError, RuntimeError)
+_WAYS = (
+    "name the code that builds it, save(model, path, factory='package.module:callable', args={...}); or write no "
+    "structure, save(model, path, structure=False), for load(path, into=network)"
+)
 
 
-def save(model: nn.Module, path: str | PathLike[str]) -> None:
+def save(
+    model: nn.Module,
+    path: str | PathLike[str],
+    *,
+    factory: str | None = None,
+    args: Mapping[str, Any] | None = None,
+    structure: bool = True,
+    plan: Mapping[str, Any] | None = None,
+    overwrite: bool = True,
+    sources: Sequence[str | PathLike[str]] = (),
+) -> None:
     """Write the whole model to a file that `bayesify.load` opens.
 
-    The file appears when it is complete: where writing fails, an older file stays as it was.
+    A converted model's tensors are in the layout of safetensors, each with a checksum, and all else is JSON: no
+    pickle. A plain model is written by torch.save, for any program that knows torch. The file appears when it is
+    complete and would open again with all that the model has: where anything fails, an older file stays as it was.
+
+    Args:
+        model: a converted model, or a plain one.
+        path: the file.
+        factory, args: the code that builds the plain network, `package.module:callable`, and its keyword arguments,
+            for one that cannot be built from data. Opening the file runs it only at the caller's word.
+        structure: whether to write how the model is built; without it, the file fills networks that callers build.
+        plan: the plan that the model was converted by, `plan.to_dict()`: kept with it.
+        overwrite: whether a file that is there, or appears meanwhile, is replaced.
+        sources: files that never are, under whatever name.
 
     Raises:
-        UsageError: the place cannot be written, or the model holds what cannot be pickled (a lambda, a local class) or
-            loaded as data (a torch.fx graph, which is pickled as code).
+        UsageError: the place cannot be written, or the model holds what is not data and no factory builds it.
     """
-    _refuse_code(model, path)
+    kept = _factory(factory, args)
+    _refuse_other(model, path)
+    target = _target(path, sources)
+    plain = kept is None and structure and not is_converted(model)
+    content = None if plain else _opening_content(model, path, kept, structure, plan)
+    with _told(model, path), whole_file(target, overwrite=overwrite) as file:
+        _write(model, path, content, file)
+
+
+def _write(model: nn.Module, path: Any, content: ModelFile | None, file: BinaryIO) -> None:
+    """The content, or the model by torch.save where there is none."""
+    if content is None:
+        _pickle(model, file)
+        _refuse_lost(model, path, file)
+        return
+    for part in content.parts():
+        file.write(part)
+
+
+def _pickle(model: nn.Module, file: BinaryIO) -> None:
+    watched = Watched(file)
+    try:
+        torch.save(model, cast(Any, watched))
+    except Exception as error:
+        # torch's writer tells of a failed write, and of an interrupt, only that writing failed
+        raise (watched.failure or _interrupt(error) or error) from None
+    file.flush()
+
+
+def _interrupt(error: BaseException | None) -> BaseException | None:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
+
+
+@contextlib.contextmanager
+def _told(model: nn.Module, path: Any) -> Iterator[None]:
+    """What fails in writing, as an error of ours that says what to do."""
+    try:
+        yield
+    except FileExistsError:
+        raise UsageError(f"{path}: exists already") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from None
+    except _NOT_DATA as error:
+        raise UsageError(f"{path}: {_why_not_data(model, error)}; {_WAYS}") from error
+
+
+def _refuse_lost(model: nn.Module, path: Any, file: BinaryIO) -> None:
+    lost = lost_in_pickle(model, file)
+    if lost is not None:
+        raise UsageError(f"{path}: {lost}; {_WAYS}")
+
+
+def _why_not_data(model: nn.Module, error: Exception) -> str:
+    return f"the model cannot be pickled: {_culprit(model) or str(error).splitlines()[0]}"
+
+
+def _factory(spec: str | None, args: Mapping[str, Any] | None) -> Factory | None:
+    if spec is None:
+        if args:
+            raise UsageError("args= are those of a factory: give factory='package.module:callable' too")
+        return None
+    if not is_spec(spec):
+        raise UsageError(f"factory={spec!r}: write package.module:callable, as in torchvision.models:resnet18")
+    try:
+        return Factory(spec, json.loads(json.dumps(dict(args or {}))))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"args of {spec} must be plain values, as in JSON: {error}") from None
+
+
+def _target(path: str | PathLike[str], sources: Sequence[str | PathLike[str]]) -> Path:
     target = Path(os.path.realpath(path))
+    for source in sources:
+        if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
+            raise UsageError(f"{path}: is {source} itself, which is never overwritten")
     if os.path.isdir(target):
         raise UsageError(f"{path}: is a folder; name the file to write")
     if os.path.exists(target) and not os.path.isfile(target):
         raise UsageError(f"{path}: is no regular file; name the file to write")
-    try:
-        with _replacing(target) as file:
-            torch.save(model, file)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from None
-    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError, RecursionError) as error:
-        raise UsageError(
-            f"{path}: the model cannot be pickled: {_culprit(model) or str(error).splitlines()[0]}; "
-            "save model.state_dict() instead, or move what it holds to a module's top level"
-        ) from error
+    return target
 
 
-def _refuse_code(model: nn.Module, path: str | PathLike[str]) -> None:
+def _opening_content(
+    model: nn.Module, path: Any, factory: Factory | None, structure: bool, plan: Mapping[str, Any] | None
+) -> ModelFile:
+    """The file with the model's structure if that is data, else without; it opens, and with all that the model has."""
+    ways: list[Way] = ["structure"] if structure else []
+    ways += ["factory"] if factory is not None else [] if structure else ["into"]
+    problems: list[str] = []
+    for way in ways:
+        try:
+            content = described(model, factory=factory, plan=plan, structure=way == "structure")
+            lost = lost_when_opened(model, content, way)
+        except _NOT_DATA as error:
+            problems.append(_why_not_data(model, error))
+            continue
+        if lost is None:
+            return content
+        problems.append(lost if way == "structure" else f"with its factory, {lost}")
+    raise UsageError(f"{path}: {'; '.join(problems)}; {_WAYS}")
+
+
+def _refuse_other(model: nn.Module, path: str | PathLike[str]) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"save takes a model, an nn.Module, and was given a {type(model).__name__}: save(model, path)")
     for name in graphs(model):
         raise UsageError(
             f"{path}: {name or 'the model'} is a torch.fx graph, which is pickled as code that no one should load: "
             "save model.state_dict(), or convert an exported program (torch.export), which is saved as data"
         )
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """A new file beside the target, with any new file's permissions, that takes the target's place at the end."""
-    beside = target.with_name(f".{target.name[:200]}.{os.getpid()}.tmp")
-    try:
-        with beside.open("xb") as file:
-            yield file
-            file.flush()
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _culprit(model: nn.Module) -> str | None:

@@ -81,7 +81,7 @@ class AttentionFamily(Variational):
         self.reset_posterior()
 
     def _whole_kl(self) -> Tensor:
-        layers = [each for each in (self, self.out_proj) if isinstance(each, Variational)]
+        layers = [layer for layer in (self, self.out_proj) if isinstance(layer, Variational)]
         return torch.stack([layer.kl_divergence() for layer in layers]).sum()
 
     def _attend(
@@ -117,7 +117,7 @@ class AttentionFamily(Variational):
             raise ShapeError(
                 "a nested tensor must be strided, and query, key and value at once, with batch_first=True and no masks"
             )
-        lengths = torch.tensor([each.shape[0] for each in query.unbind()], device=query.device)
+        lengths = torch.tensor([sequence.shape[0] for sequence in query.unbind()], device=query.device)
         padded = query.to_padded_tensor(0.0)
         padding = torch.arange(padded.shape[1], device=padded.device) >= lengths.unsqueeze(1)
         output, weights = self._attend(
@@ -130,10 +130,10 @@ class AttentionFamily(Variational):
     def _batch_first(self, batched: bool, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Copies, once for each tensor: torch makes them too, and so may `x += attention(x, x, x)[0]` follow."""
 
-        def copied(each: Tensor) -> Tensor:
+        def copied(x: Tensor) -> Tensor:
             if not batched:
-                return each.unsqueeze(0)
-            return (each if self.batch_first else each.transpose(0, 1)).clone(memory_format=torch.contiguous_format)
+                return x.unsqueeze(0)
+            return (x if self.batch_first else x.transpose(0, 1)).clone(memory_format=torch.contiguous_format)
 
         queries = copied(query)
         keys = queries if key is query else copied(key)
@@ -178,7 +178,7 @@ class AttentionFamily(Variational):
         if len(names) == 1:
             means, spreads = _thirds(means[0]), _thirds(spreads[0])
         parts = zip(inputs, means, spreads, _thirds(self.in_proj_bias), _thirds(self._bias_spread()), strict=True)
-        return [self._project(*each) for each in parts]
+        return [self._project(*part) for part in parts]
 
     def _project(self, x: Tensor, *posterior: Any) -> Tensor:
         return self.multiply(LinearProduct(), [x], *posterior, batch_dim=0)
@@ -191,7 +191,7 @@ class AttentionFamily(Variational):
     ) -> tuple[Tensor, Tensor | None]:
         """What the heads see, (batch, heads, targets, features), and their weights if needed."""
         k, v = self._extended(k, self.bias_k), self._extended(v, self.bias_v)
-        q, k, v = (each.view(*each.shape[:-1], self.num_heads, -1).transpose(1, 2) for each in (q, k, v))
+        q, k, v = (x.view(*x.shape[:-1], self.num_heads, -1).transpose(1, 2) for x in (q, k, v))
         dropout = self.dropout if self.training else 0.0
         if not need_weights:
             return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=causal), None
@@ -204,7 +204,7 @@ class AttentionFamily(Variational):
     def _extended(self, x: Tensor, bias: Tensor | None) -> Tensor:
         more = [] if bias is None else [bias.expand(x.shape[0], 1, -1)]
         more += [x.new_zeros(x.shape[0], 1, x.shape[2])] if self.add_zero_attn else []
-        return torch.cat([x, *(each.to(x.dtype) for each in more)], dim=1) if more else x
+        return torch.cat([x, *(row.to(x.dtype) for row in more)], dim=1) if more else x
 
 
 class FlipoutMultiheadAttention(AttentionFamily, Flipout, nn.MultiheadAttention):

@@ -13,19 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter, UninitializedParameter
 
-from ..distributions.posterior import SMALLEST_STD
-from ..distributions.prior import (
-    LogUniform,
-    ScaleMixture,
-    log_uniform_kl,
-    normal_kl,
-    scale_mixture_kl,
-    softplus_normal_kl,
-)
-from ..errors import NoPosteriorError, ShapeError, UninitializedLayerError, did_you_mean
+from ..errors import NoPosteriorError, ShapeError, UsageError, did_you_mean
 from ..estimators import noise
 from ..estimators.flipout import flipout
 from ..estimators.lrt import lrt
@@ -35,11 +25,12 @@ from .basis import drop_basis, has_basis, multiply_in_basis, turned
 from .folded_batches import fold_of
 from .held_draws import Spread, held_draws, held_product, only_draw
 from .hooks import mark_reached
-from .layer_kinds import bias_names, fan_in, weight_names
+from .layer_kinds import bias_names, weight_names
 from .parametrized_weights import mask, value
+from .posterior_kl import kl_of, normal_prior_of
 from .posterior_tensors import added_names, posterior_tensors
 from .settings import Method, Settings
-from .switches import Switchable, draws_of_forward, is_quiet
+from .switches import Switchable, draws_of_forward, is_quiet, way_of
 
 
 class Variational(Switchable):
@@ -98,6 +89,14 @@ class Variational(Switchable):
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         with unrouted():  # the mean, from inside a forward that computes with a draw too
             super()._save_to_state_dict(*args, **kwargs)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        if way_of(self) is not None:
+            raise UsageError(
+                "nn.DataParallel runs copies of the model in threads of its own, where posterior_mean and draw do not "
+                "hold: call the model that it wraps, or use DistributedDataParallel"
+            )
+        return super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
 
     @property
     def weight_std(self) -> Tensor:
@@ -169,8 +168,7 @@ class Variational(Switchable):
 
     def kl_divergence(self) -> Tensor:
         """KL(q‖p) of this layer alone in nats: a 0-dim tensor in float32 or better, summed over weight and bias."""
-        with unrouted():
-            return torch.stack([self.kl_term(name) for name in self.means()]).sum()
+        return torch.stack([self.kl_term(name) for name in self.means()]).sum()
 
     def kl_term(self, name: str) -> Tensor:
         """KL(q‖p) of `weight` or `bias` in nats, a 0-dim tensor in float32 or better.
@@ -178,39 +176,17 @@ class Variational(Switchable):
         Raises:
             UninitializedLayerError: the layer is lazy and has not seen data, or is on the meta device.
         """
-        mean: Any = self.mean_of(name)
-        scale: Any = self.scale_of(name)
-        if isinstance(self, LazyModuleMixin):
-            raise UninitializedLayerError("has not seen data yet, so that it has no KL: run one batch first")
-        if scale.is_meta or mean.is_meta:
-            raise UninitializedLayerError(
-                "is on the meta device: load its weights, then call bayesify.reset_posterior(model)"
-            )
-        mean, scale = (self.counted(name, _whole(each)) for each in (mean, scale))
-        prior = self._settings.prior
-        if isinstance(prior, LogUniform):
-            return log_uniform_kl(scale)
-        posterior, mean, scale = self._settings.posterior, widened(mean), widened(scale)
-        if isinstance(prior, ScaleMixture):
-            return scale_mixture_kl(mean, posterior.std(mean, scale), prior)
-        if posterior.parameterization == "additive":
-            return softplus_normal_kl(mean, scale, *self.normal_prior(name))
-        return normal_kl(mean, posterior.std(mean, scale), *self.normal_prior(name))
+        with unrouted():
+            return kl_of(self, name)
+
+    def normal_prior(self, name: str) -> tuple[Tensor | float, Tensor | float]:
+        """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
+        return normal_prior_of(self, name)
 
     def counted(self, name: str, tensor: Tensor) -> Tensor:
         """Those elements of the mean, or of what goes with it, that have a posterior: all that are not pruned."""
         left = mask(self, name)
         return tensor if left is None else tensor[left.bool()]
-
-    def normal_prior(self, name: str) -> tuple[Tensor | float, Tensor | float]:
-        """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
-        prior: Any = self._settings.prior
-        kept = (self._buffers.get(f"{name}_prior_{part}") for part in ("mean", "std"))
-        kept_mean, kept_std = (each if each is None else self.counted(name, each) for each in kept)
-        mean = prior.mean if kept_mean is None else widened(kept_mean)
-        if kept_std is not None:
-            return mean, widened(kept_std)
-        return mean, prior.std.std(mean, fan_in(self, name))
 
     def add_posterior(self, settings: Settings, tensors: dict[str, Tensor]) -> None:
         """Give the plain layer its settings, scale parameters, prior buffers and the ledger's hook."""
@@ -235,7 +211,7 @@ class Variational(Switchable):
     def reset_parameters(self) -> None:
         """Initialize the means as the plain layer does, and the posterior around them."""
         super().reset_parameters()  # type: ignore[misc]
-        lazy = any(isinstance(each, UninitializedParameter) for each in self._parameters.values())
+        lazy = any(isinstance(parameter, UninitializedParameter) for parameter in self._parameters.values())
         if "_settings" in self.__dict__ and not lazy:
             self.reset_posterior()
 
@@ -255,7 +231,7 @@ class Variational(Switchable):
         mean, scale = self.mean_of(name), self.scale_of(name)
         assert scale is not None
         wide = widened(mean)
-        stds = torch.as_tensor(std, dtype=wide.dtype, device=wide.device).clamp_min(SMALLEST_STD).expand_as(wide)
+        stds = torch.as_tensor(std, dtype=wide.dtype, device=wide.device).expand_as(wide)
         scale.copy_(self._settings.posterior.scale_of(stds, wide))
 
     @torch.no_grad()
@@ -303,11 +279,6 @@ class LRT(Variational):
 
 
 def unrouted() -> AbstractContextManager[Any]:
-    """What a layer computes of its own weight is no product that a module around it should answer (see `rerouted`)."""
+    """What a layer computes of its own weight is not a product for a module around it to answer: see `rerouting`."""
     enabled = torch._C._is_torch_function_mode_enabled()
     return torch._C.DisableTorchFunction() if enabled else nullcontext()
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A Parameter that FSDP2 sharded, gathered; its gradient goes back to the shards."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

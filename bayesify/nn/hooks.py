@@ -1,33 +1,42 @@
-"""Every hook that bayesify puts on a module. Saved files name them, so they keep their place."""
+"""Every hook that bayesify puts on a module. Saved files name them, so they stay in this module."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
+from .batch_arguments import examples_in
 from .switches import forget_examples_of, tell_examples_of
 
-EXAMPLES_ALONG = "_examples_along"  # on a model: which dimension of its own inputs holds the examples
+EXAMPLES_ALONG = "_examples_along"  # on a model: which of its own arguments hold the examples
 
 
 def mark_reached(module: Any, args: Any, output: Any) -> None:
-    """The ledger's forward hook: enters the layer's term. Idempotent, and no tensor is kept."""
+    """The ledger's forward hook: marks the layer as reached. It keeps no tensor."""
     module._reached = True
 
 
 def tell_examples(model: nn.Module, args: Any, kwargs: Any) -> None:
     """The forward pre-hook of a model that has folding layers."""
-    dim = getattr(model, EXAMPLES_ALONG)
-    given = (each for each in (*args, *kwargs.values()) if isinstance(each, Tensor) and each.dim() > dim)
-    first = next(given, None)
-    tell_examples_of(0 if first is None else first.shape[dim])
+    examples = examples_in(args, kwargs, getattr(model, EXAMPLES_ALONG))
+    if not examples and not torch.compiler.is_compiling():
+        warnings.warn(_UNTOLD, stacklevel=2)
+    tell_examples_of(examples or -1)
 
 
 def forget_examples(model: nn.Module, args: Any, output: Any) -> None:
-    """The forward hook of a model that has folding layers: what they are called with now is not the model's batch."""
+    """The forward hook of a model that has folding layers: calls after it are not of this batch."""
     forget_examples_of()
 
 
 def keep_unfused(module: nn.Module, args: Any) -> None:
     """A forward pre-hook that does nothing: with any hook on it, torch's encoder layer calls its layers one by one."""
+
+
+_UNTOLD = (
+    "this call has no argument like those of example_inputs that hold the batch: where others are folded into it, each "
+    "row of a layer counts as an example; convert with example_inputs as the model is called"
+)

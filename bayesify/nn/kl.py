@@ -1,4 +1,4 @@
-"""The ledger: a model's KL terms, keyed by posterior, and which of them the last forward passes reached."""
+"""The ledger: a model's KL terms, one for each posterior, and which of them forward passes reached since the reset."""
 
 from __future__ import annotations
 
@@ -84,12 +84,13 @@ class Ledger:
 def total_kl(model: nn.Module, *, reached: bool = False) -> Tensor:
     """`model.kl()` by function: works on any part of a converted model, and where a copy lost the attribute."""
     refuse_other_than_model(model)
-    found = terms(model)
-    if not found:
+    all_terms = terms(model)
+    if not all_terms:
         raise _not_variational(model)
-    values = [term.evaluate() for term in found if term.reached or not reached]
+    values = [term.evaluate() for term in all_terms if term.reached or not reached]
     if not values:
-        return torch.zeros((), device=found[0].layers[0].mean_of(found[0].mean_name).device)
+        first = all_terms[0]
+        return torch.zeros((), device=first.layers[0].mean_of(first.mean_name).device)
     return torch.stack([value.to(values[0].device) for value in values]).sum()
 
 
@@ -118,11 +119,11 @@ def terms(model: nn.Module) -> list[Term]:
     for layer_name, layer in variational_layers(model):
         for mean_name in layer.means():
             holders.setdefault(identity(layer, mean_name), []).append((layer_name, mean_name, layer))
-    return [Term(found[0][0], found[0][1], _by_rows(layer for *_, layer in found)) for found in holders.values()]
+    return [Term(*places[0][:2], _padded_last(layer for _, _, layer in places)) for places in holders.values()]
 
 
-def _by_rows(layers: Iterable[Variational]) -> tuple[Variational, ...]:
-    """Tables last that leave out their padding row, which another layer may multiply by: the first one counts."""
+def _padded_last(layers: Iterable[Variational]) -> tuple[Variational, ...]:
+    """Embeddings with a padding row come last: the first layer evaluates the KL, and must count every row."""
     return tuple(sorted(layers, key=lambda layer: getattr(layer, "padding_idx", None) is not None))
 
 

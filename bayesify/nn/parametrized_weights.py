@@ -43,8 +43,9 @@ def sources(layer: nn.Module, name: str) -> list[Parameter]:
         return list(layer.parametrizations[name].parameters(recurse=False))  # type: ignore[index,union-attr]
     hook = _hook(layer, name)
     suffixes = next((found for kind, found in _SOURCES.items() if isinstance(hook, kind)), ())
-    found = [layer._parameters.get(f"{name}_{suffix}") for suffix in suffixes]
-    return [each for each in found if each is not None] if all(each is not None for each in found) else []
+    parameters = [layer._parameters.get(f"{name}_{suffix}") for suffix in suffixes]
+    present = [parameter for parameter in parameters if parameter is not None]
+    return present if len(present) == len(parameters) else []
 
 
 def is_computed(layer: nn.Module, name: str) -> bool:
@@ -54,7 +55,7 @@ def is_computed(layer: nn.Module, name: str) -> bool:
 
 def identity(layer: nn.Module, name: str) -> tuple[int, ...]:
     """What is the same for two names of one weight: a tied Parameter has one posterior."""
-    found = [id(each) for each in sources(layer, name)]
+    found = [id(parameter) for parameter in sources(layer, name)]
     return (id(layer), *found) if is_computed(layer, name) else tuple(found)
 
 
@@ -70,9 +71,9 @@ def kind_before(module: nn.Module) -> type[nn.Module]:
 
 def computed_tensors(module: nn.Module) -> Iterator[Tensor]:
     """What hooks computed last, which torch does not copy."""
-    for name, each in vars(module).items():
-        if isinstance(each, Tensor) and _hook(module, name) is not None:
-            yield each
+    for name, tensor in vars(module).items():
+        if isinstance(tensor, Tensor) and _hook(module, name) is not None:
+            yield tensor
 
 
 def _hook(layer: nn.Module, name: str) -> Any:

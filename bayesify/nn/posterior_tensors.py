@@ -18,14 +18,6 @@ from .settings import Settings
 SUFFIXES = ("rho", "log_alpha", "prior_mean", "prior_std", "basis")
 
 
-
-
-
-
-
-
-
-
 def added_names(layer: nn.Module) -> list[str]:
     """What a posterior over any of the layer's Parameters may be called."""
     return [f"{name}_{suffix}" for name in (*weight_names(layer), *bias_names(layer)) for suffix in SUFFIXES]
@@ -50,10 +42,6 @@ def posterior_tensors(layer: nn.Module, settings: Settings) -> dict[str, Tensor]
     return tensors
 
 
-
-
-
-
 def _names(name: str, settings: Settings) -> tuple[str, list[str]]:
     prior = settings.prior
     buffers = []
@@ -68,7 +56,7 @@ def _initial(layer: nn.Module, name: str, mean: Tensor, settings: Settings) -> d
     scale_name, buffers = _names(name, settings)
     with torch.no_grad():
         scale = settings.posterior.start(mean, fan_in(layer, name, settings))
-        trains = any(each.requires_grad for each in sources(layer, name))
+        trains = any(source.requires_grad for source in sources(layer, name))
         tensors: dict[str, Tensor] = {scale_name: Parameter(scale, requires_grad=trains)}
         for buffer in buffers:
             is_mean = buffer.endswith("mean")

@@ -106,14 +106,14 @@ class RecurrentFamily(Variational):
         for layer in range(self.num_layers):
             x, outputs = layout.spread(rows), []
             for suffix in ("", "_reverse") if self.bidirectional else ("",):
-                start = tuple(each[len(ends)] for each in started)
+                start = tuple(states[len(ends)] for states in started)
                 output, end = self._direction(x, f"_l{layer}{suffix}", start, layout)
                 outputs.append(output)
                 ends.append(end)
             rows = torch.cat(outputs, dim=1) if self.bidirectional else outputs[0]
             if layer < self.num_layers - 1:
                 rows = F.dropout(rows, self.dropout, self.training)
-        final = tuple(torch.stack(each) for each in zip(*ends, strict=True))
+        final = tuple(torch.stack(states) for states in zip(*ends, strict=True))
         return rows, final if isinstance(self, nn.LSTM) else final[0]
 
     def _direction(self, x: Tensor, suffix: str, state: State, layout: Layout) -> tuple[Tensor, State]:
@@ -144,7 +144,7 @@ class CellFamily(Variational):
         hidden = stepwise(self, "weight_hh")
         inputs = with_bias(mode, stepwise(self, "weight_ih")(x), hidden)
         state = STEPS[mode](inputs, hidden, state)
-        state = state if batched else tuple(each.squeeze(0) for each in state)
+        state = state if batched else tuple(part.squeeze(0) for part in state)
         return state if len(state) > 1 else state[0]
 
     def _initial(self, x: Tensor, hx: Any) -> State:
@@ -152,8 +152,8 @@ class CellFamily(Variational):
         if hx is None:
             return (x.new_zeros(size),) * (2 if lstm else 1)
         state = tuple(hx) if lstm else (hx,)
-        if any(each.shape != size for each in state):
-            shapes = ", ".join(str(tuple(each.shape)) for each in state)
+        if any(part.shape != size for part in state):
+            shapes = ", ".join(str(tuple(part.shape)) for part in state)
             raise ShapeError(f"Expected hidden size {size}, got {shapes}")
         return state
 
@@ -222,7 +222,7 @@ def _each(hx: Any, change: Any) -> Any:
     """The change made to every state of `hx`, whatever the layer's form of it is."""
     if hx is None:
         return None
-    return change(hx) if isinstance(hx, Tensor) else tuple(change(each) for each in hx)
+    return change(hx) if isinstance(hx, Tensor) else tuple(change(state) for state in hx)
 
 
 def _flat_names(start: str) -> Callable[[Any], list[str]]:

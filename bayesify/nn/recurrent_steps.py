@@ -233,7 +233,7 @@ def run(
     outputs = []
     for given, size in reversed(steps) if reverse else steps:
         short = size < total
-        now = tuple(each[:size] for each in state) if short else state
+        now = tuple(part[:size] for part in state) if short else state
         h, *c = step(given[:size] if short else given, hidden, now)
         h = h if project is None else project(h)
         outputs.append(h)

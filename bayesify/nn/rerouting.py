@@ -36,7 +36,7 @@ class Rerouting(nn.Module):
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The module's own forward, its products with weights that have a posterior answered by the estimator."""
-        layers = [each for each in self._rerouted() if not is_quiet(each)]
+        layers = [layer for layer in self._rerouted() if not is_quiet(layer)]
         if not layers:
             return super().forward(*inputs, **kwargs)
         return _rerouted(layers, inputs, kwargs, self._eager(super().forward))
@@ -74,7 +74,7 @@ class Rerouted(Rerouting, Variational):
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The layer's own forward, its products answered by the estimator."""
-        layers = [each for each in (self, *self._rerouted()) if not is_quiet(each)]
+        layers = [layer for layer in (self, *self._rerouted()) if not is_quiet(layer)]
         forward = super(Variational, self).forward
         output = _rerouted(layers, inputs, kwargs, self._eager(forward)) if layers else forward(*inputs, **kwargs)
         return (output, self.kl_divergence()) if return_kl else output
@@ -115,23 +115,23 @@ class _Known(NamedTuple):
 class _Reroute(TorchFunctionMode):
     def __init__(self, layers: list[Variational], inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
-        self.inputs = [each for each in (*inputs, *kwargs.values()) if isinstance(each, Tensor) and each.dim() > 1]
+        self.inputs = [value for value in (*inputs, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > 1]
         self.dim: int | None = None  # of the examples, where what is computed says so, and not the layers' settings
         self.known: list[_Known] = []
         self.draws = [
             (layer._parameters[name], draw) for layer, draws in draws_of_forward() for name, draw in draws.items()
         ]
         for layer in layers:
-            for name in (each for each in layer.means() if each not in layer._settings.drawn):
+            for name in (mean_name for mean_name in layer.means() if mean_name not in layer._settings.drawn):
                 mean = layer._parameters[name]
                 assert mean is not None
-                if all(each.mean is not mean for each in self.known):
+                if all(one.mean is not mean for one in self.known):
                     self.known.append(_Known(mean, layer.spread_of(name), layer))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = self._with_draws(args), self._with_draws(kwargs or {})
-        found = [self._find(each) for each in _flat([*args, *kwargs.values()])]
-        known = [each for each in found if each is not None]
+        found = [self._find(value) for value in _flat([*args, *kwargs.values()])]
+        known = [one for one in found if one is not None]
         if not known or _by_compiled_code(func):
             return func(*args, **kwargs)
         weight, use = known[0].mean, None
@@ -173,7 +173,7 @@ class _Reroute(TorchFunctionMode):
         return next((draw for mean, draw in self.draws if mean is given), given)
 
     def _find(self, tensor: Any) -> _Known | None:
-        return next((each for each in self.known if each.mean is tensor), None)
+        return next((one for one in self.known if one.mean is tensor), None)
 
     def _follow(self, func: Callable[..., Any], known: _Known, args: Any, kwargs: Any) -> Any:
         def followed(tensor: Tensor) -> list[Tensor]:
@@ -183,10 +183,10 @@ class _Reroute(TorchFunctionMode):
 
         mean = func(*args, **kwargs)
         means = [mean] if isinstance(mean, Tensor) else list(mean)
-        drawn = isinstance(known.spread, tuple)
-        spreads: Any = zip(*map(followed, known.spread), strict=True) if drawn else followed(known.spread)  # type: ignore[arg-type]
+        spread: Any = known.spread
+        spreads: Any = zip(*map(followed, spread), strict=True) if isinstance(spread, tuple) else followed(spread)
         pairs = zip(means, spreads, strict=True)
-        self.known += [_Known(view, spread, known.layer) for view, spread in pairs if view is not known.mean]
+        self.known += [_Known(view, its, known.layer) for view, its in pairs if view is not known.mean]
         return mean
 
     def _estimate(self, use: Use, known: _Known) -> Tensor:
@@ -226,4 +226,4 @@ def _by_compiled_code(func: Any) -> bool:
 
 
 def _flat(values: list[Any]) -> list[Any]:
-    return [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
+    return [part for value in values for part in (value if isinstance(value, list | tuple) else [value])]

@@ -1,4 +1,4 @@
-"""What a policy decides about one layer, beside its estimator: plain data that the layer carries and pickles."""
+"""How one layer is variational, apart from its estimator: what the policy says, and what planning saw."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Settings:
         signs: Flipout's signs, drawn per `example` of the batch or per `position` (pixel, token).
         batch_dim: the input's dimension that holds the model's examples (1 in a sequence-first network); -1 where none
             does, so that one draw serves the whole batch.
-        rows: how many rows of that dimension belong to one example: more than 1 where others are folded into it
-            (windows, tokens); 0 where no example inputs told.
-        run: how many of those follow each other before the next example's: 0 for all, 1 where examples take turns.
-        weights: (name, fan-in) of the Parameters that get a posterior, where its class has no variational form.
-        drawn: the names of those that a forward computes with before it multiplies: one draw for each call of it.
+        rows: how many rows of that dimension belong to one example: more than 1 where other dimensions are folded into
+            it (windows, tokens); 0 where there were no example inputs to tell.
+        run: how many rows of one example follow each other: 0 for all of them, 1 where the examples take turns.
+        weights: (name, fan-in) of the Parameters that get a posterior, for a class without a variational form.
+        drawn: the names of the Parameters that the forward computes another weight from: one draw for each call.
     """
 
     posterior: Posterior = Posterior()

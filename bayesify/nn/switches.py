@@ -4,7 +4,7 @@ A switch belongs to the thread or asyncio task that asked for it: it stands in a
 never on the layer. So no other caller sees it, and no copy or file of the model can keep it.
 
 Dynamo cannot trace a context variable. It does trace a property that is implemented in C: it takes the value once, and
-guards it by reading the property again before each call of the compiled code, in the caller's own context.
+reads the property again, in the caller's own context, before every call of the compiled code.
 `dict.__getitem__` is implemented in C and calls `__missing__`, which may be Python: `_Asked` stands on that.
 """
 
@@ -30,11 +30,14 @@ _backward = torch._C._current_graph_task_id  # -1 outside of backward passes
 
 
 class _Forward(threading.local):
-    """What belongs to the forward that runs in this thread, which it never leaves."""
+    """What belongs to the forward that runs in this thread, which it never leaves.
+
+    Lists, since Dynamo carries out what compiled code does to a list, and drops what it assigns to a `local`.
+    """
 
     def __init__(self) -> None:
-        self.told: tuple[int, Any] | None = None  # examples, and what was told before
-        self.draws: _Draws = ()
+        self.told: list[int] = []  # of the models whose forwards run, the innermost last
+        self.draws: list[_Draws] = [()]
 
 
 _FORWARD = _Forward()
@@ -45,7 +48,7 @@ def switched(ways: _Ways) -> Iterator[None]:
     """Have each of these layers compute with what stands beside it, for this thread or task, until the block ends.
 
     What stands beside a layer is `MEAN`, or another object that its forward knows what to do with. An inner block
-    goes before an outer one; blocks may end in any order.
+    takes precedence over an outer one; blocks may end in any order.
     """
     own: _Ways = WeakKeyDictionary(ways)  # a context can outlive the model: a task keeps a copy of it
     _set((*_SWITCHED.get(), own))
@@ -68,28 +71,29 @@ def is_quiet(layer: nn.Module) -> bool:
 
 
 def tell_examples_of(examples: int) -> None:
-    """Note, at the start of a model's forward, how many examples its inputs have; 0 where that is not known."""
-    _FORWARD.told = (examples, _FORWARD.told)
+    """Note, at the start of a model's forward, how many examples its inputs have; -1 where that is not known."""
+    _FORWARD.told.append(examples)
 
 
 def forget_examples_of() -> None:
     """Take back the last `tell_examples_of`."""
-    _FORWARD.told = _FORWARD.told[1] if _FORWARD.told else None
+    if _FORWARD.told:
+        _FORWARD.told.pop()
 
 
 def examples_of_forward() -> int:
-    """How many examples the forward that runs in this thread has; 0 where none runs, or where that is not known."""
-    return _FORWARD.told[0] if _FORWARD.told else 0
+    """How many examples the forward that runs in this thread has; 0 where none runs, -1 where that is not known."""
+    return _FORWARD.told[-1] if _FORWARD.told else 0
 
 
 def set_draws_of_forward(draws: _Draws) -> None:
     """Have the forward that runs in this thread compute with these draws: (layer, name of a weight -> draw)."""
-    _FORWARD.draws = draws
+    _FORWARD.draws[0] = draws
 
 
 def draws_of_forward() -> _Draws:
     """What `set_draws_of_forward` set in this thread."""
-    return _FORWARD.draws
+    return _FORWARD.draws[0]
 
 
 def remember_examples(layer: nn.Module, rows: int, examples: int) -> None:

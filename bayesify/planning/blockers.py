@@ -91,7 +91,7 @@ def inside_adapter(site: Site) -> str | None:
 def _adapter_problem(site: Site, module: nn.Module, adapter: str) -> str | None:
     kind = getattr(module, "lora_variant", {}).get(adapter)
     if kind is not None:
-        return f"its adapter {adapter!r} is of the kind {type(kind).__name__}, which calls it and reads its weight, too"
+        return f"its adapter {adapter!r} is of the kind {type(kind).__name__}, which reads its weight itself"
     merged = adapter in getattr(module, "merged_adapters", ())
     if merged:
         return f"its adapter {adapter!r} is merged, and not called: model.unmerge_adapter() first"

@@ -71,9 +71,12 @@ def sequence_first(site: Site) -> str | None:
     if _knows_its_layout(site):
         return None
     for name, parent in reversed(site.parents):
-        beside = {key: child for key, child in parent.named_children() if layer_kind(child).layout == "batch_first"}
+        children = ((key, child) for key, child in parent._modules.items() if child is not None)
+        # of a thousand children few say so: asking for all their kinds would be half of the plan's time
+        told = [(key, child) for key, child in children if "batch_first" in vars(child)]
+        beside = [(key, child) for key, child in told if layer_kind(child).layout == "batch_first"]
         if beside:
-            first = next((key for key, child in beside.items() if not child.batch_first), None)
+            first = next((key for key, child in beside if not child.batch_first), None)
             return None if first is None else f"{name}.{first}".lstrip(".")
     return None
 

@@ -1,21 +1,23 @@
-"""The policy: which layers of a model become variational, and how. A frozen pydantic model, and what it means.
+"""The policy, a frozen pydantic model: which layers of a model become variational, and how.
 
-`configs/` has policies whose comments teach the grammar; `Policy.json_schema()` is what an editor checks one with.
+The comments in `configs/*.yaml` teach the grammar. Editors check a policy by `Policy.json_schema()`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
 
 from ..errors import PolicyError, UsageError
 from . import values as values
+from .json_schema import with_combinations, without_nulls
 from .problems import Origin, Problem, combination_problems, schema_problems
 from .problems import Path as KeyPath
-from .sections import BUILTIN_POSTERIOR, BUILTIN_PRIORS, Part, PosteriorSettings, PriorSettings, Rule
+from .sections import BUILTIN_POSTERIOR, BUILTIN_PRIORS, PosteriorSettings, PriorSettings, Rule, Section
 from .values import MethodName
 from .yaml_file import DEEPEST, presets, read_text, read_yaml
 
@@ -23,11 +25,12 @@ if TYPE_CHECKING:
     from ..nn.settings import Settings
 
 
-class Policy(Part):
+class Policy(Section):
     """Which layers of a model become variational, and how.
 
     The top-level settings are the defaults. Rules are read from top to bottom, and the first that matches a layer owns
-    it; a layer that none owns is kept. Without rules every layer converts. `Policy()` is what `method: flipout` says.
+    it. A layer that no rule owns is kept. Without rules every layer converts. `Policy()` says the same as
+    `method: flipout`.
 
     >>> Policy.from_dict({"rules": [{"name": "head", "targets": ["fc"], "method": "lrt"}]}).rules[0].method
     'lrt'
@@ -51,7 +54,7 @@ class Policy(Part):
         default="keep", description="What to do with layers whose weight has requires_grad=False."
     )
     unmatched: Annotated[Literal["error", "allow"], values.UNMATCHED] = Field(
-        default="error", description="allow: what selects nothing passes, in a policy that serves many models."
+        default="error", description="allow: a selector may match nothing, in a policy that serves many models."
     )
     ignore: tuple[Annotated[str, values.SELECTOR], ...] = Field(
         default=(), description="Selectors of layers that stay as they are, whatever the rules say."
@@ -75,7 +78,15 @@ class Policy(Part):
 
     @classmethod
     def parse(cls, policy: PolicyLike) -> Policy:
-        """The policy that is meant: itself, a mapping, a preset's name, a method's name, or the path of a YAML file."""
+        """A policy from whatever `convert` takes for one.
+
+        Args:
+            policy: a Policy, a mapping, the name of a preset or of a method, or the path of a YAML file.
+
+        Raises:
+            PolicyError: everything that is wrong with the policy.
+            UsageError: there is no such file, preset or method.
+        """
         if isinstance(policy, Policy):
             policy._origin.refuse(combination_problems(policy.model_dump(mode="json", exclude_none=True)))
             return policy
@@ -91,18 +102,18 @@ class Policy(Part):
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Policy:
-        """Reads a YAML file. `PolicyError` holds everything that is wrong with it, each with its rule and line."""
+        """Read a YAML file. `PolicyError` holds everything that is wrong with it, each with its rule and line."""
         return _read(read_text(path), os.fspath(path))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: str | None = None) -> Policy:
-        """Reads a mapping of the same shape as the YAML. `PolicyError` holds everything that is wrong with it."""
+        """Read a mapping of the same shape as the YAML. `PolicyError` holds everything that is wrong with it."""
         return _checked(_plain(data), Origin(source), [])
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """The JSON Schema of a policy, with which an editor completes and checks one."""
-        schema = _without_nulls(cls.model_json_schema())
+        schema = with_combinations(without_nulls(cls.model_json_schema()))
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "bayesify policy"}
 
     @property
@@ -112,15 +123,15 @@ class Policy(Part):
 
     @property
     def origin(self) -> Origin:
-        """Where the policy came from, with the line of each key; it says where a problem is."""
+        """Where the policy came from, with the line of each key and the name of each rule, for messages."""
         return self._origin
 
     def with_method(self, method: str) -> Policy:
-        """The policy with another top-level method; a rule's own method stands."""
+        """The policy with another top-level method; rules that name a method keep theirs."""
         return self.model_copy(update={"method": Policy.from_dict({"method": method}).method})
 
     def settings_for(self, rule: Rule | None) -> tuple[MethodName, Settings]:
-        """The method and settings of a rule's layers: its own over the defaults, never mixed with another rule's."""
+        """The method and settings of a rule's layers: the rule's own, and the policy's where the rule has none."""
         from ..nn.settings import Settings
 
         rule = rule or Rule(targets=("**",))
@@ -133,7 +144,7 @@ class Policy(Part):
         return rule.method or self.method, settings
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that says the same with every default filled in, also in the rules."""
+        """Plain data that says the same, with every default filled in, also in the rules."""
         return self.model_copy(update={"rules": tuple(map(self._filled, self.rules))}).model_dump(
             mode="json", exclude_none=True
         )
@@ -155,6 +166,7 @@ def _read(text: str, source: str) -> Policy:
 def _checked(data: Any, origin: Origin, problems: list[Problem]) -> Policy:
     """The policy that plain data describes, or every problem of it at once."""
     problems = [*problems, *combination_problems(data)]
+    origin = replace(origin, rules=_rule_names(data))
     try:
         policy = Policy.model_validate(data)
     except ValidationError as error:
@@ -176,10 +188,10 @@ def _model_at(path: KeyPath) -> type[BaseModel]:
 
 
 def _plain(data: Any, depth: int = 0) -> Any:
-    """Any mappings and sequences as dicts and lists, so that what comes out of omegaconf or ruamel is read alike."""
+    """Mappings and sequences of any class, such as omegaconf's or ruamel's, as dicts and lists."""
     if depth > DEEPEST:
         raise PolicyError(["the policy is nested too deeply"])
-    if isinstance(data, Part):
+    if isinstance(data, Section):
         return _plain(data.model_dump(mode="json", exclude_none=True), depth)
     if isinstance(data, Mapping):
         return {str(key): _plain(value, depth + 1) for key, value in data.items()}
@@ -188,10 +200,8 @@ def _plain(data: Any, depth: int = 0) -> Any:
     return data
 
 
-def _without_nulls(schema: Any) -> Any:
-    """The schema without `null`: a key that is not given is left out of a policy, never empty."""
-    if isinstance(schema, list):
-        return [_without_nulls(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {key: _without_nulls(value) for key, value in schema.items() if value is not None}
+def _rule_names(data: Any) -> dict[int, str]:
+    rules = data.get("rules") if isinstance(data, dict) else None
+    named = enumerate(rules) if isinstance(rules, list) else ()
+    names = ((index, rule.get("name")) for index, rule in named if isinstance(rule, dict))
+    return {index: name for index, name in names if isinstance(name, str) and name}

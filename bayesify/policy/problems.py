@@ -1,6 +1,6 @@
 """What is wrong with a policy, in sentences that say where.
 
-rule 2 (line 9): unknown key 'target'. Did you mean 'targets'?
+rule 2 'head' (line 9): unknown key 'target'. Did you mean 'targets'?
 """
 
 from __future__ import annotations
@@ -36,10 +36,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a policy came from: it makes no policy different from another that says the same."""
+    """Where a policy came from. Policies of different origins are equal if they say the same.
+
+    Attributes:
+        source: the policy's file, preset or method name.
+        lines: the line of each key and item.
+        rules: the names of the rules that have one.
+    """
 
     source: str | None = field(default=None, compare=False)
     lines: Mapping[Path, int] = field(default_factory=dict, compare=False, repr=False)
+    rules: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
     def line(self, problem: Problem) -> int | None:
         """The line of the innermost part of the problem's path that stands in the file."""
@@ -48,10 +55,15 @@ class Origin:
 
     def located(self, problem: Problem) -> str:
         """The problem with its rule and its line in front."""
-        line, path = self.line(problem), problem.path
-        rule = f"rule {path[1] + 1}" if len(path) > 1 and path[0] == "rules" and isinstance(path[1], int) else ""
+        line, rule = self.line(problem), self._rule(problem.path)
         where = f"{rule} (line {line})" if rule and line else rule or (f"line {line}" if line else "")
         return f"{where}: {problem.sentence}" if where else problem.sentence
+
+    def _rule(self, path: Path) -> str:
+        if len(path) < 2 or path[0] != "rules" or not isinstance(path[1], int):
+            return ""
+        name = self.rules.get(path[1])
+        return f"rule {path[1] + 1} {shown(name)}" if name else f"rule {path[1] + 1}"
 
     def refuse(self, problems: Iterable[Problem]) -> None:
         """Raises `PolicyError` with all problems, in the order of their lines, if there is any."""
@@ -61,10 +73,10 @@ class Origin:
 
 
 def schema_problems(error: ValidationError, model_at: Callable[[Path], type[BaseModel]]) -> list[Problem]:
-    """pydantic's findings in the house's words. `model_at` gives the model that reads the mapping at a path."""
-    found = [_problem(details["loc"], details["type"], details, model_at) for details in error.errors()]
-    misspelt = {problem.path[:-1] for problem in found if "Did you mean 'targets'" in problem.sentence}
-    return [problem for problem in found if not (problem.sentence == _MISSING and problem.path[:-1] in misspelt)]
+    """pydantic's errors in our own sentences. `model_at` gives the model that reads the mapping at a path."""
+    problems = [_problem(details["loc"], details["type"], details, model_at) for details in error.errors()]
+    misspelt = {problem.path[:-1] for problem in problems if "Did you mean 'targets'" in problem.sentence}
+    return [problem for problem in problems if not (problem.sentence == _MISSING and problem.path[:-1] in misspelt)]
 
 
 def _problem(path: Path, kind: str, details: Mapping[str, Any], model_at: Callable[[Path], type[BaseModel]]) -> Problem:
@@ -102,9 +114,9 @@ def _list_hint(value: Any) -> str:
 
 
 def combination_problems(data: Any) -> list[Problem]:
-    """Settings that are right each and wrong together, in plain data: told beside the mistakes inside the settings.
+    """Settings that are valid by themselves and do not go together, in plain data.
 
-    A rule's settings count as they are after merging over the defaults.
+    For a rule, the settings that count are those after merging over the defaults.
     """
     defaults = data if isinstance(data, dict) else {}
     rules = defaults.get("rules")
@@ -141,9 +153,9 @@ def _log_uniform(path: Path, settings: Mapping[str, Any], defaults: Mapping[str,
     ]
 
 
-def _setting(section: str, key: str, builtin: str, *layers: Mapping[str, Any]) -> str:
-    """A setting's word after merging: the first layer that has it decides."""
-    values = [_section(layer, section)[key] for layer in layers if key in _section(layer, section)]
+def _setting(section: str, key: str, builtin: str, *mappings: Mapping[str, Any]) -> str:
+    """A setting's word after merging: the first of the mappings that has it decides."""
+    values = [_section(mapping, section)[key] for mapping in mappings if key in _section(mapping, section)]
     return values[0] if values and isinstance(values[0], str) else builtin
 
 

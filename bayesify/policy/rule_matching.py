@@ -1,8 +1,8 @@
-"""Who owns which layer: a policy's rules before a model's layers, and everything in them that does not fit."""
+"""Matches a policy's rules to a model's layers: which rule owns which layer, and which rules do not fit the model."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,10 +12,10 @@ from .policy import Policy
 from .problems import Path, Problem
 from .sections import Rule
 from .selector_hints import counted, ignore_problem, target_problem
-from .selectors import Candidate, Selector, compiled, picked
+from .selectors import Candidate, Candidates, Selector, compiled, picked
 
 ASKED = "a table of rows converts only where a rule names it or its class"
-IMPLICIT = "defaults"  # what the report calls the one rule of a policy that has none
+IMPLICIT = "defaults"  # the report's name for the rule of a policy that has no rules
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Claim:
     Attributes:
         method: the estimator, or None where the layer is kept.
         settings: the layer's settings, or None where it is kept.
-        rule: what the report calls the rule that owns the layer, if one does.
-        reason: why the layer is kept, if it is.
+        rule: the report's name for the rule that owns the layer, or None.
+        reason: why the layer is kept, or None.
     """
 
     method: Method | None
@@ -36,16 +36,16 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Reach:
-    """A rule before a model: which of the candidates its selectors pick."""
+class RuleMatch:
+    """One rule, and which of a model's layers its selectors pick."""
 
     rule: Rule
     index: int
-    candidates: Sequence[Candidate]
+    candidates: Candidates
 
     @property
     def label(self) -> str:
-        """What the report calls the rule."""
+        """The report's name for the rule."""
         return self.rule.name or f"rule {self.index + 1}"
 
     @cached_property
@@ -55,14 +55,14 @@ class Reach:
 
     @cached_property
     def targeted(self) -> frozenset[int]:
-        """The layers that the targets pick and that could convert."""
-        able = frozenset(index for index, candidate in enumerate(self.candidates) if candidate.able)
+        """The layers that could convert and that the targets pick."""
         picks = ((target, index) for target in self.targets for index in picked(target, self.candidates))
-        return able & {index for target, index in picks if target.claims(self.candidates[index])}
+        allowed = {index for target, index in picks if target.claims(self.candidates[index])}
+        return self.candidates.able & allowed
 
     @cached_property
     def ignored(self) -> frozenset[int]:
-        """The layers that the rule's own ignore leaves to others."""
+        """The layers that the rule's own `ignore` leaves to other rules."""
         return frozenset().union(*(picked(compiled(text), self.candidates) for text in self.rule.ignore))
 
     @cached_property
@@ -71,14 +71,14 @@ class Reach:
         return self.targeted - self.ignored
 
     def names(self, index: int) -> frozenset[str]:
-        """Those of a layer's names under which the targets pick it: all of them, if by its class or its position."""
-        candidate, found = self.candidates[index], set[str]()
+        """Those of a layer's names under which the targets pick it; all of them, if by its class or its position."""
+        candidate, names = self.candidates[index], set[str]()
         for target in self.targets:
             if target.by_name:
-                found |= {name for name in candidate.names if target.covers(name)}
+                names |= {name for name in candidate.names if target.covers(name)}
             elif index in picked(target, self.candidates):
-                found |= {*candidate.names}
-        return frozenset(found)
+                names |= {*candidate.names}
+        return frozenset(names)
 
 
 def claim(policy: Policy, candidates: Sequence[Candidate], module_names: Collection[str]) -> list[Claim]:
@@ -90,56 +90,76 @@ def claim(policy: Policy, candidates: Sequence[Candidate], module_names: Collect
         module_names: every dotted name in the model, containers and aliases included.
 
     Raises:
-        PolicyError: what does not fit the model, all of it, each with its rule and line.
+        PolicyError: everything that does not fit the model, each with its rule and line.
         NothingToConvertError: no layer could convert, or the policy leaves none that does.
     """
-    able = frozenset(index for index, candidate in enumerate(candidates) if candidate.able)
-    if not able:
+    candidates, module_names = Candidates(candidates), frozenset(module_names)
+    if not candidates.able:
         raise NothingToConvertError(_nothing_able(candidates))
-    reaches = [Reach(rule, index, candidates) for index, rule in enumerate(policy.rules)]
+    matches = [RuleMatch(rule, index, candidates) for index, rule in enumerate(policy.rules)]
     ignored = _ignored(policy, candidates)
     policy.origin.refuse(
         [
             *_selector_problems(policy, candidates, module_names),
-            *_shadow_problems(policy, reaches, ignored),
-            *_alias_problems(reaches, ignored),
+            *_shadow_problems(policy, matches, ignored),
+            *_alias_problems(matches, ignored),
         ]
     )
-    claims = [_claim(policy, reaches, index, candidate, ignored) for index, candidate in enumerate(candidates)]
-    if not any(each.method for each in claims):
-        could = f"{counted(len(able), 'layer')} could become variational"
+    claims = _claims(policy, matches, candidates, ignored)
+    if not any(claim.method for claim in claims):
+        could = f"{counted(len(candidates.able), 'layer')} could become variational"
         raise NothingToConvertError(f"the policy converts nothing: {could}, and it keeps every one")
     return claims
 
 
-def _claim(
-    policy: Policy, reaches: Sequence[Reach], index: int, candidate: Candidate, ignored: dict[int, str]
-) -> Claim:
-    if not candidate.able:
-        return Claim(None, None, None, candidate.blocked)
-    if index in ignored:
-        return Claim(None, None, None, f"ignored by '{ignored[index]}'")
-    owner = next((reach for reach in reaches if index in reach.claimed), None)
-    if owner is None and candidate.asked:
-        return Claim(None, None, None, ASKED)
-    if owner is None and reaches:
-        spared = next((reach.label for reach in reaches if index in reach.targeted), None)
-        why = f"'{spared}' ignores it, and no other rule claims it" if spared else "no rule claims it"
-        return Claim(None, None, None, why)
+def _claims(
+    policy: Policy, matches: Sequence[RuleMatch], candidates: Candidates, ignored: dict[int, str]
+) -> list[Claim]:
+    owners = _first_of((match, match.claimed) for match in matches)
+    sparing = _first_of((match, match.targeted) for match in matches)
+    defaults = _converted(policy, None)
+    owned = {match.index: _converted(policy, match) for match in matches if match.claimed}
+    claims = []
+    for index, candidate in enumerate(candidates):
+        if not candidate.able:
+            claims.append(Claim(None, None, None, candidate.blocked))
+        elif index in ignored:
+            claims.append(Claim(None, None, None, f"ignored by '{ignored[index]}'"))
+        elif index in owners:
+            claims.append(owned[owners[index].index])
+        elif candidate.asked:
+            claims.append(Claim(None, None, None, ASKED))
+        elif index in sparing:
+            why = f"'{sparing[index].label}' ignores it, and no other rule claims it"
+            claims.append(Claim(None, None, None, why))
+        else:
+            claims.append(Claim(None, None, None, "no rule claims it") if matches else defaults)
+    return claims
+
+
+def _first_of(picks: Iterable[tuple[RuleMatch, frozenset[int]]]) -> dict[int, RuleMatch]:
+    """The first rule that picks each layer."""
+    first: dict[int, RuleMatch] = {}
+    for match, indices in picks:
+        for index in indices:
+            first.setdefault(index, match)
+    return first
+
+
+def _converted(policy: Policy, owner: RuleMatch | None) -> Claim:
+    """What a rule decides about the layers that it owns."""
     method, settings = policy.settings_for(owner.rule if owner else None)
     label = owner.label if owner else IMPLICIT
-    if method == "keep":
-        return Claim(None, None, label, "method: keep")
-    return Claim(method, settings, label, None)
+    return Claim(None, None, label, "method: keep") if method == "keep" else Claim(method, settings, label, None)
 
 
-def _ignored(policy: Policy, candidates: Sequence[Candidate]) -> dict[int, str]:
-    """The layers that the top-level ignore keeps, each with the first selector that says so."""
-    found: dict[int, str] = {}
+def _ignored(policy: Policy, candidates: Candidates) -> dict[int, str]:
+    """The layers that the top-level `ignore` keeps, each with the first selector that says so."""
+    ignored: dict[int, str] = {}
     for text in policy.ignore:
         for index in picked(compiled(text), candidates):
-            found.setdefault(index, text)
-    return found
+            ignored.setdefault(index, text)
+    return ignored
 
 
 def _selector_problems(policy: Policy, candidates: Sequence[Candidate], names: Collection[str]) -> list[Problem]:
@@ -149,37 +169,38 @@ def _selector_problems(policy: Policy, candidates: Sequence[Candidate], names: C
     for number, rule in enumerate(policy.rules):
         targets += [(("rules", number, "targets", index), text) for index, text in enumerate(rule.targets)]
         ignores += [(("rules", number, "ignore", index), text) for index, text in enumerate(rule.ignore)]
-    found = [(path, ignore_problem(compiled(text), candidates, names, allow)) for path, text in ignores]
-    found += [(path, target_problem(compiled(text), candidates, names, allow)) for path, text in targets]
-    return [Problem(path, sentence) for path, sentence in found if sentence]
+    told = [(path, ignore_problem(compiled(text), candidates, names, allow)) for path, text in ignores]
+    told += [(path, target_problem(compiled(text), candidates, names, allow)) for path, text in targets]
+    return [Problem(path, sentence) for path, sentence in told if sentence]
 
 
-def _shadow_problems(policy: Policy, reaches: Sequence[Reach], ignored: Collection[int]) -> list[Problem]:
-    """The rules that select layers and get none of them."""
+def _shadow_problems(policy: Policy, matches: Sequence[RuleMatch], ignored: Collection[int]) -> list[Problem]:
+    """The rules that select layers and own none of them."""
     if policy.unmatched == "allow":
         return []
-    problems, taken = [], frozenset(ignored)
-    for reach in reaches:
-        by = "earlier rules or ignored" if reach.claimed else "its own ignore"
-        if reach.targeted and reach.claimed <= taken:
-            layers = f"all {len(reach.targeted)} layers that it selects are"
-            layers = layers if len(reach.targeted) > 1 else "the 1 layer that it selects is"
-            problems.append(Problem(("rules", reach.index), f"can never apply: {layers} taken by {by}."))
-        taken |= reach.claimed
+    problems, taken = [], {*ignored}
+    for match in matches:
+        by = "earlier rules or ignored" if match.claimed else "its own ignore"
+        if match.targeted and match.claimed <= taken:
+            layers = f"all {len(match.targeted)} layers that it selects are"
+            layers = layers if len(match.targeted) > 1 else "the 1 layer that it selects is"
+            problems.append(Problem(("rules", match.index), f"can never apply: {layers} taken by {by}."))
+        taken |= match.claimed
     return problems
 
 
-def _alias_problems(reaches: Sequence[Reach], ignored: Collection[int]) -> list[Problem]:
-    """The layers with two names of which one rule picks one and a later rule, that doesn't pick that one, the other."""
-    problems, taken = [], frozenset(ignored)
-    for place, first in enumerate(reaches):
-        for later in reaches[place + 1 :]:
-            for index in sorted((first.claimed & later.claimed) - taken):
-                here, there = first.names(index), later.names(index)
-                if here.isdisjoint(there):
-                    sentence = f"claims '{min(there)}', the very layer that '{first.label}' claims as '{min(here)}'"
-                    problems.append(Problem(("rules", later.index), f"{sentence}; name both in one rule."))
-        taken |= first.claimed
+def _alias_problems(matches: Sequence[RuleMatch], ignored: Collection[int]) -> list[Problem]:
+    """The layers with two names of which one rule picks one, and a later rule only the other."""
+    problems = []
+    owners = _first_of((match, match.claimed) for match in matches)
+    aliased = {index for index, match in owners.items() if len(match.candidates[index].names) > 1} - {*ignored}
+    for later in matches:
+        for index in sorted(aliased & later.claimed):
+            first = owners[index]
+            here, there = first.names(index), later.names(index)
+            if here.isdisjoint(there):
+                sentence = f"claims '{min(there)}', the very layer that '{first.label}' claims as '{min(here)}'"
+                problems.append(Problem(("rules", later.index), f"{sentence}; name both in one rule."))
     return problems
 
 

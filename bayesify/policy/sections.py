@@ -1,4 +1,4 @@
-"""The parts of a policy: a posterior's settings, a prior's, a rule's. What is not given is None, and is inherited."""
+"""The sections of a policy: a posterior's settings, a prior's, a rule's. What is not given is None, and inherited."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..distributions.prior import Prior
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """A frozen model that refuses keys it doesn't know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,7 +26,7 @@ class Part(BaseModel):
         return {name: value for name, value in self if value is not None}
 
 
-class PosteriorSettings(Part):
+class PosteriorSettings(Section):
     """How a weight's posterior is parameterized and where its std starts. A rule may give one and inherit the other."""
 
     parameterization: Annotated[Literal["additive", "multiplicative"] | None, values.PARAMETERIZATION] = Field(
@@ -49,7 +49,7 @@ class PosteriorSettings(Part):
         return Posterior(self.parameterization or "additive", std)
 
 
-class PriorSettings(Part):
+class PriorSettings(Section):
     """What KL is measured against. A rule may give some keys and inherit the others, unless it changes the family."""
 
     family: Annotated[Family | None, values.FAMILY] = Field(
@@ -103,7 +103,7 @@ BUILTIN_PRIORS: dict[Family | None, PriorSettings] = {
 }
 
 
-class Rule(Part):
+class Rule(Section):
     """A rule owns the layers that its targets select, unless an earlier one does. It inherits what it leaves out."""
 
     name: Annotated[str | None, values.TEXT] = Field(default=None, description="What the report calls the rule.")

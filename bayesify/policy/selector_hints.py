@@ -13,7 +13,7 @@ from .selectors import POSITIONS, Candidate, Selector, SelectorError, class_name
 def target_problem(
     selector: Selector, candidates: Sequence[Candidate], names: Collection[str], allow: bool
 ) -> str | None:
-    """What is wrong with a target before this model, as a sentence, or None.
+    """What is wrong with a target for this model, as a sentence, or None.
 
     Args:
         selector: the compiled target.
@@ -23,23 +23,23 @@ def target_problem(
     """
     if problem := ambiguity(selector, names):
         return f"target {problem}"
-    found = [candidates[index] for index in sorted(picked(selector, candidates))]
-    if any(candidate.able for candidate in found):
+    selected = [candidates[index] for index in sorted(picked(selector, candidates))]
+    if any(candidate.able for candidate in selected):
         return None
-    if (exact := _exactly(selector, found)) and exact.blocked:
+    if (exact := _exactly(selector, selected)) and exact.blocked:
         return f"target '{selector.text}' cannot be converted: {exact.blocked}."
     if allow:
         return None
     matched = [name for name in names if selector.names(name)]
-    if found or matched:
-        return f"target '{selector.text}' matches {_what(found, matched)}."
+    if selected or matched:
+        return f"target '{selector.text}' matches {_what(selected, matched)}."
     return f"target {_unmatched(selector, candidates, names)}"
 
 
 def ignore_problem(
     selector: Selector, candidates: Sequence[Candidate], names: Collection[str], allow: bool
 ) -> str | None:
-    """What is wrong with an ignore before this model, or None. A misspelt one converts what it should save."""
+    """What is wrong with an ignore for this model, or None: a misspelt one would convert what it should spare."""
     if problem := ambiguity(selector, names):
         return f"ignore {problem}"
     if allow or picked(selector, candidates) or any(selector.names(name) for name in names):
@@ -71,22 +71,22 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _exactly(selector: Selector, found: Sequence[Candidate]) -> Candidate | None:
+def _exactly(selector: Selector, selected: Sequence[Candidate]) -> Candidate | None:
     """The one layer that a plain name or a regular expression names."""
     if selector.kind == "name":
-        return next((candidate for candidate in found if selector.text in candidate.names), None)
-    return found[0] if selector.kind == "re" and len(found) == 1 else None
+        return next((candidate for candidate in selected if selector.text in candidate.names), None)
+    return selected[0] if selector.kind == "re" and len(selected) == 1 else None
 
 
-def _what(found: Sequence[Candidate], matched: Sequence[str]) -> str:
-    """What was matched, where none of it converts."""
-    if not found:
+def _what(selected: Sequence[Candidate], matched: Sequence[str]) -> str:
+    """What a target matches, where nothing of it converts."""
+    if not selected:
         return f"{counted(len(matched), 'module')}, but nothing in it has weights that could convert"
-    kinds = Counter(candidate.cls.__name__ for candidate in found)
-    reasons = dict.fromkeys(candidate.blocked for candidate in found if candidate.blocked)
+    kinds = Counter(candidate.cls.__name__ for candidate in selected)
+    reasons = dict.fromkeys(candidate.blocked for candidate in selected if candidate.blocked)
     why = f": {next(iter(reasons))}" if reasons else ""
     listed = ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in kinds.items())
-    return f"{counted(len(found), 'module')} with weights, but none can be converted ({listed}{why})"
+    return f"{counted(len(selected), 'module')} with weights, but none can be converted ({listed}{why})"
 
 
 def _unmatched(selector: Selector, candidates: Sequence[Candidate], names: Collection[str]) -> str:
@@ -113,7 +113,7 @@ def _other_class(selector: Selector, candidates: Sequence[Candidate]) -> str:
 
 
 def _suffix(selector: Selector, names: Collection[str]) -> str:
-    """No selector matches a name by its end: `**.` says that."""
+    """`conv2` matches only a name that starts with it: a hint to write `**.conv2` where names end in it."""
     if selector.kind not in ("name", "glob") or selector.text.startswith("**."):
         return ""
     anywhere = compiled(f"**.{selector.text}")
@@ -139,7 +139,7 @@ def _regex(selector: Selector, names: Collection[str]) -> str:
 
 
 def _near(text: str, names: Collection[str]) -> str:
-    """The nearest name; or the same name without the part in front, which wrappers add."""
+    """The nearest name, or the same name without its first part, which wrappers add."""
     _, _, inner = text.partition(".")
     if inner in names and inner:
         return f" Did you mean '{inner}'?"

@@ -8,18 +8,25 @@ A selector is read in this order:
 4. `first`, `last`: by order of registration among the layers that could convert;
 5. else a plain name.
 
-A name or a glob picks what it matches and everything below that.
+A name or a glob picks what it matches and everything below that. Limits: 1,000 characters; in a glob 5 `*` inside of
+names (one that is a whole part does not count) and 8 parts `**`; for regular expressions see `regex_limits`.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
+from .regex_limits import why_slow
+
 POSITIONS = ("first", "last")
+LONGEST = 1000  # characters
+MOST_STARS, MOST_DOUBLE_STARS = 5, 8
 
 Kind = Literal["re", "type", "glob", "position", "name"]
 
@@ -28,7 +35,7 @@ _GLOB_TOKEN = re.compile(r"(?:^|(?<=\.))\*\*\.|\.\*\*$|\*\*|\*|\?|\[[!^]?\]?[^\]
 _DOUBLED = re.compile(r"(?:^|(?<=\.))\*\*\.\*\*|\*\*\.\*\*(?=\.|$)")  # `**.**`, one of them a whole part, says `**`
 _WILDCARDS = {"**.": r"(?:[^.]+\.)*", ".**": r"(?:\.[^.]+)*", "**": ".*", "*": "[^.]*", "?": "[^.]"}
 
-# What no module's name has and a regular expression often does. `.*` alone is no sign: `layer1.*_proj` is a good glob.
+# What no module's name has and a regular expression often has. Not `.*` alone: `layer1.*_proj` is a good glob.
 _REGEX_SIGNS = re.compile(r"\\|^\^|\$$|[()|]|\.\+|\]\+|\{\d|^\.\*|\.\.\*")
 
 
@@ -41,10 +48,10 @@ class Candidate:
     """One weight-bearing module of a model, as selectors see it.
 
     Attributes:
-        names: every dotted name that the module goes by, the canonical one first; the root's is "".
+        names: all dotted names of the module, the canonical one first; the root's is "".
         cls: its class.
-        convertible: whether it is of a kind that can become variational.
-        blocked: why it must stay as it is all the same, if it must.
+        convertible: whether modules of its kind can become variational.
+        blocked: why this one must stay as it is nevertheless, or None.
         asked: whether it converts only where a rule names it, or its class.
     """
 
@@ -73,29 +80,70 @@ class Selector:
 
     @property
     def by_name(self) -> bool:
-        """Whether it looks at the names that a layer goes by, rather than at the layer."""
-        return self.pattern is not None
+        """Whether it matches a layer's names, and not its class or its position."""
+        return self.kind in ("re", "glob", "name")
 
     def names(self, name: str) -> bool:
-        """Whether it matches this very name; what stands below a match is `covers`' business."""
+        """Whether it matches this very name; `covers` also answers for what is below a match."""
+        if self.kind == "name":
+            return name == self.text
         return self.pattern is not None and self.pattern.fullmatch(name) is not None
 
     def covers(self, name: str) -> bool:
-        """Whether it selects the module of this name: by a match, or below one."""
+        """Whether it selects the module of this name, because it matches the name or that of a module around it."""
         if self.names(name):
             return True
         return self.below and any(self.names(name[:end]) for end in _ends(name))
 
     def claims(self, candidate: Candidate) -> bool:
-        """Whether a rule with this target may have the candidate that it selects."""
+        """Whether a rule with this target may own a candidate that the target selects."""
         named = self.kind == "name" and any(self.names(name) for name in candidate.names)
         return not candidate.asked or self.kind == "type" or named
 
-    def matches(self, candidate: Candidate) -> bool:
-        """Whether it selects the candidate, by any of its names or by its class. Positions need `picked`."""
-        if self.kind == "type":
-            return candidate.cls in self.classes or (not self.classes and _is_called(candidate.cls, self.word))
-        return any(self.covers(name) for name in candidate.names)
+    def selects_class(self, cls: type) -> bool:
+        """Whether it is a `type:` selector for this class."""
+        return self.kind == "type" and (cls in self.classes or (not self.classes and _is_called(cls, self.word)))
+
+
+class Candidates(tuple[Candidate, ...]):
+    """A model's candidates, with indices that make thousands of rules quick."""
+
+    @cached_property
+    def below(self) -> dict[str, set[int]]:
+        """The candidates with this name, or inside of the module of this name."""
+        indices: dict[str, set[int]] = defaultdict(set)
+        for index, candidate in enumerate(self):
+            for name in candidate.names:
+                for prefix in (name, *(name[:end] for end in _ends(name))):
+                    indices[prefix].add(index)
+        return dict(indices)
+
+    @cached_property
+    def named(self) -> dict[str, set[int]]:
+        """The candidates with this very name."""
+        indices: dict[str, set[int]] = defaultdict(set)
+        for index, candidate in enumerate(self):
+            for name in candidate.names:
+                indices[name].add(index)
+        return dict(indices)
+
+    @cached_property
+    def of_class(self) -> dict[type, set[int]]:
+        """The candidates of exactly this class."""
+        indices: dict[type, set[int]] = defaultdict(set)
+        for index, candidate in enumerate(self):
+            indices[candidate.cls].add(index)
+        return dict(indices)
+
+    @cached_property
+    def able(self) -> frozenset[int]:
+        """The candidates that a rule could convert."""
+        return frozenset(index for index, candidate in enumerate(self) if candidate.able)
+
+    @cached_property
+    def picks(self) -> dict[Selector, frozenset[int]]:
+        """What each selector picked that was asked for."""
+        return {}
 
 
 def check_syntax(text: str) -> None:
@@ -122,6 +170,8 @@ def compiled(text: str) -> Selector:
 def _read(text: str, class_names: Collection[str]) -> Selector:
     if not text:
         raise SelectorError("is empty; '**' selects every layer")
+    if len(text) > LONGEST:
+        raise SelectorError(f"has {len(text):,} characters; a selector has {LONGEST:,} at most")
     if text.startswith("re:"):
         return Selector(text, "re", _regex(text[3:]))
     if text.startswith("type:") or text in class_names:
@@ -135,15 +185,29 @@ def _read(text: str, class_names: Collection[str]) -> Selector:
         return Selector(text, "glob", _glob(text), below=True)
     if text in POSITIONS:
         return Selector(text, "position")
-    return Selector(text, "name", re.compile(re.escape(text)), below=True)
+    return Selector(text, "name", below=True)
 
 
 def picked(selector: Selector, candidates: Sequence[Candidate]) -> frozenset[int]:
     """The indices of the candidates that a selector picks."""
+    candidates = candidates if isinstance(candidates, Candidates) else Candidates(candidates)
+    if selector not in candidates.picks:
+        candidates.picks[selector] = frozenset(_picked(selector, candidates))
+    return candidates.picks[selector]
+
+
+def _picked(selector: Selector, candidates: Candidates) -> Iterable[int]:
     if selector.kind == "position":
-        able = [index for index, candidate in enumerate(candidates) if candidate.able and not candidate.asked]
-        return frozenset(able[:1] if selector.text == "first" else able[-1:])
-    return frozenset(index for index, candidate in enumerate(candidates) if selector.matches(candidate))
+        able = [index for index in sorted(candidates.able) if not candidates[index].asked]
+        return able[:1] if selector.text == "first" else able[-1:]
+    if selector.kind == "type":
+        groups = [indices for cls, indices in candidates.of_class.items() if selector.selects_class(cls)]
+    elif selector.kind == "name":
+        groups = [candidates.below.get(selector.text, set())]
+    else:
+        names = candidates.below if selector.below else candidates.named
+        groups = [indices for name, indices in names.items() if selector.names(name)]
+    return set().union(*groups)
 
 
 def class_names() -> frozenset[str]:
@@ -177,15 +241,23 @@ def _is_called(cls: type, word: str) -> bool:
 
 def _regex(text: str) -> re.Pattern[str]:
     try:
-        return re.compile(text)
+        pattern, slow = re.compile(text), why_slow(text)
     except (re.error, OverflowError, RecursionError) as error:
         raise SelectorError(f"is no regular expression: {error}") from None
+    if slow:
+        raise SelectorError(slow)
+    return pattern
 
 
 def _glob(text: str) -> re.Pattern[str]:
     text = re.sub(r"\*{3,}", "**", text)
     while (shorter := _DOUBLED.sub("**", text)) != text:
         text = shorter
+    parts = text.split(".")
+    stars = sum(part.count("*") for part in parts if part not in ("*", "**"))
+    if stars > MOST_STARS or parts.count("**") > MOST_DOUBLE_STARS:
+        most = f"{MOST_STARS} '*' inside of names at most, and {MOST_DOUBLE_STARS} parts '**'"
+        raise SelectorError(f"has too many wildcards; {most}")
     # The root's name has no part at all: only `**` stands for that.
     some = "" if text == "**" else "(?=.)"
     return re.compile(some + "".join(map(_wildcard, _GLOB_TOKEN.findall(text))), re.DOTALL)
@@ -201,7 +273,7 @@ def _char_class(inside: str) -> str:
     """`[a-c]`, `[!a]` as a regular expression that stays inside one dotted part."""
     negated = inside[:1] in ("!", "^")
     spans = re.findall(r".-.|.", inside[negated:], re.DOTALL)
-    if "." in inside or any(len(span) == 3 and span[0] > span[2] for span in spans):
+    if not spans or "." in inside or any(len(span) == 3 and span[0] > span[2] for span in spans):
         raise SelectorError(f"has a class [{inside}] that matches no character")
     chars = "".join("-".join(map(re.escape, span[::2])) if len(span) == 3 else re.escape(span) for span in spans)
     return rf"(?!\.)[{'^' * negated}{chars}]"

@@ -1,12 +1,13 @@
-"""The values that a policy holds: how each is read, refused with a sentence, written back and described to an editor.
+"""The values in a policy: how each kind is read, refused with a sentence, written back and described to an editor.
 
-pydantic runs the readers; what they raise is a whole sentence, so that nobody meets a message about union members.
+pydantic calls the readers. What they raise is a whole sentence, so that no user meets a message about union members.
 """
 
 from __future__ import annotations
 
 import math
 import reprlib
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from ..distributions.scale import Scale
 from ..errors import did_you_mean
-from .selectors import SelectorError, check_syntax
+from .selectors import LONGEST, SelectorError, check_syntax
 
 METHODS = ("flipout", "lrt", "keep")
 MEANS = ("zero", "pretrained", "auto")
@@ -47,12 +48,12 @@ class Reads:
 
 
 def refused(sentence: str) -> PydanticCustomError:
-    """The error that a reader raises; pydantic adds where it was."""
+    """The error that a reader raises; pydantic adds the path."""
     return PydanticCustomError("refused", "{sentence}", {"sentence": sentence})
 
 
 def shown(value: Any) -> str:
-    """A value as an error message quotes it: short, text as it is written, and `nothing` for an empty one."""
+    """A value as an error message quotes it: shortened, and `nothing` for an empty one."""
     if isinstance(value, str):
         return f"'{value}'" if value.isprintable() and len(value) <= 80 else _SHORT.repr(value)
     return "nothing" if value is None else _SHORT.repr(value)
@@ -72,7 +73,7 @@ def one_of(words: Iterable[str]) -> Reads:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number in YAML's sense: True is none."""
+    """Whether it is a number in YAML's sense, in which True is not one."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -167,7 +168,7 @@ def _scale_hint(value: Any, kinds: tuple[str, ...], words: tuple[str, ...]) -> s
 
 
 def _scale_schema(kinds: dict[str, str], words: tuple[str, ...]) -> Json:
-    number = {"type": "number", "exclusiveMinimum": 0}
+    number = {"type": "number", "exclusiveMinimum": 0, "maximum": sys.float_info.max}
     mappings = [
         {
             "type": "object",
@@ -181,7 +182,7 @@ def _scale_schema(kinds: dict[str, str], words: tuple[str, ...]) -> Json:
 
 
 def _why_no_number(value: Any) -> str:
-    """A text that would be a number without its quotes, or with a dot for its comma."""
+    """A hint, if the text would be a number without its quotes, or with a dot instead of its comma."""
     if not isinstance(value, str):
         return ""
     try:
@@ -199,6 +200,18 @@ RELATIVE = {"relative": "This many times |w|, the size of each weight."}
 FAN_IN = {"fan_in": "This number divided by the square root of the layer's fan-in."}
 INIT_STD = {"init_std": "This many times the posterior's initial std."}
 
+_FINITE = {"type": "number", "minimum": -sys.float_info.max, "maximum": sys.float_info.max}
+
+# A regular expression that starts with a repetition or ends in a backslash; a text that only a regular expression
+# could be; a bracket that is never closed.
+_NO_SELECTOR = r"^re:([*+?]|(.*[^\\])?\\$)", r"^(?!re:|type:).*(\\|\$$|[()|]|\.\+|\]\+|\{\d|\.\.\*)", (
+    r"^(?!re:|type:)(\^|\.\*|.*\[[^\]]*$)"
+)
+_SELECTOR_SCHEMA = {
+    "type": "string", "minLength": 1, "maxLength": LONGEST,
+    "not": {"anyOf": [{"pattern": pattern} for pattern in _NO_SELECTOR]},
+}  # fmt: skip
+
 METHOD = one_of(METHODS)
 FAMILY = one_of(FAMILIES)
 PARAMETERIZATION = one_of(("additive", "multiplicative"))
@@ -208,9 +221,9 @@ FROZEN = one_of(("keep", "convert"))
 UNMATCHED = one_of(("error", "allow"))
 INITIAL_STD = scale({**RELATIVE, **FAN_IN}, ("auto",))
 PRIOR_STD = scale({**RELATIVE, **FAN_IN, **INIT_STD})
-MEAN = Reads(read_mean, {"anyOf": [{"enum": list(MEANS)}, {"type": "number"}]})
-POSITIVE = Reads(read_positive, {"type": "number", "exclusiveMinimum": 0})
+MEAN = Reads(read_mean, {"anyOf": [{"enum": list(MEANS)}, _FINITE]})
+POSITIVE = Reads(read_positive, {"type": "number", "exclusiveMinimum": 0, "maximum": sys.float_info.max})
 SHARE = Reads(read_share, {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1})
 TEXT = Reads(read_text, {"type": "string", "minLength": 1})
-SELECTOR = Reads(read_selector, {"type": "string", "minLength": 1})
+SELECTOR = Reads(read_selector, _SELECTOR_SCHEMA)
 VERSION = Reads(read_version, {"const": 1})

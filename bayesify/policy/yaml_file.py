@@ -1,7 +1,8 @@
-"""Policy files: YAML 1.2 into plain data that knows its lines; and the presets that bayesify ships.
+"""Policy files: YAML 1.2 as plain data with the line of each key; and the presets that bayesify ships.
 
-ruamel.yaml parses. What it gives is walked event by event, so that every duplicate key, anchor and tag is reported with
-its line, all at once, and that no file, however deep or strange, does more than be refused.
+ruamel.yaml parses: by libyaml where that is installed, and in Python where something is wrong with the file. Its events
+are read one by one, so that every duplicate key, anchor and tag is reported with its line, all at once, and so that a
+file which is nested too deeply is refused before anything is built from it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import re
 import reprlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +37,12 @@ def presets() -> dict[str, Path]:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """A policy file's text; refuses what is not there, not UTF-8, or over 1 MiB."""
+    """A policy file's text.
+
+    Raises:
+        UsageError: the file is not there or cannot be read.
+        PolicyError: it is not UTF-8, or has over 1 MiB.
+    """
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
@@ -54,10 +61,13 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def read_yaml(text: str, source: str) -> tuple[Any, Origin, list[Problem]]:
-    """The plain data of a YAML text, where each key stands, and what YAML allows but a policy doesn't."""
+    """The plain data of a YAML text, the line of each key, and what YAML allows and a policy does not."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+    quick = _read_by_libyaml(text)
+    if quick is not None:
+        return quick[0], Origin(source, quick[1]), []
     reader = _Reader(YAML(typ="safe", pure=True), text)
     try:
         data = reader.document()
@@ -70,8 +80,26 @@ def read_yaml(text: str, source: str) -> tuple[Any, Origin, list[Problem]]:
     return data, Origin(source, reader.lines), reader.problems
 
 
+def _read_by_libyaml(text: str) -> tuple[Any, dict[KeyPath, int]] | None:
+    """The data and lines of a text without a problem, ten times as fast; else None, for the other scanner to report.
+
+    Also None where libyaml is not installed, and where it would end lines at characters that YAML 1.2 does not.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    if not find_spec("_ruamel_yaml") or re.search("[\x85\u2028\u2029\ufeff]", text):
+        return None
+    reader = _Reader(YAML(typ="safe"), text)
+    try:
+        data = reader.document()
+    except (YAMLError, _RefusedError):
+        return None
+    return None if reader.problems else (data, reader.lines)
+
+
 class _RefusedError(Exception):
-    """A document of which nothing can be read."""
+    """A document that cannot be read any further."""
 
 
 class _Reader:
@@ -112,7 +140,7 @@ class _Reader:
         return self.scalar(event, path)
 
     def mapping(self, path: KeyPath) -> dict[str, Any]:
-        """A mapping. A key that stands twice is a problem, and its first value counts."""
+        """A mapping. A key that appears twice is a problem, and its first value counts."""
         data: dict[str, Any] = {}
         for event in self.until("MappingEndEvent"):
             if not hasattr(event, "value"):
@@ -148,7 +176,7 @@ class _Reader:
             yield event
 
     def check(self, event: Any, path: KeyPath) -> None:
-        """Notes what YAML allows and a policy doesn't: aliases, anchors and tags."""
+        """Note what YAML allows and a policy does not: aliases, anchors and tags."""
         line = event.start_mark.line + 1
         if type(event).__name__ == "AliasEvent":
             self.problems.append(Problem(path, f"{_QUOTE_STAR}.", line))
@@ -164,7 +192,7 @@ def _preset_hint(path: str | os.PathLike[str]) -> str:
 
 
 def _yaml_words(error: Any, text: str) -> str:
-    """ruamel's finding with its line, and what to do where the cause is a usual one."""
+    """ruamel's error with its line, and what to do if the cause is a common one."""
     said = str(error.problem or error.context).replace("\t", "\\t")
     mark = (error.context_mark if "stream" in said else None) or error.problem_mark or error.context_mark
     line = mark.line if mark else 0

@@ -1,4 +1,4 @@
-"""Where the examples of a batch are in a program: its dynamic batch size, found again in the sizes of values."""
+"""Where the examples of a batch are in a program: its dynamic batch size, traced through the sizes of its values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def batch_of(graph: fx.Graph) -> Batch | None:
     """The batch: of the inputs' dynamic sizes, in their order, the first that most tells for; None where none does.
 
     An output of a network has a row for each example, and attention and convolutions tell of other dimensions: the
-    length of a sequence is no batch, though it be the only size that is dynamic.
+    length of a sequence is not a batch, even where it is the only dynamic size.
     """
     inputs = [(node, value) for node in graph.nodes if node.op == "placeholder" and (value := _value(node)) is not None]
     sizes = ((node, dim, symbol_of(size)) for node, value in inputs for dim, size in enumerate(value.shape))
@@ -36,8 +36,8 @@ def batch_of(graph: fx.Graph) -> Batch | None:
     (output,) = graph.find_nodes(op="output")
     outputs = [_value(node) for node in output.all_input_nodes]
     results = [_free(value.shape) for value in outputs if value is not None and value.dim()]
-    found = min(dynamic, key=lambda each: (each.symbol in others, sum(each.symbol not in its for its in results)))
-    return found if found.dim == 0 or found.symbol not in others else None
+    best = min(dynamic, key=lambda size: (size.symbol in others, sum(size.symbol not in free for free in results)))
+    return best if best.dim == 0 or best.symbol not in others else None
 
 
 def _of_no_batch(graph: fx.Graph) -> Iterator[Any]:
@@ -47,16 +47,17 @@ def _of_no_batch(graph: fx.Graph) -> Iterator[Any]:
         if value is not None:
             sizes = [symbol_of(size) for size in value.shape]
             yield from (size for size in sizes if size is not None and sizes.count(size) > 1)
-        given = [found for each in node.all_input_nodes if (found := _value(each)) is not None and found.dim() > 2]
+        inputs = [_value(before) for before in node.all_input_nodes]
+        given = [tensor for tensor in inputs if tensor is not None and tensor.dim() > 2]
         if name == "scaled_dot_product_attention":
-            yield from _free(size for each in given for size in each.shape[-2:])
+            yield from _free(size for tensor in given for size in tensor.shape[-2:])
         elif name.startswith("conv"):
             yield from _free(given[0].shape[1:] if given else ())
 
 
 def _free(sizes: Any) -> set[Any]:
     """The symbols in these sizes."""
-    return {each for size in sizes if symbol_of(size) is not None for each in symbol_of(size).free_symbols}
+    return {symbol for size in sizes if symbol_of(size) is not None for symbol in symbol_of(size).free_symbols}
 
 
 def layout(node: fx.Node, batch: Batch | None) -> int:
@@ -78,11 +79,11 @@ def _folded(node: fx.Node, rows: Any, batch: Batch) -> int:
     """Look upstream, among values of as many rows, for the one that was folded."""
     waiting, seen = [node], {node}
     while waiting:
-        for each in waiting.pop().all_input_nodes:
-            value = _value(each)
-            if value is None or value.dim() == 0 or each in seen:
+        for before in waiting.pop().all_input_nodes:
+            value = _value(before)
+            if value is None or value.dim() == 0 or before in seen:
                 continue
-            seen.add(each)
+            seen.add(before)
             at = _batch_at(value, batch)
             sizes = [symbol_of(size) if symbol_of(size) is not None else size for size in value.shape]
             if at == 0 or (at is not None and all(size == 1 for size in sizes[:at])):
@@ -90,7 +91,7 @@ def _folded(node: fx.Node, rows: Any, batch: Batch) -> int:
             if at is not None and prod(sizes[: at + 1]) == rows:
                 return TRAILING
             if sizes[0] == rows:
-                waiting.append(each)
+                waiting.append(before)
     return 0
 
 

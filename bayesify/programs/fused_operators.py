@@ -45,11 +45,11 @@ def kernels(root: fx.GraphModule, found: Found) -> dict[str, list[fx.Node]]:
     by_owner: dict[str, list[fx.Node]] = {}
     for node in root.graph.nodes:
         kernel = kernel_of(node)
-        places = [place_of(root, node, each) for each in kernel.weights] if kernel else []
+        places = [place_of(root, node, weight) for weight in kernel.weights] if kernel else []
         if kernel and len({owner for owner, _ in places} - kept) == 1 and _whole(root, places, kernel, found):
             by_owner.setdefault(places[0][0], []).append(node)
     return {
-        owner: calls for owner, calls in by_owner.items() if len({repr(_read(each).layer()) for each in calls}) == 1
+        owner: calls for owner, calls in by_owner.items() if len({repr(_read(call).layer()) for call in calls}) == 1
     }
 
 
@@ -74,11 +74,11 @@ def _whole(root: fx.GraphModule, places: list[tuple[str, str]], kernel: Kernel, 
     module = attribute(root, places[0][0])
     if type(module) is not nn.Module or module._modules or module._buffers:
         return False
-    own = [name for name, each in module._parameters.items() if each is not None]
-    expected = [name for name, each in kernel.layer()._parameters.items() if each is not None]
+    own = [name for name, parameter in module._parameters.items() if parameter is not None]
+    expected = [name for name, parameter in kernel.layer()._parameters.items() if parameter is not None]
     names = [name for _, name in places]
     return sorted(own) == sorted(names) == sorted(expected) and not any(
-        id(each) in found.problems for each in module._parameters.values()
+        id(parameter) in found.problems for parameter in module._parameters.values()
     )
 
 
@@ -118,9 +118,9 @@ def kernel_of(node: fx.Node) -> Kernel | None:
         return None
     reader = _READERS.get(f"{target._opname}.{target._overloadname}")
     kernel = reader and reader(*node.args, **node.kwargs)
-    if kernel is None or not all(isinstance(each, fx.Node) for each in kernel.weights):
+    if kernel is None or not all(isinstance(weight, fx.Node) for weight in kernel.weights):
         return None
-    return kernel if kernel.outputs is None or all(each.target is operator.getitem for each in node.users) else None
+    return kernel if kernel.outputs is None or all(user.target is operator.getitem for user in node.users) else None
 
 
 def _embedding(weight: Any, ids: Any, padding_idx: int = -1, scale: bool = False, sparse: bool = False) -> Any:
@@ -166,7 +166,7 @@ def _cell(cls: Any, **fixed: Any) -> Callable[..., Any]:
             made: nn.Module = cls(inputs, hidden, b_ih is not None, device="meta", **fixed)
             return made
 
-        weights = tuple(each for each in (w_ih, w_hh, b_ih, b_hh) if each is not None)
+        weights = tuple(weight for weight in (w_ih, w_hh, b_ih, b_hh) if weight is not None)
         one = cls is not nn.LSTMCell
         return Kernel(layer, weights, (x, hx if one else tuple(hx)), None if one else ((0,), (1,)))
 

@@ -38,7 +38,7 @@ class Graph(fx.GraphModule):
 
 
 def again(rebuild: Any, body: dict[str, Any], imports: str) -> fx.GraphModule:
-    """The graph that was pickled, but for its hooks."""
+    """The graph that was pickled, without its hooks."""
     made: fx.GraphModule = rebuild(body, imports)
     whole(made)
     return made

@@ -54,8 +54,8 @@ def _refs(given: Any) -> Iterator[Ref]:
     if isinstance(given, Ref):
         yield given
     elif isinstance(given, tuple):
-        for each in given:
-            yield from _refs(each)
+        for part in given:
+            yield from _refs(part)
 
 
 @dataclass
@@ -187,10 +187,10 @@ def _repeats(name: str, shape: torch.Size, rest: Any) -> bool:
 def _plain(value: Any) -> Any:
     """fx's immutable lists and dicts as tuples, which pickle and hash."""
     if isinstance(value, list | tuple):
-        return tuple(_plain(each) for each in value)
-    return (
-        slice(*(_plain(each) for each in (value.start, value.stop, value.step))) if isinstance(value, slice) else value
-    )
+        return tuple(_plain(part) for part in value)
+    if isinstance(value, slice):
+        return slice(_plain(value.start), _plain(value.stop), _plain(value.step))
+    return value
 
 
 def place_of(root: fx.GraphModule, node: fx.Node, weight: fx.Node) -> Place:
@@ -200,8 +200,8 @@ def place_of(root: fx.GraphModule, node: fx.Node, weight: fx.Node) -> Place:
     value, where = attribute(root, str(weight.target)), module_stack(node)
     module = attribute(root, where[-1][0]) if where else None
     if isinstance(module, nn.Module):
-        for leaf, each in module._parameters.items():
-            if each is value:
+        for leaf, parameter in module._parameters.items():
+            if parameter is value:
                 return where[-1][0], leaf
     owner, _, leaf = str(weight.target).rpartition(".")
     return owner, leaf

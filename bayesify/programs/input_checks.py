@@ -21,7 +21,7 @@ def checked(graph: fx.Graph, ranges: Mapping[Any, Any]) -> None:
     """Have the graph look at its inputs first; `ranges` has the bounds of its dynamic sizes."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     expected = tuple(_expected(node) for node in inputs)
-    bounds = tuple((str(symbol), *_bounds(found)) for symbol, found in ranges.items())
+    bounds = tuple((str(symbol), *_bounds(limits)) for symbol, limits in ranges.items())
     if inputs:
         with graph.inserting_after(inputs[-1]):
             graph.call_function(check_inputs, (expected, bounds, *inputs))
@@ -31,7 +31,7 @@ def _expected(node: fx.Node) -> tuple[str, Any, Any]:
     """(name, sizes, constant) of an input: a list of sizes for a tensor, a list of one for a constant, None if any."""
     value = node.meta.get("val", node)
     if isinstance(value, Tensor):
-        return node.name, tuple(_size(each) for each in value.shape), None
+        return node.name, tuple(_size(size) for size in value.shape), None
     return node.name, None, (value,) if type(value) in _CONSTANTS else None
 
 
@@ -40,9 +40,9 @@ def _size(size: Any) -> int | str:
     return int(size) if symbol is None else str(symbol)
 
 
-def _bounds(found: Any) -> tuple[int | None, int | None]:
-    """As torch takes them: sizes 0 and 1 are no others than 2 at run time."""
-    low, high = (int(each) if each.is_Integer else None for each in (found.lower, found.upper))
+def _bounds(limits: Any) -> tuple[int | None, int | None]:
+    """The bounds that torch enforces: lower ones up to 2 it does not."""
+    low, high = (int(bound) if bound.is_Integer else None for bound in (limits.lower, limits.upper))
     return (low if low is not None and low > 2 else None), high
 
 
@@ -64,12 +64,12 @@ def check_inputs(expected: Any, bounds: Any, *given: Any) -> None:
         if not isinstance(value, Tensor):
             raise UsageError(f"{name} must be a tensor {_shown(shape)} and is {type(value).__name__}")
         fits = len(shape) == value.dim()
-        for size, found in zip(shape, value.shape, strict=False):
+        for size, given_size in zip(shape, value.shape, strict=False):
             low, high = limits.get(size, (None, None))
-            fits = fits and (found == size if isinstance(size, int) else found == sizes.setdefault(size, found))
-            fits = fits and (low is None or found >= low) and (high is None or found <= high)
+            fits = fits and given_size == (size if isinstance(size, int) else sizes.setdefault(size, given_size))
+            fits = fits and (low is None or given_size >= low) and (high is None or given_size <= high)
         if not fits:
-            told = [_told(each, sizes[each], *limits.get(each, (None, None))) for each in shape if each in sizes]
+            told = [_told(size, sizes[size], *limits.get(size, (None, None))) for size in shape if size in sizes]
             raise UsageError(
                 f"{name} has shape {tuple(value.shape)}; the program was exported for {_shown(shape)}"
                 f"{' with ' + ', '.join(told) if told else ''}"

@@ -64,7 +64,7 @@ def _restored(
         layouts = {layout(input_of(node), batch) for node in calls}
         if min(layouts) < 0 or len(layouts) > 1:
             why = "its examples are folded with others, or in different dimensions"
-            folded |= {id(each): why for each in root.get_submodule(owner).parameters()}
+            folded |= {id(parameter): why for parameter in root.get_submodule(owner).parameters()}
             continue
         layer = restore(root, owner, calls)
         if not isinstance(layer, nn.RNNBase):  # those know
@@ -140,15 +140,15 @@ def _part(module: nn.Module, calls: list[Call], kind: str, found: Found, batch: 
 
 
 def _problems(module: nn.Module, multiplied: set[str], found: Found) -> Iterator[tuple[str, str]]:
-    for name, each in module._parameters.items():
-        if each is not None and each.dim() > 1 and name not in multiplied:
-            yield name, found.problems.get(id(each)) or found.left.get(id(each), "the program never uses it")
+    for name, parameter in module._parameters.items():
+        if parameter is not None and parameter.dim() > 1 and name not in multiplied:
+            yield name, found.problems.get(id(parameter)) or found.left.get(id(parameter), "the program never uses it")
 
 
 def _plain_layer(module: nn.Module, calls: list[Call], kind: str, batch: Batch | None) -> nn.Module | None:
     """The torch layer that all the calls are calls of, or None."""
     steps = calls[0].steps if calls else ()
-    own = {name for name, each in module._parameters.items() if each is not None}
+    own = {name for name, parameter in module._parameters.items() if parameter is not None}
     if not steps or any(call.steps != steps for call in calls):
         return None
     if module._modules or module._buffers or "weight" not in own or own - {"weight", "bias"}:
@@ -177,7 +177,7 @@ def _reroute(
     root: fx.GraphModule, call: Call, owner: str, which: int, new: dict[fx.Node, fx.Node], examples: fx.Node | None
 ) -> fx.Node:
     """Put a call of the layer in the place of the product's node."""
-    args: tuple[Any, ...] = tuple(new.get(each, each) for each in call.inputs)
+    args: tuple[Any, ...] = tuple(new.get(node, node) for node in call.inputs)
     if isinstance(root.get_submodule(owner), Part):
         args = (which, examples, *args)
     with root.graph.inserting_before(call.node):

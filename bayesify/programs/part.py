@@ -89,8 +89,8 @@ class Part(Holder):
         return _as_before(self._run(_for_any_rank(product), (first, *inputs[1:]), results), layout)
 
     def _run(self, step: Step, inputs: tuple[Tensor, ...], results: list[Any]) -> Any:
-        args = [self._resolved(each, inputs, results) for each in step.args]
-        kwargs = {name: self._resolved(each, inputs, results) for name, each in step.kwargs}
+        args = [self._resolved(given, inputs, results) for given in step.args]
+        kwargs = {name: self._resolved(given, inputs, results) for name, given in step.kwargs}
         if step.function == "addmm of any rank":
             bias, x, weight = args
             return torch.matmul(x, weight) + bias
@@ -98,7 +98,7 @@ class Part(Holder):
 
     def _resolved(self, given: Any, inputs: tuple[Tensor, ...], results: list[Any]) -> Any:
         if isinstance(given, list | tuple):
-            return type(given)(self._resolved(each, inputs, results) for each in given)
+            return type(given)(self._resolved(part, inputs, results) for part in given)
         if not isinstance(given, Ref):
             return given
         if given.kind == "weight":
@@ -153,10 +153,10 @@ def noisy(steps: tuple[Step, ...]) -> tuple[Step, ...]:
 def _with(step: Step, source: dict[Any, Any]) -> Step:
     def replaced(given: Any) -> Any:
         if isinstance(given, tuple):
-            return tuple(replaced(each) for each in given)
+            return tuple(replaced(part) for part in given)
         return source.get(given, given) if isinstance(given, Ref) else given
 
-    return Step(step.function, replaced(step.args), tuple((name, replaced(each)) for name, each in step.kwargs))
+    return Step(step.function, replaced(step.args), tuple((name, replaced(part)) for name, part in step.kwargs))
 
 
 def shown(name: str) -> str:

@@ -13,7 +13,7 @@ from torch.nn.parameter import Parameter
 
 from ..errors import UsageError
 from ..nn.base import Variational
-from ..nn.folded_batches import watch_examples, watched_dim
+from ..nn.folded_batches import watch_examples, watched_arguments
 from ..nn.kl import Ledger
 from ..nn.posterior_tensors import posterior_tensors
 from ..nn.registry import variant
@@ -94,10 +94,10 @@ def _share_again(made: nn.Module) -> None:
     """Parameters that are one storage under several names, as tied weights are after loading, become one again."""
     first: dict[Any, Parameter] = {}
     for module in made.modules():
-        for name, each in module._parameters.items():
-            if each is not None:
-                key = (each.data_ptr(), each.shape, each.stride()) if each.numel() and not each.is_meta else id(each)
-                module._parameters[name] = first.setdefault(key, each)
+        for name, own in module._parameters.items():
+            if own is not None:
+                key = (own.data_ptr(), own.shape, own.stride()) if own.numel() and not own.is_meta else id(own)
+                module._parameters[name] = first.setdefault(key, own)
 
 
 def prepared(model: Any) -> tuple[Any, dict[str, Insertion]]:
@@ -140,7 +140,9 @@ def take_out_layers(model: nn.Module) -> None:
 def graphs(model: nn.Module) -> dict[str, fx.GraphModule]:
     """The torch.fx graphs in a model by name, itself too, except programs: those have their layers from the start."""
     named = model.named_modules()
-    return {name: each for name, each in named if isinstance(each, fx.GraphModule) and not isinstance(each, Program)}
+    return {
+        name: graph for name, graph in named if isinstance(graph, fx.GraphModule) and not isinstance(graph, Program)
+    }
 
 
 def is_exported(model: object) -> bool:
@@ -152,7 +154,7 @@ def sharing(model: nn.Module) -> nn.Module:
     """A copy of the model around its very Parameters and buffers: what `layered` can change in place of the model."""
     if isinstance(model, fx.GraphModule) and list(graphs(model)) == [""]:
         return fx.GraphModule(model, copy.deepcopy(model.graph), type(model).__name__)
-    return copy.deepcopy(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def state_of(program: Program) -> dict[str, Any]:
@@ -161,10 +163,10 @@ def state_of(program: Program) -> dict[str, Any]:
     named = program.named_modules(remove_duplicate=False)
     places = [(name, module) for name, module in named]
     return {
-        "parameters": {_join(name, leaf): each for name, module in places for leaf, each in module._parameters.items()},
-        "buffers": {_join(name, leaf): each for name, module in places for leaf, each in module._buffers.items()},
+        "parameters": {_join(name, leaf): own for name, module in places for leaf, own in module._parameters.items()},
+        "buffers": {_join(name, leaf): own for name, module in places for leaf, own in module._buffers.items()},
         "layers": {name: (layer.method, layer._settings) for name, layer in layers.items()},
-        "examples along": watched_dim(program),
+        "examples along": watched_arguments(program),
         "kl": [name for name, value in vars(program).items() if isinstance(value, Ledger)],
         "training": program.training,
     }
@@ -187,8 +189,8 @@ def rebuilt(text: str, state: dict[str, Any]) -> Program:
         for leaf in module._buffers:
             module._buffers[leaf] = state["buffers"][_join(name, leaf)]
         refresh(module)
-    if state.get("examples along") is not None:
-        watch_examples(program, int(state["examples along"]))
+    if state.get("examples along"):
+        watch_examples(program, [(tuple(path), int(dim)) for path, dim in state["examples along"]])
     for name in state["kl"]:
         setattr(program, name, Ledger(program))
     return program.train(bool(state["training"]))
@@ -209,18 +211,18 @@ def _added(module: nn.Module, settings: Settings) -> list[str]:
 def _on_meta(text: str, given: dict[str, Tensor | None]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Stand-ins for the program's own tensors, sharing a Parameter where the given ones do."""
     stand_ins: dict[int, Tensor] = {}
-    found: dict[str, dict[str, Tensor]] = {"parameter": {}, "buffer": {}, "tensor_constant": {}}
+    by_kind: dict[str, dict[str, Tensor]] = {"parameter": {}, "buffer": {}, "tensor_constant": {}}
     for spec in json.loads(text)["graph_module"]["signature"]["input_specs"]:
         kind = next(iter(spec))
-        if kind not in found:
+        if kind not in by_kind:
             continue
         name = spec[kind][f"{kind}_name"]
         value = given[name]
         assert isinstance(value, Tensor)
-        found[kind][name] = stand_ins.setdefault(id(value), _stand_in(value))
+        by_kind[kind][name] = stand_ins.setdefault(id(value), _stand_in(value))
         if kind == "buffer" and not spec[kind]["persistent"]:
-            found["tensor_constant"][name] = found[kind].pop(name)
-    return found["parameter"] | found["buffer"], found["tensor_constant"]
+            by_kind["tensor_constant"][name] = by_kind[kind].pop(name)
+    return by_kind["parameter"] | by_kind["buffer"], by_kind["tensor_constant"]
 
 
 def _stand_in(value: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ _WEIGHT, _BIAS = Ref("weight", "weight"), Ref("weight", "bias")
 def put(root: nn.Module, owner: str, layer: nn.Module) -> None:
     """Put a layer in the place of the module `owner`, around its very Parameters, buffers and children."""
     module = root.get_submodule(owner)
-    absent = {name: None for name, each in layer._parameters.items() if each is None}
+    absent = {name: None for name, parameter in layer._parameters.items() if parameter is None}
     layer._parameters = {**module._parameters, **absent}
     layer._buffers, layer._non_persistent_buffers_set = module._buffers, module._non_persistent_buffers_set
     layer._modules = module._modules
@@ -46,11 +46,12 @@ def torch_layer(steps: tuple[Step, ...], module: nn.Module, bias: bool) -> nn.Mo
 def _conv(step: Step, shape: Any, bias: bool) -> nn.Module | None:
     transposed = step.function.startswith("conv_transpose")
     names = _TRANSPOSED if transposed else _NAMES
-    options = dict(zip(names, step.args[3:], strict=False)) | {key: each for key, each in step.kwargs if key in names}
+    by_name = {name: option for name, option in step.kwargs if name in names}
+    options = dict(zip(names, step.args[3:], strict=False)) | by_name
     if any(
-        isinstance(each, Ref)
+        isinstance(size, Ref)
         for value in options.values()
-        for each in (value if isinstance(value, tuple) else (value,))
+        for size in (value if isinstance(value, tuple) else (value,))
     ):
         return None
     dims = len(shape) - 2

@@ -1,4 +1,4 @@
-"""Optimizer settings for a converted model: scales apart from all else, faster, and without weight decay."""
+"""Optimizer settings for a converted model: the scales in a group of their own, faster and without weight decay."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def param_groups(model: nn.Module, lr: float = 1e-3, **options: Any) -> list[dic
 
     Args:
         lr: the learning rate of the means and all other parameters; scales get twice that.
-        options: further options of both groups (`weight_decay=...`), but that scales have no weight decay.
+        options: further options of both groups (`weight_decay=...`); the scales never have weight decay.
 
     Raises:
         NotVariationalError: the model has no variational layer.
     """
     scales = _scales(model)
-    others = [each for each in model.parameters() if id(each) not in scales]
-    fast = {**options, "params": [each for each, _ in scales.values()], "lr": SCALE_SPEED * lr, "weight_decay": 0.0}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in scales]
+    fast = {**options, "params": [scale for scale, _ in scales.values()], "lr": SCALE_SPEED * lr, "weight_decay": 0.0}
     return [{**options, "params": others, "lr": lr}, fast]
 
 
 def extend_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
-    """Tell an optimizer, made before `convert(..., inplace=True)`, of the scales that conversion added.
+    """Add the scales that `convert(..., inplace=True)` made to an optimizer that existed before.
 
     Each scale joins with the settings of its mean's group, twice its learning rate and no weight decay. Left out
     are scales whose mean the optimizer does not have, and those that it has already. Make schedulers afterwards.
@@ -40,14 +40,14 @@ def extend_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
         UsageError: the optimizer holds none of the model's means: it belongs to the model that was copied.
         NotVariationalError: the model has no variational layer.
     """
-    group_of = {id(each): group for group in optimizer.param_groups for each in group["params"]}
+    group_of = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     scales = _scales(model)
     if not any(id(mean) in group_of for _, mean in scales.values()):
         raise UsageError(
             "the optimizer holds none of this model's weights: it was made for the model that was copied; convert with "
             "inplace=True, or make a new optimizer from bayesify.param_groups(model)"
         )
-    names = {id(each): name for name, each in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     joining: dict[int, tuple[dict[str, Any], list[nn.Parameter]]] = {}
     for scale, mean in scales.values():
         if id(mean) in group_of and id(scale) not in group_of:
@@ -61,16 +61,16 @@ def _fast_group(group: dict[str, Any], scales: list[nn.Parameter], names: dict[i
     """The group of some means as the scales' own; `initial_lr` is what a scheduler left there, for the next one."""
     fast = {key: SCALE_SPEED * value if key in ("lr", "initial_lr") else value for key, value in group.items()}
     # where one group names its parameters, torch wants names in all
-    params = [(names[id(each)], each) for each in scales] if fast.pop("param_names", None) else scales
+    params = [(names[id(scale)], scale) for scale in scales] if fast.pop("param_names", None) else scales
     return {**fast, "params": params, "weight_decay": 0.0}
 
 
 def _scales(model: nn.Module) -> dict[int, tuple[nn.Parameter, nn.Parameter]]:
     """(scale, its mean) by the scale's id."""
-    found = {}
+    scales = {}
     for layer in layers_of(model):
         for name in layer.means():
             scale = layer.scale_of(name)
             assert scale is not None
-            found[id(scale)] = scale, sources(layer, name)[0]
-    return found
+            scales[id(scale)] = scale, sources(layer, name)[0]
+    return scales

@@ -1,4 +1,4 @@
-"""Where a converted model's posterior starts: around its weights as they are, or around those of a plain checkpoint."""
+"""Puts a converted model's posterior back to its start: around its present weights, or around a plain checkpoint's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def reset_posterior(model: nn.Module) -> None:
     """
     for layer in layers_of(model):
         # a lazy layer starts at its first forward, around a mean that was loaded meanwhile too
-        if not any(isinstance(each, UninitializedParameter) for each in layer._parameters.values()):
+        if not any(isinstance(parameter, UninitializedParameter) for parameter in layer._parameters.values()):
             layer.reset_posterior()
     for term in terms(model):
         _share(term)
@@ -48,21 +48,21 @@ def set_posterior_std(model: nn.Module, std: float | Tensor | Mapping[str, float
         NotVariationalError: the model has no variational layer.
     """
     refuse_lazy(model, "its posterior std cannot be set")
-    found = terms(model)
+    all_terms = terms(model)
     given = std if isinstance(std, Mapping) else {}
-    named = _terms_by_name(model, found)
+    named = _terms_by_name(model, all_terms)
     problems = [_misfit(name, value, named) for name, value in given.items()]
     if not isinstance(std, Mapping) and not (torch.as_tensor(std).dim() == 0 and _are_stds(torch.as_tensor(std))):
         problems.append(f"std={std} is not a positive, finite number")
     if any(problems):
         raise UsageError("; ".join(filter(None, problems)))
     settings = [(named[name], value) for name, value in given.items()]
-    for term, value in settings if isinstance(std, Mapping) else [(term, std) for term in found]:
+    for term, value in settings if isinstance(std, Mapping) else [(term, std) for term in all_terms]:
         term.layers[0].set_std(term.mean_name, value)
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, assign: bool = False) -> None:
-    """Load a plain model's checkpoint into the converted one, strictly but for what conversion added; then reset.
+    """Load a plain model's checkpoint into the converted one, strictly except for what conversion added, and reset.
 
     The posterior and a `pretrained` prior start anew at the loaded weights, as if they had been there at conversion.
 
@@ -109,9 +109,9 @@ def _not_a_state_dict(given: object) -> str:
     return f"a state_dict is needed, and {type(given).__name__} was given"
 
 
-def _terms_by_name(model: nn.Module, found: list[Term]) -> dict[str, Term]:
+def _terms_by_name(model: nn.Module, all_terms: list[Term]) -> dict[str, Term]:
     """Every name of each posterior's mean: a shared module or a tied Parameter has several."""
-    of = {(id(layer), term.mean_name): term for term in found for layer in term.layers}
+    of = {(id(layer), term.mean_name): term for term in all_terms for layer in term.layers}
     layers = [(name, layer) for name, layer in _aliases(model)]
     return {shown(f"{name}.{own}".lstrip(".")): of[id(layer), own] for name, layer in layers for own in layer.means()}
 
@@ -147,7 +147,7 @@ def _refuse_misfit(model: nn.Module, given: Mapping[str, Tensor]) -> None:
     expected = {name: value for name, value in model.state_dict(keep_vars=True).items() if name not in added}
     problems = [f"missing {sorted(expected.keys() - given.keys())}"] if expected.keys() - given.keys() else []
     problems += [f"unexpected {sorted(given.keys() - expected.keys())}"] if given.keys() - expected.keys() else []
-    for name in (each for each in expected if each in given):
+    for name in (name for name in expected if name in given):
         here, there = expected[name], given[name]
         tensors = isinstance(here, Tensor) and isinstance(there, Tensor) and not is_lazy(here) and not is_lazy(there)
         if tensors and here.shape != there.shape:
@@ -173,4 +173,4 @@ def _tied(model: nn.Module) -> list[list[Place]]:
         for name, value in module._parameters.items():
             if value is not None:
                 places.setdefault(value, []).append((module, name))
-    return [found for found in places.values() if len(found) > 1]
+    return [shared for shared in places.values() if len(shared) > 1]

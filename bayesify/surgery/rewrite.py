@@ -17,9 +17,9 @@ from ..nn.parametrized_weights import identity
 from ..nn.posterior_tensors import mean_of, posterior_tensors
 from ..nn.registry import converted_class, plain_class, rerouting
 from ..nn.rerouting import Rerouting
+from ..nn.tied_weights import keep_ties, release_ties
 from ..planning.plan import Plan
 from ..programs.program import insert_layers, take_out_layers
-from .tied_weights import keep_ties, release_ties
 
 
 def rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:
@@ -37,7 +37,7 @@ def rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:
         if row.verb == "adjusted":
             _adjust(modules[row.name])
     if any(row.settings is not None and row.settings.rows > 1 for row in made.rows):
-        watch_examples(model, made.batch_dim)
+        watch_examples(model, made.batch_arguments)
     keep_ties(model)
     setattr(model, kl_name, Ledger(model))
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributions.posterior import SMALLEST_STD
 from ..errors import UsageError, did_you_mean
 from ..nn.base import Variational
 from ..nn.kl import terms
@@ -134,7 +135,7 @@ def scale_posterior(stds: list[Std], factor: float) -> None:
         if factor == 1:
             std.scale.copy_(std.scale_before)
         else:
-            std.layer.set_std(std.name, std.value * factor)
+            std.layer.set_std(std.name, (std.value * factor).clamp_min(SMALLEST_STD))  # zero where pruning masks it
 
 
 def _refuse_wrong(task: Task | None, loss: Callable[..., Any] | None, samples: int) -> None:

@@ -98,7 +98,7 @@ def _batch_call(model: nn.Module, batch: Any) -> Call:
 
 
 def _keywords(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = _parameters(model)
+    parameters = forward_parameters(model)
     named = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
     open_ended = len(named) < len(parameters)
     needed = {name for name in named if parameters[name].default is inspect.Parameter.empty}
@@ -118,7 +118,7 @@ def _takes(model: nn.Module, keywords: Mapping[Any, Any]) -> bool:
 
 def _required(model: nn.Module) -> int | None:
     """How many arguments the forward needs by place; None where it takes any number."""
-    parameters = _parameters(model).values()
+    parameters = forward_parameters(model).values()
     if any(each.kind is each.VAR_POSITIONAL for each in parameters):
         return None
     places = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
@@ -126,7 +126,8 @@ def _required(model: nn.Module) -> int | None:
     return required or min(1, len(places))
 
 
-def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """The arguments of the model's forward, by name."""
     return inspect.signature(_forward(model)).parameters
 
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..estimators import noise
+from ..nn.base import Variational
 from ..nn.held_draws import HeldDraws
 from ..nn.kl import layers_of
-from ..nn.parametrized_weights import identity
+from ..nn.parametrized_weights import identity, sources
 from ..nn.switches import switched
 from ..surgery.reset import refuse_lazy
 from ..surgery.revert import revert
@@ -24,7 +25,8 @@ def draw(model: nn.Module, seed: int | None = None, draws: int = 1) -> Iterator[
     """Hold one draw of all weights: inside, the model is one function, for every call, example and time step.
 
     Flipout and LRT alike. The draw is mean + std·ε with ε held: it follows the parameters, and gradients reach mean and
-    scale (Kingma & Welling 2014, section 2.4). It holds for the thread or asyncio task that opened the block.
+    scale (Kingma & Welling 2014, section 2.4). It holds for the thread or asyncio task that opened the block; where
+    checkpointing computes parts again, call backward inside.
 
     Args:
         seed: the same seed is the same draw, and the global generators are left as they were.
@@ -48,13 +50,31 @@ def draw(model: nn.Module, seed: int | None = None, draws: int = 1) -> Iterator[
 def sample(model: nn.Module, seed: int | None = None) -> nn.Module:
     """The plain network of one draw, a copy with the original classes; the function that `draw(model, seed)` holds.
 
+    A table that is tied to a decoder and only looked up in stays at its mean, as in the converted model: it is untied.
+
     Raises:
         NotVariationalError: the model has no variational layer.
         UninitializedLayerError: a lazy layer has not seen data.
         UsageError: a weight is computed by a parametrization, so that no draw of it can be written.
     """
     with seeded(model, seed):
-        return revert(model, weights="sample")
+        plain = revert(model, weights="sample")
+    _put_back_means(model, plain)
+    return plain
+
+
+def _put_back_means(model: nn.Module, plain: nn.Module) -> None:
+    """Give the modules that hold a posterior's mean without noise a Parameter of their own with it."""
+    layers = layers_of(model)
+    means = {id(own): own for layer in layers for name in layer.means() for own in sources(layer, name)}
+    copies: dict[int, nn.Parameter] = {}
+    for module, own in zip(model.modules(), plain.modules(), strict=True):
+        noisy = module.means() if isinstance(module, Variational) else []
+        for name, value in module._parameters.items():
+            if id(value) in means and name not in noisy and name.removesuffix("_orig") not in noisy:
+                mean = means[id(value)]
+                fresh = copies.setdefault(id(value), nn.Parameter(mean.detach().clone(), mean.requires_grad))
+                own._parameters[name] = fresh
 
 
 @torch.no_grad()

@@ -66,7 +66,15 @@ class Sampler:
         most = self._folded(call, samples)
         while samples > 0:
             draws = min(most, samples)
-            yield _grouped(self.run(_repeated(call, draws)), draws)
+            try:
+                leaves = self.run(_repeated(call, draws))
+            except Exception:
+                if draws == 1:
+                    raise
+                # a model may refuse so many rows, and take the call as it is
+                self._foldable[_kind(call)], most = False, 1
+                continue
+            yield _grouped(leaves, draws)
             samples -= draws
 
     def examples_apart(self, call: Call) -> bool:
@@ -105,17 +113,15 @@ def _numbers(tensor: Tensor) -> int:
 
 
 def _repeated(call: Call, times: int) -> Call:
-    """(times · examples) rows, all examples once and then again."""
-    if times == 1:
-        return call
-    return call.batched(lambda tensor: tensor.repeat(times, *[1] * (tensor.dim() - 1)))
+    """(examples · times) rows, those of an example together: what is sorted stays so, as the lengths of sequences."""
+    return call if times == 1 else call.batched(lambda tensor: tensor.repeat_interleave(times, 0))
 
 
 def _grouped(leaves: list[Any], draws: int) -> list[Any]:
     def grouped(leaf: Any) -> Any:
         if not is_float(leaf):
             return leaf
-        return leaf.unflatten(0, (draws, -1)) if draws > 1 else leaf.unsqueeze(0)
+        return leaf.unflatten(0, (-1, draws)).transpose(0, 1) if draws > 1 else leaf.unsqueeze(0)
 
     return [grouped(leaf) for leaf in leaves]
 

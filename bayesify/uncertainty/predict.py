@@ -118,7 +118,7 @@ class _Reader:
     def joined(self, pieces: list[list[Any]]) -> Prediction:
         """The pieces as one prediction, of the output's structure."""
         assert self.structure is not None
-        leaves = [_joined(list(own), self.dim % max(1, _dims(own[0]))) for own in zip(*pieces, strict=True)]
+        leaves = [self._joined(list(own)) for own in zip(*pieces, strict=True)]
         fields: dict[str, Any] = {}
         for name in _FIELDS:
             values = [leaf[name] if isinstance(leaf, dict) else leaf for leaf in leaves]
@@ -126,6 +126,22 @@ class _Reader:
             fields[name] = None if absent else pytree.tree_unflatten(values, self.structure)
         conformal = None if self.fitted is None else self.fitted.conformal
         return Prediction(**fields, task=self.task, dim=self.dim, conformal=conformal)
+
+    def _joined(self, pieces: list[Any]) -> Any:
+        """One leaf of all batches, along dimension 0."""
+        first = pieces[0]
+        if len(pieces) == 1:
+            return first
+        if isinstance(first, Tensor) and first.dim():
+            return _cat(pieces, 0)
+        if not isinstance(first, dict):
+            return first if all(piece is first or _equal(piece, first) for piece in pieces) else pieces
+        if self.task == "classification" and self.dim % first["mean"].dim() == 0:
+            raise UsageError(f"dim={self.dim}: the classes are in dimension 0, where batches would be joined")
+        return {
+            name: None if first[name] is None else _cat([piece[name] for piece in pieces], int("samples" in name))
+            for name in _FIELDS
+        }
 
     def _run(self, call: Call) -> list[Any]:
         """One forward pass: the leaves of what is measured, and last the log-variance or None."""
@@ -135,25 +151,6 @@ class _Reader:
             part, log_variance = self.fitted.applied(part, log_variance)
         leaves, self.structure = flattened(part, f"{type(self.model).__name__}")
         return [*leaves, log_variance]
-
-
-def _dims(piece: Any) -> int:
-    return piece["mean"].dim() if isinstance(piece, dict) else 1
-
-
-def _joined(pieces: list[Any], class_dim: int) -> Any:
-    """One leaf of all batches, along dimension 0."""
-    if len(pieces) == 1:
-        return pieces[0]
-    first = pieces[0]
-    if isinstance(first, dict):
-        return {
-            name: None if first[name] is None else _cat([piece[name] for piece in pieces], int("samples" in name))
-            for name in _FIELDS
-        }
-    if isinstance(first, Tensor) and first.dim():
-        return _cat(pieces, 0)
-    return first if all(piece is first or _equal(piece, first) for piece in pieces) else pieces
 
 
 def _equal(one: Any, other: Any) -> bool:

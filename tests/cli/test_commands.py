@@ -19,6 +19,7 @@ import bayesify
 from bayesify.cli.commands import main
 from bayesify.files import read_weights
 from bayesify.files.load_model import load_model as load
+from bayesify.files.model_file.write import ModelFile
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -309,12 +310,12 @@ def test_our_own_warnings_are_shown(here, monkeypatch):
 
 
 def test_a_failing_save_leaves_nothing(here, monkeypatch):
-    def fail(model, file):
-        file.write(b"half")
+    def fail(file):
+        yield b"half"
         raise OSError(28, "No space left on device")
 
     before = files(here)
-    monkeypatch.setattr(torch, "save", fail)
+    monkeypatch.setattr(ModelFile, "parts", fail)
     assert "No space left" in run("convert", "mlp.pt", code=2).stderr
     assert files(here) == before
 

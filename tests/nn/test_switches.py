@@ -324,3 +324,10 @@ def test_a_draw_is_there_by_whatever_way_the_code_comes_to_the_weight(way: str) 
     layer.zero_grad()
     output.sum().backward()
     assert layer.scale_of("weight").grad.abs().sum() > 0
+
+
+def test_threads_of_data_parallel_would_not_see_a_block() -> None:
+    model = bayesify.convert(nn.Sequential(nn.Linear(2, 2)))
+    assert type(model[0]._replicate_for_data_parallel()) is type(model[0])
+    with bayesify.posterior_mean(model), pytest.raises(bayesify.errors.UsageError, match="DataParallel"):
+        model[0]._replicate_for_data_parallel()

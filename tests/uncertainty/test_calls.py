@@ -257,3 +257,9 @@ def test_progress_comes_after_two_seconds_on_a_terminal(monkeypatch: pytest.Monk
 def test_progress_counts_what_was_asked_for() -> None:
     assert list(progress.progressed(iter("abc"), "Reading", True)) == ["a", "b", "c"]
     assert list(progress.progressed([], "Reading", True)) == []
+
+
+def test_classes_in_dimension_0_are_not_joined() -> None:
+    model: Any = bayesify.convert(nn.Linear(4, 3), "flipout")
+    with pytest.raises(UsageError, match="the classes are in dimension 0"):
+        bayesify.predict(model, iter(A.unbind()), task="classification")

@@ -104,6 +104,34 @@ def test_folding_does_fold(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows == [40] * 10
 
 
+class TakesTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(20, 3)
+
+    def forward(self, x: Tensor, most: int = 3) -> Tensor:
+        if len(x) > most:
+            raise RuntimeError("too many rows")
+        y: Tensor = self.layer(x)
+        return y
+
+
+def test_what_refuses_more_rows_is_not_folded() -> None:
+    model: Any = bayesify.convert(TakesTwo(), "flipout")
+    assert bayesify.predict(model, torch.randn(2, 20), samples=5, keep=True).samples.shape == (5, 2, 3)
+    with pytest.raises(RuntimeError, match="too many rows"):
+        bayesify.predict(model, torch.randn(4, 20))
+
+
+def test_folded_draws_go_to_their_examples() -> None:
+    """Two inputs far apart, of which one has no spread: nothing of one is taken for the other."""
+    model = network("flipout", nn.Linear(20, 3))
+    x = torch.stack([torch.zeros(20), torch.ones(20)])
+    found = bayesify.predict(model, x, samples=8, keep=True)
+    assert torch.equal(found.samples[:, 0], model[0].bias.detach().expand(8, 3))
+    assert (found.epistemic[1] > 0.01).all()
+
+
 class MixesExamples(nn.Module):
     def __init__(self) -> None:
         super().__init__()

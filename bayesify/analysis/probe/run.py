@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from ...errors import UsageError
 from ...nn.layer_kinds import example_dims
@@ -21,6 +22,8 @@ from ...nn.parametrized_weights import kind_before
 from ...nn.registry import plain_classes
 from ...nn.torch_functions import BODIES, MULTIPLICATIONS, Role, role
 from .example_inputs import Example
+
+OUTPUT = "the output"  # among the names of layers: the model's first output tensor
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,27 @@ def run(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> 
         stack.enter_context(_Uses(calls, layers))
         _seed()
         try:
-            return calls, example.call(model)
+            output = example.call(model)
         except Exception as error:
             first = (str(error).strip().splitlines() or ["no message"])[0]
             raise UsageError(
                 f"{type(model).__name__} fails with these example_inputs: {type(error).__name__}: {first}"
             ) from error
+    result = next((tensor for tensor in tensors_in(output) if tensor.dim()), None)
+    if result is not None:
+        calls.add(OUTPUT, result, (0,))
+    return calls, output
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """The tensors in what a model returned."""
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, Mapping):
+            yield from tensors_in(list(leaf.values()))
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module):
+            yield from tensors_in([value for value in vars(leaf).values() if isinstance(value, Tensor)])
 
 
 def _seed() -> None:
@@ -81,14 +99,15 @@ def _seed() -> None:
 def without_traces(model: nn.Module) -> Iterator[None]:
     """The model in eval mode; afterwards it and all random states are as they were."""
     modules = list(model.modules())
-    before = [(vars(each), dict(vars(each))) for each in modules]
-    registered = [(each._buffers, dict(each._buffers)) for each in modules]
-    values = [(each, each.detach().clone()) for each in model.buffers()]
+    before = [(vars(module), dict(vars(module))) for module in modules]
+    registered = [(module._buffers, dict(module._buffers)) for module in modules]
+    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     python, numpy, fused = random.getstate(), np.random.get_state(), torch.backends.mha.get_fastpath_enabled()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # it would run past the layers
-        recurrent = any(isinstance(each, nn.RNNBase) for each in modules)  # cuDNN has no backward for it in eval mode
+        # cuDNN has no backward for recurrent layers in eval mode
+        recurrent = any(isinstance(module, nn.RNNBase) for module in modules)
         cudnn = torch.backends.cudnn.flags(enabled=not recurrent)
         with torch.random.fork_rng(devices=devices), cudnn if recurrent else nullcontext():
             for module in modules:
@@ -109,8 +128,8 @@ def without_traces(model: nn.Module) -> Iterator[None]:
 def _enter(calls: Calls, name: str) -> Any:
     def enter(layer: nn.Module, args: Any, kwargs: Any) -> None:
         given = (*args, *kwargs.values())
-        x = next((each for each in given if isinstance(each, Tensor)), None)
-        packed = next((each.data for each in given if isinstance(each, PackedSequence)), None)
+        x = next((value for value in given if isinstance(value, Tensor)), None)
+        packed = next((value.data for value in given if isinstance(value, PackedSequence)), None)
         if packed is not None:
             calls.add(name, packed, None)
         elif x is not None:
@@ -134,10 +153,10 @@ class _Uses(TorchFunctionMode):
         super().__init__()
         self.calls = calls
         self.weights: list[tuple[Tensor, str]] = [
-            (each, name)
+            (parameter, name)
             for name, layer in layers.items()
-            for each in layer.parameters(recurse=False)
-            if is_lazy(each) or each.dim() > 1
+            for parameter in layer.parameters(recurse=False)
+            if is_lazy(parameter) or parameter.dim() > 1
         ]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -150,8 +169,8 @@ class _Uses(TorchFunctionMode):
         return output
 
     def _note(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
-        given = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
-        known = next((pair for pair in self.weights if any(pair[0] is each for each in given)), None)
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        known = next((pair for pair in self.weights if any(pair[0] is value for value in given)), None)
         if known is None:
             return
         weight, name = known
@@ -161,4 +180,4 @@ class _Uses(TorchFunctionMode):
                 self.calls.add(name, use.inputs[0], use.product.free_dims(use.inputs[0].dim()))
         elif role(func, args, kwargs, weight) in (Role.VIEW, Role.SCALED):
             views = [output] if isinstance(output, Tensor) else list(output)
-            self.weights += [(each, name) for each in views if isinstance(each, Tensor)]
+            self.weights += [(view, name) for view in views if isinstance(view, Tensor)]

@@ -97,7 +97,18 @@ class Builder(ABC):
             return self.tensors.storages.typed(node)
         assert isinstance(node, Call)
         rule = self.rules.get(str(node.maker)) if isinstance(node.maker, Name) else None
-        return rule(self, node) if rule is not None else self.object(node)
+        return self.object(node) if rule is None else self._by_rule(rule, node)
+
+    def _by_rule(self, rule: Rule, node: Call) -> Any:
+        try:
+            return rule(self, node)
+        except FileRefusedError:
+            raise
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+            if isinstance(error, RecursionError):
+                raise
+            # whatever a rule stumbles over, it is not what a saved file says
+            raise FileRefusedError(f"calls {node.maker} as saved files never do; {SHORT}") from None
 
     def fill(self, made: Any, pairs: list[tuple[Any, Any]]) -> Any:
         """Put key and value pairs into a dict."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from .everyday_rules import EVERYDAY_RULES
 from .global_names import Name, words
 from .hook_rules import HOOK_RULES, HOOK_TABLES, Hooks
 from .nodes import Call, Dict
+from .records import refuse_wrong_record
 from .storages import Storages
 from .tensor_rules import TENSOR_RULES
 from .trust import Trusted
@@ -189,7 +189,7 @@ class ModelBuilder(Builder):
             if state is not None:
                 pairs = self._pairs(state, f"the state of a {cls.__name__}")
                 set_attributes(made, {self.value(key): self.value(value) for key, value in pairs})
-        _check_record(made)
+        refuse_wrong_record(made)
         return made
 
     def _pairs(self, node: Any, what: str) -> list[tuple[Any, Any]]:
@@ -252,14 +252,6 @@ def _refuse_wrong_tensors(made: nn.Module) -> None:
             value = vars(made).get(name)
             if kind in (Tensor, "Tensor", Parameter, "Parameter") and not isinstance(value, Tensor | None):
                 raise FileRefusedError(f"has a {type(made).__name__} whose {name} is a {type(value).__name__}; {SHORT}")
-
-
-def _check_record(made: Any) -> None:
-    """One of bayesify's own records has all its fields."""
-    if dataclasses.is_dataclass(made) and type(made).__module__.startswith("bayesify."):
-        missing = [field.name for field in dataclasses.fields(made) if not hasattr(made, field.name)]
-        if missing:
-            raise FileRefusedError(f"has a {type(made).__name__} without {missing[0]}; {SHORT}")
 
 
 _MISUSE = "which saved models never do; refused, and no --allow lifts this"

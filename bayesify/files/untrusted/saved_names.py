@@ -6,34 +6,32 @@ which has it under its own name; in which file of the package it is written, no 
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
-from ... import distributions, nn, programs
-from ...nn.registry import plain_classes, variant
+from ...nn import __all__ as layers
 
-_LAYERS = [variant(cls, method) for cls in plain_classes() for method in ("flipout", "lrt")]
-
-PINNED: dict[str, tuple[Any, ...]] = {
+# The package and what it has, as text: a room above this one is named too, and is imported only by `pinned`.
+PINNED: dict[str, tuple[str, ...]] = {
     "bayesify.nn": (
-        *(layer for layer in _LAYERS if layer is not None and not issubclass(layer, programs.Part)),
-        nn.Settings, nn.Ledger, nn.LazyBuffer,
-        nn.mark_reached, nn.keep_unfused, nn.tell_examples, nn.forget_examples,
+        *layers, "FlipoutOutProjection", "LRTOutProjection", "Ledger", "LazyBuffer",
+        "mark_reached", "keep_unfused", "tell_examples", "forget_examples",
     ),
-    "bayesify.distributions": (
-        distributions.Posterior, distributions.Scale, distributions.Normal, distributions.LogUniform,
-        distributions.ScaleMixture,
-    ),
+    "bayesify.distributions": ("Posterior", "Scale", "Normal", "LogUniform", "ScaleMixture"),
     "bayesify.programs": (
-        programs.rebuilt, programs.again, programs.Holder, programs.Part, programs.FlipoutPart, programs.LRTPart,
-        programs.Step, programs.Ref, programs.hide_root_products, programs.find_root_products, programs.check_inputs,
+        "rebuilt", "again", "Holder", "Part", "FlipoutPart", "LRTPart", "Step", "Ref",
+        "hide_root_products", "find_root_products", "check_inputs",
     ),
+    "bayesify.uncertainty": ("Calibration", "Conformal", "Scores"),
 }  # fmt: skip
+PINNED_NAMES = frozenset(f"{package}.{name}" for package, names in PINNED.items() for name in names)
 
-PINNED_NAMES = frozenset(f"{package}.{thing.__qualname__}" for package, things in PINNED.items() for thing in things)
 
-for _package, _things in PINNED.items():
-    for _thing in _things:
-        _thing.__module__ = _package
-
-# What `torch.load(weights_only=True)` may build. `again` makes the class of a graph, from the graph's code: not that.
-BUILT_BY_TORCH = [thing for things in PINNED.values() for thing in things if thing is not programs.again]
+def pinned() -> dict[str, Any]:
+    """Give every listed class and function its pinned name. Returns them, by that name."""
+    things = {}
+    for package, names in PINNED.items():
+        for name in names:
+            things[f"{package}.{name}"] = thing = getattr(import_module(package), name)
+            thing.__module__ = package
+    return things

@@ -34,8 +34,6 @@ from .tensor_rules import TENSOR_RULES
 Role = Literal["call", "enum", "module", "plain", "value"]
 
 LIBRARIES = ("torch.nn", "torchvision", "timm", "transformers")
-FITTED = ("bayesify.uncertainty.calibration", "bayesify.uncertainty.conformal")
-OURS = (*PINNED, *FITTED)
 
 # The modules of those libraries in which their layers and configurations are; to import one does nothing else.
 _IMPORTABLE = re.compile(
@@ -66,12 +64,12 @@ def judge(name: Name, allow: Sequence[str]) -> Trusted | Refused:
     known = KNOWN.get(str(name)) or _of_torch(name)
     if known is not None:
         return known
+    if str(name) in PINNED_NAMES:
+        return _of_library(name)
     if origin_of(name) != name:
         return _derived(name, allow)
     if within(name.module, LIBRARIES):
         return _of_library(name) if _IMPORTABLE.fullmatch(name.module) else Refused()
-    if str(name) in PINNED_NAMES or within(name.module, FITTED):
-        return _of_library(name)
     if name.module.partition(".")[0] in _STANDARD or is_dangerous(name, called=True) or _is_no_class(name):
         return Refused()
     if name.module == "__main__":
@@ -135,11 +133,11 @@ def _of_library(name: Name) -> Trusted | Refused:
         return found
     if isinstance(found, enum.Enum) and within(type(found).__module__, LIBRARIES):
         return Trusted("value", found)
-    if not within(getattr(found, "__module__", None) or "", (*LIBRARIES, *OURS)):
+    if not within(getattr(found, "__module__", None) or "", (*LIBRARIES, *PINNED)):
         return Refused()
     if isinstance(found, type):
         return _class(found) or Refused()
-    listed = str(name) in HELPERS or name.module.startswith("timm.layers.activations") or str(name) in PINNED_NAMES
+    listed = str(name) in HELPERS or name.module.startswith("timm.layers.activations")
     return Trusted("value", found) if listed and callable(found) else Refused()
 
 
@@ -250,7 +248,7 @@ def _role_of(kind: type) -> Role:
 
 KNOWN: dict[str, Trusted] = {
     **{name: Trusted("call") for name in (*TENSOR_RULES, *CONTAINER_RULES, *EVERYDAY_RULES, *HOOK_RULES)},
-    **{f"{hook.__module__}.{hook.__qualname__}": Trusted("value", hook) for hook in OWN_HOOKS},
+    **{f"bayesify.nn.{hook.__qualname__}": Trusted("value", hook) for hook in OWN_HOOKS},
     **{f"builtins.{kind.__name__}": Trusted(_role_of(kind), kind) for kind in _VALUES},
     "torch.Tensor": Trusted("value", torch.Tensor),
     "numpy.ndarray": Trusted("value"),

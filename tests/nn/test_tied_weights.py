@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import bayesify
 from bayesify.nn import registry
-from bayesify.surgery.tied_weights import keep_ties, release_ties
+from bayesify.nn.tied_weights import keep_ties, release_ties
 from tests.support import METHODS, draws, judge_mean
 
 TABLES = {"rules": [{"targets": ["Embedding", "Linear"]}]}

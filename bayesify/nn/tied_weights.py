@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..nn.posterior_tensors import SUFFIXES
+from .posterior_tensors import SUFFIXES
 
 _KEYS = "_tied_weights_keys"
 _START = "(?:)"  # matches nothing, and keeps transformers from taking the expression for a mere name
@@ -45,8 +45,8 @@ def _plain(name: str) -> str:
 def _shared(module: nn.Module, keys: dict[str, str]) -> Iterator[tuple[str, str]]:
     for target, source in keys.items():
         for suffix in SUFFIXES:
-            found, other = (_at(module, f"{name}_{suffix}") for name in (target, source))
-            if found is not None and found is other:
+            scale, other = (_at(module, f"{name}_{suffix}") for name in (target, source))
+            if scale is not None and scale is other:
                 yield f"{target}_{suffix}$", f"{source}_{suffix}$"
 
 

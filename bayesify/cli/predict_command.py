@@ -1,0 +1,90 @@
+"""`bayesify predict`: a converted model's predictions, and how sure it is, from the shell."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import click
+
+from .terminal import busy, say
+
+
+@click.command()
+@click.argument("converted")
+@click.option("--inputs", metavar="FILE", required=True, help="A batch: .npz, .pt, .safetensors or .csv.")
+@click.option("-o", "--output", metavar="FILE", help="Where to write all of it: .npz or .csv.")
+@click.option("--task", type=click.Choice(["classification", "regression"]), help="What the outputs are.  [default: "
+              "plain numbers]")  # fmt: skip
+@click.option("--part", metavar="NAME", help="Which part of the model's output to predict: logits, or 0.")
+@click.option("--dim", default=-1, show_default=True, help="The dimension of the classes.")
+@click.option("--noise", metavar="STD|NAME", help="Regression's observation noise: its std, or the output's part that "
+              "has its log-variance, or `halves`.")  # fmt: skip
+@click.option("--samples", default=32, show_default=True, help="Draws of the posterior.")
+@click.option("--chunk", type=int, metavar="N", help="The most examples of one forward pass.")
+@click.option("--seed", type=int, help="The same seed, the same draws.")
+@click.option("--allow", metavar="DOTTED", multiple=True, help="A class that the file may hold: pkg.mod.Net.")
+@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON, and nothing else.")
+def predict(
+    converted: str, inputs: str, output: str | None, allow: tuple[str, ...], force: bool, as_json: bool, **options: Any
+) -> None:
+    """Predict with the model that `convert` wrote: mean, and uncertainty, total = aleatoric + epistemic.
+
+    Classification in nats, everything else in the output's unit squared.
+
+    \b
+    Examples:
+      bayesify predict resnet.flipout.pt --inputs images.npz --task classification -o out.npz
+      bayesify predict mlp.flipout.pt --inputs table.csv --task regression --noise 0.3 -o out.csv
+      bayesify predict bert.lrt.pt --inputs batch.safetensors --part logits --task classification --json
+    """
+    if output:
+        from .batch_files import check_ending
+        from .output_path import check_output
+
+        check_ending(output)
+        check_output(output, [converted, inputs], force=force)
+    with busy(f"Predicting with {converted}"):
+        prediction = _predicted(converted, inputs, allow, **options)
+    from .batch_files import summary, write_prediction
+
+    if output:
+        write_prediction(prediction, output)
+    _show(summary(prediction, options["samples"], output), as_json)
+
+
+def _predicted(
+    converted: str, inputs: str, allow: tuple[str, ...], task: Literal["classification", "regression"] | None,
+    part: str | None, noise: str | None, **options: Any,
+) -> Any:  # fmt: skip
+    import torch
+
+    from ..files.load_model import load_model
+    from ..uncertainty.predict import predict
+    from .batch_files import read_batch
+
+    model = load_model(converted, allow=allow)
+    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+    place = int(part) if part is not None and part.lstrip("-").isdigit() else part
+    return predict(model, *read_batch(inputs, dtype), task=task, output=place, noise=_noise(noise), **options)
+
+
+def _noise(text: str | None) -> float | str | None:
+    """A std, or a name of a part of the output."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
+def _show(found: Any, as_json: bool) -> None:
+    import json
+
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    say(f"{found['task'] or 'output'}, {found['samples']} samples; means over all that was predicted:")
+    for name, mean in found["means"].items():
+        say(f"  {name:<12} {mean:.6g}")
+    if found["output"]:
+        say(f"Wrote {found['output']}")

@@ -1,0 +1,61 @@
+"""The KL of one layer's posterior against its prior, at the present parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from ..distributions.prior import (
+    LogUniform,
+    ScaleMixture,
+    log_uniform_kl,
+    normal_kl,
+    scale_mixture_kl,
+    softplus_normal_kl,
+)
+from ..errors import UninitializedLayerError
+from ..estimators.precision import widened
+from .layer_kinds import fan_in
+
+
+def kl_of(layer: Any, name: str) -> Tensor:
+    """KL(q‖p) of a variational layer's `weight` or `bias` in nats, a 0-dim tensor in float32 or better.
+
+    Raises:
+        UninitializedLayerError: the layer is lazy and has not seen data, or is on the meta device.
+    """
+    mean: Any = layer.mean_of(name)
+    scale: Any = layer.scale_of(name)
+    if isinstance(layer, LazyModuleMixin):
+        raise UninitializedLayerError("has not seen data yet, so that it has no KL: run one batch first")
+    if scale.is_meta or mean.is_meta:
+        raise UninitializedLayerError(
+            "is on the meta device: load its weights, then call bayesify.reset_posterior(model)"
+        )
+    mean, scale = (layer.counted(name, _whole(tensor)) for tensor in (mean, scale))
+    prior = layer._settings.prior
+    if isinstance(prior, LogUniform):
+        return log_uniform_kl(scale)
+    posterior, mean, scale = layer._settings.posterior, widened(mean), widened(scale)
+    if isinstance(prior, ScaleMixture):
+        return scale_mixture_kl(mean, posterior.std(mean, scale), prior)
+    if posterior.parameterization == "additive":
+        return softplus_normal_kl(mean, scale, *normal_prior_of(layer, name))
+    return normal_kl(mean, posterior.std(mean, scale), *normal_prior_of(layer, name))
+
+
+def normal_prior_of(layer: Any, name: str) -> tuple[Tensor | float, Tensor | float]:
+    """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
+    prior: Any = layer._settings.prior
+    mean, std = (layer._buffers.get(f"{name}_prior_{part}") for part in ("mean", "std"))
+    prior_mean = prior.mean if mean is None else widened(layer.counted(name, mean))
+    if std is not None:
+        return prior_mean, widened(layer.counted(name, std))
+    return prior_mean, prior.std.std(prior_mean, fan_in(layer, name))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A Parameter that FSDP2 sharded, gathered; its gradient goes back to the shards."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
