@@ -20,6 +20,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from .recomputation import refuse_other_noise
+
 MEAN = "mean"  # what a layer computes with inside `posterior_mean`
 
 _Ways = Mapping[nn.Module, Any]
@@ -133,6 +135,7 @@ def _way_of(layer: nn.Module) -> Any:
         way = ways.get(layer)
         if way is not None:
             return way
+    refuse_other_noise(layer)
     return None
 
 
