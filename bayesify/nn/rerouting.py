@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode, resolve_name
 
@@ -21,11 +21,11 @@ from ..estimators.products import EinsumProduct, GroupedProduct, LinearProduct
 from .base import LRT, Flipout, Variational
 from .held_draws import Spread, mapped
 from .product_readers import Use
-from .switches import draws_of_forward, is_quiet, set_draws_of_forward
+from .switches import Switchable, draws_of_forward, is_quiet, set_draws_of_forward
 from .torch_functions import BODIES, MULTIPLICATIONS, Role, role
 
 
-class Rerouting(nn.Module):
+class Rerouting(Switchable):
     """Stands before the class of a module whose forward multiplies by its children's weights; `_reads` names them.
 
     `_uncompiled`: its forward takes a view of a weight as an attribute (`.T`), which Dynamo would hide from the mode.
