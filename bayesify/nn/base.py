@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter, UninitializedParameter
 
-from ..distributions.posterior import SMALLEST_STD
 from ..errors import NoPosteriorError, ShapeError, UsageError, did_you_mean
 from ..estimators import noise
 from ..estimators.flipout import flipout
@@ -232,7 +231,7 @@ class Variational(Switchable):
         mean, scale = self.mean_of(name), self.scale_of(name)
         assert scale is not None
         wide = widened(mean)
-        stds = torch.as_tensor(std, dtype=wide.dtype, device=wide.device).clamp_min(SMALLEST_STD).expand_as(wide)
+        stds = torch.as_tensor(std, dtype=wide.dtype, device=wide.device).expand_as(wide)
         scale.copy_(self._settings.posterior.scale_of(stds, wide))
 
     @torch.no_grad()

@@ -30,11 +30,14 @@ _backward = torch._C._current_graph_task_id  # -1 outside of backward passes
 
 
 class _Forward(threading.local):
-    """What belongs to the forward that runs in this thread, which it never leaves."""
+    """What belongs to the forward that runs in this thread, which it never leaves.
+
+    Lists, since Dynamo carries out what compiled code does to a list, and drops what it assigns to a `local`.
+    """
 
     def __init__(self) -> None:
-        self.told: tuple[int, Any] | None = None  # examples, and what was told before
-        self.draws: _Draws = ()
+        self.told: list[int] = []  # of the models whose forwards run, the innermost last
+        self.draws: list[_Draws] = [()]
 
 
 _FORWARD = _Forward()
@@ -68,28 +71,29 @@ def is_quiet(layer: nn.Module) -> bool:
 
 
 def tell_examples_of(examples: int) -> None:
-    """Note, at the start of a model's forward, how many examples its inputs have; 0 where that is not known."""
-    _FORWARD.told = (examples, _FORWARD.told)
+    """Note, at the start of a model's forward, how many examples its inputs have; -1 where that is not known."""
+    _FORWARD.told.append(examples)
 
 
 def forget_examples_of() -> None:
     """Take back the last `tell_examples_of`."""
-    _FORWARD.told = _FORWARD.told[1] if _FORWARD.told else None
+    if _FORWARD.told:
+        _FORWARD.told.pop()
 
 
 def examples_of_forward() -> int:
-    """How many examples the forward that runs in this thread has; 0 where none runs, or it is not known."""
-    return _FORWARD.told[0] if _FORWARD.told else 0
+    """How many examples the forward that runs in this thread has; 0 where none runs, -1 where that is not known."""
+    return _FORWARD.told[-1] if _FORWARD.told else 0
 
 
 def set_draws_of_forward(draws: _Draws) -> None:
     """Have the forward that runs in this thread compute with these draws: (layer, name of a weight -> draw)."""
-    _FORWARD.draws = draws
+    _FORWARD.draws[0] = draws
 
 
 def draws_of_forward() -> _Draws:
     """What `set_draws_of_forward` set in this thread."""
-    return _FORWARD.draws
+    return _FORWARD.draws[0]
 
 
 def remember_examples(layer: nn.Module, rows: int, examples: int) -> None:

@@ -88,8 +88,8 @@ HOLDERS = {
             TENSOR, True, name("collections.OrderedDict").call(), state
         )
     ),
-    "settings": lambda state: holding(name("bayesify.nn.settings.Settings").new().build(state)),
-    "ledger": lambda state: holding(name("bayesify.nn.kl.Ledger").new().build(state)),
+    "settings": lambda state: holding(name("bayesify.nn.Settings").new().build(state)),
+    "ledger": lambda state: holding(name("bayesify.nn.Ledger").new().build(state)),
     "a hook": lambda state: module(
         _forward_pre_hooks={0: name("torch.nn.utils.prune.Identity").new().build({"_tensor_name": "w", **state})}
     ),
@@ -122,7 +122,7 @@ def shadows() -> Files:
 
 def twice() -> Files:
     """The gadget of the audit: a state that sets `__setstate__`, and a second one that would call it."""
-    for cls in ("torch.nn.modules.linear.Identity", "bayesify.nn.kl.Ledger", "argparse.Namespace"):
+    for cls in ("torch.nn.modules.linear.Identity", "bayesify.nn.Ledger", "argparse.Namespace"):
         made = name(cls).new().build({**EMPTY, "x": 1}).build({"y": 2})
         yield f"{cls} with two states", holding(made).file()
 
