@@ -127,7 +127,10 @@ def test_without_its_pin_a_class_is_lost_by_the_move(monkeypatch: pytest.MonkeyP
 def test_a_calibrated_model_opens_after_the_code_has_moved(tmp_path: Any) -> None:
     model: Any = bayesify.convert(nn.Sequential(nn.Linear(3, 4)), "flipout")
     bayesify.calibrate(model, [(torch.randn(8, 3), torch.randint(0, 4, (8,)))], task="classification", samples=2)
-    bayesify.save(model, tmp_path / "model.pt")
-    file = (tmp_path / "model.pt").read_bytes()
+    file = saved(model)
     assert names_in(file) <= PINNED_NAMES
+    with moved(), safe_globals([nn.Sequential]):
+        loaded = torch.load(io.BytesIO(file), weights_only=True)
+    assert loaded._calibration == model._calibration
+    bayesify.save(model, tmp_path / "model.pt")
     assert vars(bayesify.load(tmp_path / "model.pt")).keys() == vars(model).keys()
