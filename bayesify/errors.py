@@ -100,7 +100,7 @@ class BypassError(BayesifyError, RuntimeError):
 
 
 class StalePosteriorError(BayesifyError, RuntimeError):
-    """A mean was replaced after conversion, so that its scale no longer fits it, or a layer with a posterior is gone."""
+    """A mean was replaced after conversion, so that its scale does not fit it, or a layer with a posterior is gone."""
 
 
 class NoPosteriorError(BayesifyError, AttributeError):

@@ -118,8 +118,8 @@ def converted_class(module: nn.Module, method: Method, weights: bool) -> type[Va
     known = None if weights else variant(kind, method)
     if known is None or kind is cls:
         return known or rerouted(cls, method)
-    # torch makes a class for each module with parametrizations, which cannot be pickled; when it takes the last one off,
-    # it gives the module the first base of that class
+    # torch makes a class for each module with parametrizations, which cannot be pickled. When it takes the last one
+    # off, it gives the module the first base of that class
     members = {"__module__": __name__, "__doc__": f"A parametrized {known.__name__}.", "_plain": cls}
     return type(_PREFIXES[method] + cls.__name__, (known,), computing_members(cls) | members)
 

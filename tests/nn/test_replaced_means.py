@@ -1,4 +1,4 @@
-"""Means that other code replaces after conversion, and layers that it takes out: the posterior follows, or is refused."""
+"""Means that other code replaces after conversion, and layers that it takes out: the posterior follows or refuses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_convolution_fused_with_its_norm_is_refused(method: Method) -> None:
     model[1].running_var.fill_(100.0)
     fused: Any = fuse_conv_bn_eval(model[0], model[1])
     for use in (lambda: fused(X), fused.kl_divergence, lambda: fused.weight_std, lambda: fused.draw("weight")):
-        with pytest.raises(StalePosteriorError, match="weight of .*Conv1d was replaced"):
+        with pytest.raises(StalePosteriorError, match=r"weight of .*Conv1d was replaced"):
             use()
     with bayesify.posterior_mean(fused):
         assert torch.allclose(fused(X), net()[0](X) / 100.0**0.5, atol=0.1)  # the mean is what was asked for
@@ -130,9 +130,9 @@ def test_pruning_made_permanent_is_refused() -> None:
     prune.l1_unstructured(plain[0], "weight", 0.5)
     model: Any = bayesify.convert(plain)
     prune.remove(model[0], "weight")
-    with pytest.raises(StalePosteriorError, match="pruning .* permanent"):
+    with pytest.raises(StalePosteriorError, match=r"pruning .* permanent"):
         model(X)
-    with pytest.raises(StalePosteriorError, match="pruning .* permanent"):
+    with pytest.raises(StalePosteriorError, match=r"pruning .* permanent"):
         model.kl()
     assert bayesify.convert(bayesify.revert(model)).kl() > 0
 
