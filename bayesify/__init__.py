@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .uncertainty.calibrate import calibrate
     from .uncertainty.calibration import Calibration
     from .uncertainty.draws import draw, sample
+    from .uncertainty.fit_lora import FittedLora, fit_lora
     from .uncertainty.fit_std import FittedStd, fit_std
     from .uncertainty.kl_in_training import annealing, attach_kl, elbo
     from .uncertainty.predict import predict
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BayesifyError",
     "Calibration",
+    "FittedLora",
     "FittedStd",
     "Plan",
     "Policy",
@@ -55,6 +57,7 @@ __all__ = [
     "draw",
     "elbo",
     "extend_optimizer",
+    "fit_lora",
     "fit_std",
     "flipout",
     "functional",
@@ -88,7 +91,9 @@ _DEFINED_IN = {
     "draw": "uncertainty.draws",
     "elbo": "uncertainty.kl_in_training",
     "extend_optimizer": "surgery.optimizer",
+    "FittedLora": "uncertainty.fit_lora",
     "FittedStd": "uncertainty.fit_std",
+    "fit_lora": "uncertainty.fit_lora",
     "fit_std": "uncertainty.fit_std",
     "flipout": "surgery.convert",
     "kl": "nn.kl:total_kl",

@@ -108,7 +108,7 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
         model = _opened(source)
         made = plan(model, policy, example_inputs=inputs)
         converted = carry_out(made, model, inplace=True, kl_name=kl_name)
-        save(converted, target, plan=made.to_dict(), **source.recorded())
+        save(converted, target, plan=made.to_dict(), overwrite=force, sources=source.files, **source.recorded())
     _show(made, **options)
     say(f"\nWrote {target}", err=options["as_json"])
 
@@ -214,7 +214,8 @@ def revert(
         model = load_model(converted, allow=allow)
         if seed is not None:
             torch.manual_seed(seed)
-        save(surgery.revert(model, weights, inplace=True), output)
+        plain = surgery.revert(model, weights, inplace=True)
+        save(plain, output, overwrite=force, sources=[converted])
     say(f"Wrote {output}")
 
 

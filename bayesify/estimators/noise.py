@@ -20,10 +20,16 @@ def normal_like(tensor: Tensor) -> Tensor:
 
 
 def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Random bytes, of shape (words, 8), that hold one fair bit for each element of `shape`. `signs` unpacks them."""
+    """One fair random bit for each element of `shape`, in bytes of shape (words, 8). `signs` unpacks them.
+
+    In an exported program they are booleans of that shape: drawn so, since exporters make a constant of a draw whose
+    probabilities are one.
+    """
     words = (prod(shape) + 63) // 64
     if not torch.compiler.is_compiling() and (counts := _counts.get()) is not None:
         counts.append(prod(shape))
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # with a dynamic batch, no number of words can be promised
+        return torch.rand(list(shape), device=like.device) < 0.5
     if _inductor_is_slow(like):
         bits = torch.ops.bayesify.random_words(like, words, torch.empty(()))
     else:
@@ -33,6 +39,8 @@ def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
 
 def signs(bits: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The bits as ±1, of the given shape and dtype."""
+    if bits.dtype is torch.bool:
+        return bits.to(dtype) * 2 - 1
     shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
     spread = (bits.unsqueeze(-1) >> shifts) & 1
     return (spread.flatten()[: prod(shape)].view(shape).to(dtype) * 2) - 1

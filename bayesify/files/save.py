@@ -6,10 +6,10 @@ import contextlib
 import json
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from .model_factory import is_spec
 from .model_file.description import Factory
 from .model_file.opening import Way, is_converted, lost_in_pickle, lost_when_opened
 from .model_file.write import ModelFile, described
+from .whole_file import Watched, whole_file
 
 _NOT_DATA = (pickle.PicklingError, AttributeError, TypeError, RuntimeError)
 _WAYS = (
@@ -37,38 +38,61 @@ def save(
     args: Mapping[str, Any] | None = None,
     structure: bool = True,
     plan: Mapping[str, Any] | None = None,
+    overwrite: bool = True,
+    sources: Sequence[str | PathLike[str]] = (),
 ) -> None:
     """Write the whole model to a file that `bayesify.load` opens.
 
-    A converted model's tensors are in the layout of safetensors, each with a checksum; its structure, its posterior
-    and the rest are JSON beside them: no pickle. A plain model, such as `revert` returns, is written by torch.save, for
-    any program that knows torch. The file appears when it is complete and would open again with all that the model
-    has: where anything fails, an older file stays as it was.
+    A converted model's tensors are in the layout of safetensors, each with a checksum, and all else is JSON: no
+    pickle. A plain model is written by torch.save, for any program that knows torch. The file appears when it is
+    complete and would open again with all that the model has: where anything fails, an older file stays as it was.
 
     Args:
         model: a converted model, or a plain one.
         path: the file.
-        factory, args: the code that builds the plain network, `package.module:callable`, and its keyword arguments:
-            for a network that cannot be built from data. Opening the file runs it only at the caller's word.
+        factory, args: the code that builds the plain network, `package.module:callable`, and its keyword arguments,
+            for one that cannot be built from data. Opening the file runs it only at the caller's word.
         structure: whether to write how the model is built; without it, the file fills networks that callers build.
         plan: the plan that the model was converted by, `plan.to_dict()`: kept with it.
+        overwrite: whether a file that is there, or appears meanwhile, is replaced.
+        sources: files that never are, under whatever name.
 
     Raises:
         UsageError: the place cannot be written, or the model holds what is not data and no factory builds it.
     """
     kept = _factory(factory, args)
     _refuse_other(model, path)
-    target = _target(path)
-    if kept is None and structure and not is_converted(model):
-        with _told(model, path), _replacing(target) as file:
-            torch.save(model, file)
-            file.flush()
-            _refuse_lost(model, path, file.name)
+    target = _target(path, sources)
+    plain = kept is None and structure and not is_converted(model)
+    content = None if plain else _opening_content(model, path, kept, structure, plan)
+    with _told(model, path), whole_file(target, overwrite=overwrite) as file:
+        _write(model, path, content, file)
+
+
+def _write(model: nn.Module, path: Any, content: ModelFile | None, file: BinaryIO) -> None:
+    """The content, or the model by torch.save where there is none."""
+    if content is None:
+        _pickle(model, file)
+        _refuse_lost(model, path, file)
         return
-    content = _opening_content(model, path, kept, structure, plan)
-    with _told(model, path), _replacing(target) as file:
-        for part in content.parts():
-            file.write(part)
+    for part in content.parts():
+        file.write(part)
+
+
+def _pickle(model: nn.Module, file: BinaryIO) -> None:
+    watched = Watched(file)
+    try:
+        torch.save(model, cast(Any, watched))
+    except Exception as error:
+        # torch's writer tells of a failed write, and of an interrupt, only that writing failed
+        raise (watched.failure or _interrupt(error) or error) from None
+    file.flush()
+
+
+def _interrupt(error: BaseException | None) -> BaseException | None:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
 
 
 @contextlib.contextmanager
@@ -76,14 +100,16 @@ def _told(model: nn.Module, path: Any) -> Iterator[None]:
     """What fails in writing, as an error of ours that says what to do."""
     try:
         yield
+    except FileExistsError:
+        raise UsageError(f"{path}: exists already") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from None
     except _NOT_DATA as error:
         raise UsageError(f"{path}: {_why_not_data(model, error)}; {_WAYS}") from error
 
 
-def _refuse_lost(model: nn.Module, path: Any, written: str) -> None:
-    lost = lost_in_pickle(model, written)
+def _refuse_lost(model: nn.Module, path: Any, file: BinaryIO) -> None:
+    lost = lost_in_pickle(model, file)
     if lost is not None:
         raise UsageError(f"{path}: {lost}; {_WAYS}")
 
@@ -105,8 +131,11 @@ def _factory(spec: str | None, args: Mapping[str, Any] | None) -> Factory | None
         raise UsageError(f"args of {spec} must be plain values, as in JSON: {error}") from None
 
 
-def _target(path: str | PathLike[str]) -> Path:
+def _target(path: str | PathLike[str], sources: Sequence[str | PathLike[str]]) -> Path:
     target = Path(os.path.realpath(path))
+    for source in sources:
+        if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
+            raise UsageError(f"{path}: is {source} itself, which is never overwritten")
     if os.path.isdir(target):
         raise UsageError(f"{path}: is a folder; name the file to write")
     if os.path.exists(target) and not os.path.isfile(target):
@@ -142,19 +171,6 @@ def _refuse_other(model: nn.Module, path: str | PathLike[str]) -> None:
             f"{path}: {name or 'the model'} is a torch.fx graph, which is pickled as code that no one should load: "
             "save model.state_dict(), or convert an exported program (torch.export), which is saved as data"
         )
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """A new file beside the target, with any new file's permissions, that takes the target's place at the end."""
-    beside = target.with_name(f".{target.name[:200]}.{os.getpid()}.tmp")
-    try:
-        with beside.open("xb") as file:
-            yield file
-            file.flush()
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _culprit(model: nn.Module) -> str | None:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter, UninitializedParameter
 
-from ..distributions.posterior import SMALLEST_STD
 from ..errors import NoPosteriorError, ShapeError, UsageError, did_you_mean
 from ..estimators import noise
 from ..estimators.flipout import flipout
@@ -88,6 +87,20 @@ class Variational(RemembersMeans, Switchable):
                 return draws[name]
         return super().__getattr__(name)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """As torch moves or casts a module, except that scales stay at least float32 (see `Posterior.start`)."""
+        if "_settings" not in self.__dict__:
+            return super()._apply(fn, recurse)
+        scales = [scale for scale in map(self.scale_of, self.means()) if scale is not None]
+        wide = {id(tensor) for scale in scales for tensor in (scale, scale.grad) if tensor is not None}
+
+        def kept(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            narrowed = id(tensor) in wide and moved.is_floating_point() and moved.dtype.itemsize < 4
+            return tensor.to(moved.device, torch.float32) if narrowed else moved
+
+        return super()._apply(kept, recurse)
+
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         with unrouted():  # the mean, from inside a forward that computes with a draw too
             super()._save_to_state_dict(*args, **kwargs)
@@ -140,13 +153,13 @@ class Variational(RemembersMeans, Switchable):
             raise NoPosteriorError(
                 f"{type(self).__name__} has no posterior over {name!r}, but over {self.means()}.{near}"
             )
-        if scale.shape != mean.shape:
+        if not torch.jit.is_tracing() and scale.shape != mean.shape:  # type: ignore[no-untyped-call]
             raise ShapeError(
                 f"{name} has shape {tuple(mean.shape)} but its posterior was made for {tuple(scale.shape)}: "
                 "resize first, then convert"
             )
         with unrouted():
-            std, left = self._settings.posterior.std(mean, scale), mask(self, name)
+            std, left = self._settings.posterior.std(mean, scale).to(mean.dtype), mask(self, name)
             return std if left is None else std * left
 
     def spread_of(self, name: str, mean: Tensor | None = None) -> Spread:
@@ -238,7 +251,7 @@ class Variational(RemembersMeans, Switchable):
         mean, scale = self.mean_of(name), self.scale_of(name)
         assert scale is not None
         wide = widened(mean)
-        stds = torch.as_tensor(std, dtype=wide.dtype, device=wide.device).clamp_min(SMALLEST_STD).expand_as(wide)
+        stds = torch.as_tensor(std, dtype=wide.dtype, device=wide.device).expand_as(wide)
         scale.copy_(self._settings.posterior.scale_of(stds, wide))
 
     @torch.no_grad()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
+from .batch_arguments import examples_in
 from .switches import forget_examples_of, tell_examples_of
 
-EXAMPLES_ALONG = "_examples_along"  # on a model: which dimension of its own inputs holds the examples
+EXAMPLES_ALONG = "_examples_along"  # on a model: which of its own arguments hold the examples
 
 
 def mark_reached(module: Any, args: Any, output: Any) -> None:
@@ -18,10 +21,10 @@ def mark_reached(module: Any, args: Any, output: Any) -> None:
 
 def tell_examples(model: nn.Module, args: Any, kwargs: Any) -> None:
     """The forward pre-hook of a model that has folding layers."""
-    dim = getattr(model, EXAMPLES_ALONG)
-    tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > dim)
-    first = next(tensors, None)
-    tell_examples_of(0 if first is None else first.shape[dim])
+    examples = examples_in(args, kwargs, getattr(model, EXAMPLES_ALONG))
+    if not examples and not torch.compiler.is_compiling():
+        warnings.warn(_UNTOLD, stacklevel=2)
+    tell_examples_of(examples or -1)
 
 
 def forget_examples(model: nn.Module, args: Any, output: Any) -> None:
@@ -31,3 +34,9 @@ def forget_examples(model: nn.Module, args: Any, output: Any) -> None:
 
 def keep_unfused(module: nn.Module, args: Any) -> None:
     """A forward pre-hook that does nothing: with any hook on it, torch's encoder layer calls its layers one by one."""
+
+
+_UNTOLD = (
+    "this call has no argument like those of example_inputs that hold the batch: where others are folded into it, each "
+    "row of a layer counts as an example; convert with example_inputs as the model is called"
+)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode, resolve_name
 
@@ -23,11 +23,11 @@ from .base import LRT, Flipout, Variational
 from .held_draws import Spread, mapped
 from .product_readers import Use
 from .recomputation import Region, refuse_other_noise, region, region_with_reentry
-from .switches import draws_of_forward, is_quiet, set_draws_of_forward
+from .switches import Switchable, draws_of_forward, is_quiet, set_draws_of_forward
 from .torch_functions import BODIES, MULTIPLICATIONS, Role, role
 
 
-class Rerouting(nn.Module):
+class Rerouting(Switchable):
     """Stands before the class of a module whose forward multiplies by its children's weights; `_reads` names them.
 
     `_uncompiled`: its forward takes a view of a weight as an attribute (`.T`), which Dynamo would hide from the mode.

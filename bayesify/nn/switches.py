@@ -18,8 +18,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from ..errors import UsageError
 from .recomputation import refuse_other_noise
 
 MEAN = "mean"  # what a layer computes with inside `posterior_mean`
@@ -32,11 +33,14 @@ _backward = torch._C._current_graph_task_id  # -1 outside of backward passes
 
 
 class _Forward(threading.local):
-    """What belongs to the forward that runs in this thread, which it never leaves."""
+    """What belongs to the forward that runs in this thread, which it never leaves.
+
+    Lists, since Dynamo carries out what compiled code does to a list, and drops what it assigns to a `local`.
+    """
 
     def __init__(self) -> None:
-        self.told: tuple[int, Any] | None = None  # examples, and what was told before
-        self.draws: _Draws = ()
+        self.told: list[int] = []  # of the models whose forwards run, the innermost last
+        self.draws: list[_Draws] = [()]
 
 
 _FORWARD = _Forward()
@@ -70,28 +74,29 @@ def is_quiet(layer: nn.Module) -> bool:
 
 
 def tell_examples_of(examples: int) -> None:
-    """Note, at the start of a model's forward, how many examples its inputs have; 0 where that is not known."""
-    _FORWARD.told = (examples, _FORWARD.told)
+    """Note, at the start of a model's forward, how many examples its inputs have; -1 where that is not known."""
+    _FORWARD.told.append(examples)
 
 
 def forget_examples_of() -> None:
     """Take back the last `tell_examples_of`."""
-    _FORWARD.told = _FORWARD.told[1] if _FORWARD.told else None
+    if _FORWARD.told:
+        _FORWARD.told.pop()
 
 
 def examples_of_forward() -> int:
-    """How many examples the forward that runs in this thread has; 0 where none runs, or it is not known."""
-    return _FORWARD.told[0] if _FORWARD.told else 0
+    """How many examples the forward that runs in this thread has; 0 where none runs, -1 where that is not known."""
+    return _FORWARD.told[-1] if _FORWARD.told else 0
 
 
 def set_draws_of_forward(draws: _Draws) -> None:
     """Have the forward that runs in this thread compute with these draws: (layer, name of a weight -> draw)."""
-    _FORWARD.draws = draws
+    _FORWARD.draws[0] = draws
 
 
 def draws_of_forward() -> _Draws:
     """What `set_draws_of_forward` set in this thread."""
-    return _FORWARD.draws
+    return _FORWARD.draws[0]
 
 
 def remember_examples(layer: nn.Module, rows: int, examples: int) -> None:
@@ -171,7 +176,29 @@ _NOW = _Now()
 
 
 class Switchable(nn.Module):
-    """A module that may be switched."""
+    """A module that may be switched, and that is computed whole: a leaf to torch.fx, and nothing for TorchScript."""
 
     _way = _traceable(_way_of)
     _last_examples = _traceable(_last_examples)
+
+    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, fx.Proxy):  # a trace goes past the layer as past torch's own, hooks included
+                return value.tracer.create_proxy("call_module", _path(value.tracer, self), args, kwargs)
+        return super()._call_impl(*args, **kwargs)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script asks each module for.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            f"torch.jit.script cannot compile a {type(self).__name__}: use torch.jit.trace(model, x), which keeps the "
+            "noise, or torch.jit.script(bayesify.revert(model))"
+        )
+
+
+def _path(tracer: Any, module: nn.Module) -> str:
+    path: str = tracer.path_of_module(module)
+    return path

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..decision import Decision
+from ..nn.batch_arguments import BatchArgument
 from ..policy.policy import Policy
 from ..programs.insertion import Insertion
 
@@ -20,7 +21,7 @@ class Plan:
         policy: what it was decided by.
         rows: the decisions, in the model's order.
         totals: how many modules convert, stay, are blocked or adjusted, and Parameters before and after.
-        batch_dim: the dimension of the model's own inputs that holds the batch.
+        batch_arguments: which of the model's own arguments hold the batch, as far as example inputs told.
         insertions: the layers that stand in the model's torch.fx graphs for their products, by the graph's name.
     """
 
@@ -28,7 +29,7 @@ class Plan:
     policy: Policy
     rows: tuple[Decision, ...]
     totals: dict[str, int] = field(repr=False)
-    batch_dim: int = 0
+    batch_arguments: tuple[BatchArgument, ...] = ()
     insertions: dict[str, Insertion] = field(default_factory=dict, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from torch import nn
 
 from ..analysis.census import census
 from ..analysis.probe.example_inputs import ExampleInputs
-from ..analysis.probe.findings import Finding, examples_dim, findings
+from ..analysis.probe.findings import Finding, findings
 from ..analysis.site import Forwards, Site
 from ..decision import Decision
+from ..nn.batch_arguments import BatchArgument
 from ..nn.layer_kinds import layer_kind
 from ..nn.registry import converted_class
 from ..policy.policy import Policy, PolicyLike
@@ -54,12 +55,12 @@ def plan(model: nn.Module, policy: PolicyLike = "flipout", *, example_inputs: Ex
     drafts = owned(drafts, policy, model)
     depth = sum(draft.claimed.method is not None for draft in drafts)
     drafts = counted(replace(draft, decided=_decided(draft, depth)) for draft in drafts)
-    drafts = _noted(drafts, _findings(model, drafts, example_inputs))
+    told, arguments = _findings(model, drafts, example_inputs)
+    drafts = _noted(drafts, told)
     order = {own[0]: at for at, own in enumerate(names.values())}
     decisions = sorted(adjusted(model, names, drafts), key=lambda decision: order[decision.name])
     decisions += _outside(model)
-    batch = 0 if example_inputs is None else examples_dim(example_inputs)
-    return Plan(kind_of(model).__name__, policy, tuple(decisions), totals(model, decisions), batch, insertions)
+    return Plan(kind_of(model).__name__, policy, tuple(decisions), totals(model, decisions), arguments, insertions)
 
 
 def _names(model: nn.Module) -> dict[int, tuple[str, ...]]:
@@ -111,10 +112,12 @@ def _decided(draft: Draft, depth: int) -> Decision:
     )
 
 
-def _findings(model: nn.Module, drafts: Sequence[Draft], given: ExampleInputs | None) -> dict[str, Finding]:
-    """What the example inputs tell of the layers that convert, by name."""
+def _findings(
+    model: nn.Module, drafts: Sequence[Draft], given: ExampleInputs | None
+) -> tuple[dict[str, Finding], tuple[BatchArgument, ...]]:
+    """What the example inputs tell of the layers that convert, by name, and of the model's arguments."""
     if given is None:
-        return {}
+        return {}, ()
     decisions = [draft.decision for draft in drafts]
     layers = {decision.name: decision.settings for decision in decisions if decision.settings is not None}
     return findings(model, layers, given)

@@ -1,7 +1,8 @@
 """Policy files: YAML 1.2 as plain data with the line of each key; and the presets that bayesify ships.
 
-ruamel.yaml parses. Its events are read one by one, so that every duplicate key, anchor and tag is reported with its
-line, all at once, and so that a file which is nested too deeply is refused before anything is built from it.
+ruamel.yaml parses: by libyaml where that is installed, and in Python where something is wrong with the file. Its events
+are read one by one, so that every duplicate key, anchor and tag is reported with its line, all at once, and so that a
+file which is nested too deeply is refused before anything is built from it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import re
 import reprlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +65,9 @@ def read_yaml(text: str, source: str) -> tuple[Any, Origin, list[Problem]]:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+    quick = _read_by_libyaml(text)
+    if quick is not None:
+        return quick[0], Origin(source, quick[1]), []
     reader = _Reader(YAML(typ="safe", pure=True), text)
     try:
         data = reader.document()
@@ -73,6 +78,24 @@ def read_yaml(text: str, source: str) -> tuple[Any, Origin, list[Problem]]:
     except _RefusedError as error:
         raise PolicyError([str(error)], source) from None
     return data, Origin(source, reader.lines), reader.problems
+
+
+def _read_by_libyaml(text: str) -> tuple[Any, dict[KeyPath, int]] | None:
+    """The data and lines of a text without a problem, ten times as fast; else None, for the other scanner to report.
+
+    Also None where libyaml is not installed, and where it would end lines at characters that YAML 1.2 does not.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    if not find_spec("_ruamel_yaml") or re.search("[\x85\u2028\u2029\ufeff]", text):
+        return None
+    reader = _Reader(YAML(typ="safe"), text)
+    try:
+        data = reader.document()
+    except (YAMLError, _RefusedError):
+        return None
+    return None if reader.problems else (data, reader.lines)
 
 
 class _RefusedError(Exception):

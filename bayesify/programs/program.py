@@ -13,7 +13,7 @@ from torch.nn.parameter import Parameter
 
 from ..errors import UsageError
 from ..nn.base import Variational
-from ..nn.folded_batches import watch_examples, watched_dim
+from ..nn.folded_batches import watch_examples, watched_arguments
 from ..nn.kl import Ledger
 from ..nn.posterior_tensors import posterior_tensors
 from ..nn.registry import variant
@@ -166,7 +166,7 @@ def state_of(program: Program) -> dict[str, Any]:
         "parameters": {_join(name, leaf): own for name, module in places for leaf, own in module._parameters.items()},
         "buffers": {_join(name, leaf): own for name, module in places for leaf, own in module._buffers.items()},
         "layers": {name: (layer.method, layer._settings) for name, layer in layers.items()},
-        "examples along": watched_dim(program),
+        "examples along": watched_arguments(program),
         "kl": [name for name, value in vars(program).items() if isinstance(value, Ledger)],
         "training": program.training,
     }
@@ -189,8 +189,8 @@ def rebuilt(text: str, state: dict[str, Any]) -> Program:
         for leaf in module._buffers:
             module._buffers[leaf] = state["buffers"][_join(name, leaf)]
         refresh(module)
-    if state.get("examples along") is not None:
-        watch_examples(program, int(state["examples along"]))
+    if state.get("examples along"):
+        watch_examples(program, [(tuple(path), int(dim)) for path, dim in state["examples along"]])
     for name in state["kl"]:
         setattr(program, name, Ledger(program))
     return program.train(bool(state["training"]))

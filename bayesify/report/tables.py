@@ -17,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..decision import Decision
+from ..distributions.posterior import SHALLOW
+from ..distributions.prior import SHALLOW_PRIOR
 from ..escaping import printable
 from .lines import Line, Rest, converting, descriptions, layer_count, rest, short, summary, times
 
@@ -28,6 +30,7 @@ _ROOM_FOR_NAMES = 24
 _ROOM_FOR_RULES = 18
 _LAZY = "when it sees data"
 _LEGEND = "w: a weight's mean; w₀: the weights as they are at conversion"
+_SHALLOW = f"N(0, {SHALLOW_PRIOR.std}): the default prior where up to {SHALLOW} layers convert, around w₀ where more do"
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,16 @@ def report(title: str, decisions: Decisions, totals: Totals, width: int, *, full
     parts += [] if "why" in headers or not notes else [_notes(notes, lines)]
     parts += [] if "input" in headers else [Text(text, style="dim") for text in descriptions(lines)]
     parts += [_rest(others)] if others else []
-    parts += [Text(_LEGEND, style="dim")] if _needs_legend(lines) else []
+    parts += [Text(legend, style="dim") for legend in _legends(lines)]
     sums = summary(decisions, totals)
     parts.append(Text("; ".join(sums) if cell_len("; ".join(sums)) <= width else "\n".join(sums), style="bold"))
     return Group(*[line for part in parts for line in (part, Text(""))][:-1])
 
 
-def _needs_legend(lines: Sequence[Line]) -> bool:
-    return any("w₀" in line.prior for line in lines)
+def _legends(lines: Sequence[Line]) -> list[str]:
+    needed = any("w₀" in line.prior for line in lines)
+    shallow = any(line.prior == str(SHALLOW_PRIOR) for line in lines)
+    return [*([_LEGEND] if needed else []), *([_SHALLOW] if shallow else [])]
 
 
 def _layouts(lines: Sequence[Line], notes: Sequence[str], width: int) -> Iterator[list[Column]]:
@@ -241,7 +246,7 @@ def as_html(title: str, decisions: Decisions, totals: Totals) -> str:
     rows = zip(*(column.cells for column in columns), strict=True)
     body = "".join(f"<tr>{''.join(map(_cell, columns, cells))}</tr>" for cells in rows)
     items = "".join(f"<li>{_item(group)}</li>" for group in others)
-    remarks = [*descriptions(lines), *([_LEGEND] if _needs_legend(lines) else [])]
+    remarks = [*descriptions(lines), *_legends(lines)]
     small = "".join(f"<p><small>{escape(remark)}</small></p>" for remark in remarks)
     return (
         f"<p><b>{escape(printable(title))}</b></p><div style='overflow-x:auto'>"

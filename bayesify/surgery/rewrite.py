@@ -37,7 +37,7 @@ def rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:
         if row.verb == "adjusted":
             _adjust(modules[row.name])
     if any(row.settings is not None and row.settings.rows > 1 for row in made.rows):
-        watch_examples(model, made.batch_dim)
+        watch_examples(model, made.batch_arguments)
     keep_ties(model)
     setattr(model, kl_name, Ledger(model))
 

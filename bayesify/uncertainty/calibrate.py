@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributions.posterior import SMALLEST_STD
 from ..errors import UsageError, did_you_mean
 from ..nn.base import Variational
 from ..nn.kl import terms
@@ -21,6 +22,7 @@ from ..nn.posterior_mean import posterior_mean
 from ..surgery.reset import refuse_lazy
 from .calibration import Calibration, store_calibration
 from .held_out import HeldOut, Loss, Outputs, held_out
+from .likelihoods import as_good
 from .passes import undisturbed
 from .prediction import Task
 
@@ -45,9 +47,9 @@ def calibrate(
 ) -> Calibration:  # fmt: skip
     """Fit how a converted model predicts to held-out data, by forward passes only; `predict` applies what was fitted.
 
-    One factor for all posterior stds, the best of 13 from 1/16 to 4 by the NLL of the mixture over draws, each with the
-    same random numbers. Then a temperature for classification: the highest within one standard error of the best. For
-    regression the observation noise, fitted for each factor. The NLL of these data is never worse than before. They
+    One factor for all posterior stds, of 13 from 1/16 to 4, by the NLL of the mixture over draws, each with the same
+    random numbers; then, for classification, a temperature. Of both the highest within one standard error of the best.
+    For regression the observation noise, fitted for each factor. The NLL of these data is never worse than before. They
     also give `Prediction.set` and `interval` their size (split conformal prediction, see `conformal.py`). Calibrate
     after training. The outputs of all draws for all the data are held in memory.
 
@@ -91,9 +93,12 @@ def _fitted(model: nn.Module, data: HeldOut, stds: list[Std], samples: int, seed
         mean = data.outputs(model, 1)
     _refuse_infinite(data.nll(mean))
     before = draws(1.0)
-    nlls = {factor: data.nll(before if factor == 1 else draws(factor)) for factor in FACTORS}
+    losses = {factor: data.compared(before if factor == 1 else draws(factor)) for factor in FACTORS}
+    nlls = {factor: float(of_factor.mean()) for factor, of_factor in losses.items()}
     _refuse_infinite(*nlls.values())
-    factor = min(FACTORS, key=lambda factor: (nlls[factor], abs(math.log(factor))))
+    best = losses[min(FACTORS, key=lambda factor: nlls[factor])]
+    good = [factor for factor in FACTORS if as_good(losses[factor], best, losses[1.0])]
+    factor = max(good)
     after = before if factor == 1 else draws(factor)
     fitted = replace(data.fit(after), std_factor=factor)
     scores = (
@@ -130,7 +135,7 @@ def scale_posterior(stds: list[Std], factor: float) -> None:
         if factor == 1:
             std.scale.copy_(std.scale_before)
         else:
-            std.layer.set_std(std.name, std.value * factor)
+            std.layer.set_std(std.name, (std.value * factor).clamp_min(SMALLEST_STD))  # zero where pruning masks it
 
 
 def _refuse_wrong(task: Task | None, loss: Callable[..., Any] | None, samples: int) -> None:

@@ -19,6 +19,7 @@ from .calibration import Calibration, Scores
 from .calls import Call
 from .conformal import Conformal, mass_before
 from .likelihoods import (
+    as_good,
     calibration_error,
     class_log_likelihoods,
     golden_minimum,
@@ -63,9 +64,13 @@ class HeldOut(ABC):
             pieces.append(self.paired(leaves, target))
         return [torch.cat(part, 1) for part in zip(*pieces, strict=True)]
 
+    def compared(self, outputs: Outputs) -> Tensor:
+        """The NLL of each target, by which posteriors are compared: at temperature 1, with the best noise."""
+        return self.losses(outputs, self.fit(outputs))
+
     def nll(self, outputs: Outputs) -> float:
-        """The mean NLL by which posteriors are compared: the observation noise is fitted, the temperature is not."""
-        return float(self.losses(outputs, replace(self.fit(outputs), temperature=1.0)).mean())
+        """The mean of `compared`."""
+        return float(self.compared(outputs).mean())
 
     def scores(self, name: str, outputs: Outputs, calibration: Calibration) -> Scores:
         """How the outputs predict the data under a calibration."""
@@ -115,8 +120,8 @@ class Labels(HeldOut):
         logits, labels = outputs
         return mixture_nll(class_log_likelihoods(logits, labels, calibration.temperature))
 
-    def nll(self, outputs: Outputs) -> float:
-        return float(self.losses(outputs, self.blank).mean())
+    def compared(self, outputs: Outputs) -> Tensor:
+        return self.losses(outputs, self.blank)
 
     def fit(self, outputs: Outputs) -> Calibration:
         best = replace(self.blank, temperature=self._temperature(outputs))
@@ -125,10 +130,7 @@ class Labels(HeldOut):
         return replace(best, conformal=Conformal.of(mass.gather(-1, labels.unsqueeze(-1))))
 
     def _temperature(self, outputs: Outputs) -> float:
-        """The highest one that predicts as well as the best, up to its standard error, and no worse than 1 does.
-
-        The rule of Breiman et al. 1984, section 3.4.3. Data that differ a little from these want a higher temperature.
-        """
+        """The highest one that predicts as well as the best, and no worse than 1 does (see `as_good`)."""
 
         def losses(log_temperature: Tensor) -> Tensor:
             return self.losses(outputs, replace(self.blank, temperature=float(log_temperature.exp())))
@@ -140,10 +142,7 @@ class Labels(HeldOut):
             return 1.0
         for _ in range(_HALVINGS):
             middle = (best + high) / 2
-            here = losses(middle)
-            excess = here - of_best
-            good = here.mean() <= of_one.mean() and excess.mean() <= excess.std() / len(excess.flatten()) ** 0.5
-            best, high = (middle, high) if good else (best, middle)
+            best, high = (middle, high) if as_good(losses(middle), of_best, of_one) else (best, middle)
         return float(best.exp())
 
     def scores(self, name: str, outputs: Outputs, calibration: Calibration) -> Scores:

@@ -54,3 +54,14 @@ def golden_minimum(function: Callable[[Tensor], Tensor], low: Tensor, high: Tens
         left, right = torch.where(lower, inner, right), torch.where(lower, left, inner)
         of_left, of_right = torch.where(lower, of_inner, of_right), torch.where(lower, of_left, of_inner)
     return (low + high) / 2
+
+
+def as_good(losses: Tensor, best: Tensor, before: Tensor) -> bool:
+    """Whether losses are no higher than before, and the best ones' up to one standard error of the difference.
+
+    The rule of Breiman et al. 1984, section 3.4.3. Of all that are as good, `calibrate` takes the most uncertain: data
+    that differ a little from the calibration data ask for that.
+    """
+    excess = losses - best
+    error = excess.std() / excess.numel() ** 0.5 if excess.numel() > 1 else 0.0
+    return bool(losses.mean() <= before.mean() and excess.mean() <= error)

@@ -1,77 +1,17 @@
 """The command line, from the outside: what it prints where, what it writes, and how it ends."""
 
 import json
-import os
-import re
-import signal
-import subprocess
 import sys
-import time
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import nn
 
 import bayesify
-from bayesify.cli.commands import main
 from bayesify.files import read_weights
 from bayesify.files.load_model import load_model as load
-from bayesify.files.model_file.write import ModelFile
-
-ROOT = Path(__file__).resolve().parents[2]
-
-NETS = """
-import sys, time, warnings
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, width=8, nap=0):
-        super().__init__()
-        print("the model's own chatter")
-        warnings.warn("torch's own worry")
-        time.sleep(nap)
-        self.a = nn.Linear(4, width)
-        self.b = nn.Linear(width, 2)
-
-    def forward(self, x):
-        return self.b(self.a(x).relu())
-
-def named():
-    model = nn.Sequential(nn.Linear(2, 2))
-    model.kl = 3
-    return model
-"""
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder with a model and some code, and in it."""
-    monkeypatch.chdir(tmp_path)
-    torch.save(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), "mlp.pt")
-    Path("clinets.py").write_text(NETS)
-    yield tmp_path
-    sys.modules.pop("clinets", None)
-
-
-def run(*args: str, code: int = 0):
-    result = CliRunner().invoke(main, args)
-    assert result.exit_code == code, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    return result
-
-
-def shell(*args: str, **kwargs) -> subprocess.Popen:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **kwargs.pop("env", {})}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **kwargs}
-    return subprocess.Popen([sys.executable, "-m", "bayesify", *args], env=env, text=True, encoding="utf-8", **pipes)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {str(path): path.read_bytes() for path in found}
+from tests.cli.command_line import files, run
 
 
 def test_convert_writes_beside_the_model_and_prints_the_report(here):
@@ -152,68 +92,10 @@ def test_options_reach_the_reader(here):
     run("report", "clinets:Net", "--weights", "half.pt", "--ignore-keys", "b.*")
 
 
-@pytest.mark.parametrize(
-    ("model", "options", "output"),
-    [
-        ("mlp.pt", [], "mlp.flipout.pt"),
-        ("mlp.pt", ["--method", "lrt"], "mlp.lrt.pt"),
-        ("mlp.pt", ["--policy", "moped", "--method", "lrt"], "mlp.lrt.pt"),
-        ("mlp.pt", ["--policy", "last-layer"], "mlp.flipout.pt"),
-        ("mlp.pt", ["--policy", "kept.yaml"], "mlp.lrt.pt"),
-        ("mlp.pt", ["--policy", "both.yaml"], "mlp.both.pt"),
-        ("sub/old.net.pth", [], "sub/old.net.flipout.pth"),
-        ("sub/noending", [], "sub/noending.flipout.pt"),
-        ("sub/v1.2", [], "sub/v1.2.flipout.pt"),
-        ("sub/program.pt2", [], "sub/program.flipout.pt"),
-        ("clinets:Net", [], "Net.flipout.pt"),
-        ("mlp.pt", ["-o", "sub/x"], "sub/x"),
-    ],
-)
-def test_where_it_is_written(here, model, options, output):
-    Path("sub").mkdir()
-    Path("both.yaml").write_text("rules: [{targets: ['0'], method: lrt}, {targets: ['2']}]")
-    Path("kept.yaml").write_text("rules: [{targets: ['0'], method: keep}, {targets: ['2'], method: lrt}]")
-    for name in ("old.net.pth", "noending", "v1.2"):
-        Path("sub", name).write_bytes(Path("mlp.pt").read_bytes())
-    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(2, 2),)), "sub/program.pt2")
-    before = set(files(here))
-    assert run("convert", model, *options).stdout.endswith(f"Wrote {output}\n")
-    assert set(files(here)) - before == {str(here / output)}
-
-
 def test_method_beside_a_policy_replaces_its_top_level_method(here):
     Path("p.yaml").write_text("method: flipout\nrules: [{targets: ['0'], method: flipout}, {targets: ['2']}]")
     rows = json.loads(run("report", "mlp.pt", "--policy", "p.yaml", "--method", "lrt", "--json").stdout)["rows"]
     assert [row["becomes"] for row in rows] == ["FlipoutLinear", "LRTLinear"]
-
-
-def test_force_replaces_what_is_there(here):
-    Path("mlp.flipout.pt").write_text("old")
-    assert "--force" in run("convert", "mlp.pt", code=2).stderr
-    assert Path("mlp.flipout.pt").read_text() == "old"
-    run("convert", "mlp.pt", "--force")
-    assert load("mlp.flipout.pt").kl().isfinite()
-
-
-@pytest.mark.parametrize("alias", ["mlp.pt", "./sub/../mlp.pt", "absolute", "symlink.pt", "hardlink.pt", "sub/up.pt"])
-@pytest.mark.parametrize("command", ["convert", "revert"])
-def test_the_source_is_never_overwritten(here, alias, command):
-    Path("sub").mkdir()
-    Path("symlink.pt").symlink_to("mlp.pt")
-    Path("hardlink.pt").hardlink_to("mlp.pt")
-    Path("sub/up.pt").symlink_to("../symlink.pt")
-    before = files(here)
-    target = str(here / "mlp.pt") if alias == "absolute" else alias
-    assert "never overwritten" in run(command, "mlp.pt", "-o", target, "--force", code=2).stderr
-    assert files(here) == before
-
-
-def test_weights_and_policies_are_not_overwritten(here):
-    Path("p.yaml").write_text("method: lrt")
-    torch.save(nn.Linear(2, 2).state_dict(), "sd.pt")
-    for output in ("p.yaml", "sd.pt"):
-        args = ("torch.nn:Linear", "--arg", "in_features=2", "--arg", "out_features=2", "--weights", "sd.pt")
-        assert "never" in run("convert", *args, "--policy", "p.yaml", "-o", output, "--force", code=2).stderr
 
 
 def _notes(result):
@@ -253,13 +135,6 @@ def test_wrong_example_inputs(here, options, message):
     assert files(here) == before
 
 
-def test_example_inputs_are_not_overwritten(here):
-    torch.save(torch.randn(7, 4), "batch.pt")
-    before = files(here)
-    run("convert", "mlp.pt", "--input-file", "batch.pt", "-o", "batch.pt", "--force", code=2)
-    assert files(here) == before
-
-
 def test_a_model_with_a_kl_of_its_own(here):
     assert "'kl'" in run("convert", "clinets:named", code=1).stderr
     run("convert", "clinets:named", "--kl-name", "kl_q")
@@ -286,69 +161,3 @@ def test_every_help_text_fits_and_has_an_example(args):
 
 def test_version():
     assert run("--version").stdout == f"bayesify, version {bayesify.__version__}\n"
-
-
-def test_an_unexpected_error_is_one_line(here, monkeypatch):
-    def fail(*args, **kwargs):
-        raise KeyError("deep inside\nand more")
-
-    monkeypatch.setattr(sys.modules["bayesify.planning.planner"], "plan", fail)
-    result = run("report", "mlp.pt", code=1)
-    assert re.fullmatch(r"Error: unexpected KeyError: .*BAYESIFY_TRACEBACK=1 shows where\)\n", result.stderr)
-    monkeypatch.setenv("BAYESIFY_TRACEBACK", "1")
-    assert "Traceback" in run("report", "mlp.pt", code=1).stderr
-
-
-def test_our_own_warnings_are_shown(here, monkeypatch):
-    def warn(*args, **kwargs):
-        warnings.warn_explicit("mind this", UserWarning, "planner.py", 1, module="bayesify.planning.planner")
-        warnings.warn_explicit("not this", UserWarning, "x.py", 1, module="torch.nn")
-        return bayesify.plan(*args, **kwargs)
-
-    monkeypatch.setattr(sys.modules["bayesify.planning.planner"], "plan", warn)
-    assert run("report", "mlp.pt").stderr == "Warning: mind this\n"
-
-
-def test_a_failing_save_leaves_nothing(here, monkeypatch):
-    def fail(file):
-        yield b"half"
-        raise OSError(28, "No space left on device")
-
-    before = files(here)
-    monkeypatch.setattr(ModelFile, "parts", fail)
-    assert "No space left" in run("convert", "mlp.pt", code=2).stderr
-    assert files(here) == before
-
-
-def test_as_a_program(here, vision):
-    process = shell("convert", "mlp.pt", env={"PYTHONIOENCODING": "utf-8"})
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, "")
-    assert "\x1b" not in out
-    assert max(map(len, out.splitlines())) <= 80
-    process = shell("report", "mlp.pt", env={"PYTHONIOENCODING": "ascii"})
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, "")
-    assert "Linear -> FlipoutLinear" in out
-
-
-@pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_closed_pipe(here, options):
-    read, write = os.pipe()
-    os.close(read)
-    process = shell("report", "mlp.pt", *options, stdout=write)
-    os.close(write)
-    assert process.communicate(timeout=60)[1] == ""
-
-
-def test_interrupted(here):
-    before = files(here)
-    process = shell("convert", "clinets:Net", "--arg", "nap=60", stderr=subprocess.STDOUT)
-    while "chatter" not in process.stdout.readline():
-        assert process.poll() is None
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "Traceback" not in out
-    assert files(here) == before

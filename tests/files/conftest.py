@@ -6,6 +6,10 @@ import os
 import sys
 
 import pytest
+import torch
+from torch.export import Dim, export
+
+from tests.files.edited_archives import Net
 
 
 @pytest.fixture
@@ -62,3 +66,14 @@ def marker(tmp_path):
     path = tmp_path / "pwned"
     yield path, f"touch {path}"
     assert not os.path.exists(path), "code from the file ran"
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pt2") / "net.pt2"
+    batch = Dim("batch", min=1)
+    program = export(
+        Net(), (torch.randn(4, 3),), {"shift": torch.zeros(2)}, dynamic_shapes={"x": {0: batch}, "shift": None}
+    )
+    torch.export.save(program, path)
+    return path

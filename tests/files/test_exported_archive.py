@@ -11,35 +11,12 @@ import zipfile
 
 import pytest
 import torch
-from torch import nn
 from torch._export.serde.serialize import serialize
-from torch.export import Dim, export
 
 from bayesify.errors import FileRefusedError
 from bayesify.files.load_model import load_model as load
 from bayesify.files.untrusted.exported_archive import open_program
-from bayesify.programs.serialized.checked_strings import refuse_expression
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(3, 2)
-        self.register_buffer("scale", torch.ones(2))
-
-    def forward(self, x, *, shift):
-        return {"y": self.fc(x) * self.scale + shift, "rows": x.reshape(-1)}
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pt2") / "net.pt2"
-    batch = Dim("batch", min=1)
-    program = export(
-        Net(), (torch.randn(4, 3),), {"shift": torch.zeros(2)}, dynamic_shapes={"x": {0: batch}, "shift": None}
-    )
-    torch.export.save(program, path)
-    return path
+from tests.files.edited_archives import graph, rewritten, target
 
 
 @pytest.fixture
@@ -57,34 +34,10 @@ class Planted:
 PLANTED = "open('ran','w')"
 
 
-def rewritten(archive, folder, edits=None, more=None):
-    """A copy of the archive: its program edited as JSON, and entries put beside or in the place of others."""
-    target = folder / "edited.pt2"
-    more = more or {}
-    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "w") as new:
-        for name in old.namelist():
-            inside = name.partition("/")[2]
-            content = old.read(name)
-            if inside == "models/model.json" and edits:
-                program = json.loads(content)
-                edits(program)
-                content = json.dumps(program)
-            if inside in more:
-                content = more.pop(inside)
-            new.writestr(name, content)
-        for name, content in more.items():
-            new.writestr(f"net/{name}", content)
-    return target
-
-
 def pickled(value):
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
-
-
-def graph(program):
-    return program["graph_module"]["graph"]
 
 
 def renamed(old, new):
@@ -111,10 +64,6 @@ def in_spec(program, change):
 
 def sizes(program, expression):
     graph(program)["tensor_values"]["x"]["sizes"][0] = {"as_expr": {"expr_str": expression, "hint": None}}
-
-
-def target(program, name):
-    graph(program)["nodes"][0]["target"] = name
 
 
 def config(weights):
@@ -258,55 +207,3 @@ def test_the_format_before_torch_2_8(planted, archive, tmp_path, marker):
     else:
         x, shift = torch.randn(7, 3), torch.randn(2)
         assert torch.equal(open_program(path)(x, shift=shift)["y"], open_program(archive)(x, shift=shift)["y"])
-
-
-@pytest.mark.parametrize("damage", ["cut", "compressed", "twice", "no model", "weight too short"])
-def test_a_damaged_archive_is_refused(damage, archive, tmp_path):
-    path = tmp_path / "damaged.pt2"
-    with zipfile.ZipFile(archive) as old:
-        contents = {name: old.read(name) for name in old.namelist()}
-    how = zipfile.ZIP_DEFLATED if damage == "compressed" else zipfile.ZIP_STORED
-    with zipfile.ZipFile(path, "w", how) as new:
-        for name, content in contents.items():
-            if damage == "no model" and name.endswith("model.json"):
-                continue
-            new.writestr(name, content[:4] if damage == "weight too short" and name.endswith("weight_0") else content)
-        if damage == "twice":
-            new.writestr("other/models/model.json", b"{}")
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(FileRefusedError, match=str(path)):
-        open_program(path)
-
-
-@pytest.mark.parametrize("size", ["2**3", "Pow(Symbol('s0'), Integer(2))", "Mul(Integer(2), Symbol('s0'))", "1/s0"])
-def test_sizes_that_are_arithmetic_pass(size):
-    refuse_expression(size)
-
-
-def of_weight(**changes):
-    def edit(found):
-        found["config"]["fc.weight"]["tensor_meta"].update(changes)
-
-    return edit
-
-
-MISFITS = {
-    "sizes of another layer": of_weight(sizes=[{"as_int": 1}, {"as_int": 3}]),
-    "more than the file has": of_weight(sizes=[{"as_int": 10**9}, {"as_int": 3}]),
-    "repeated without end": of_weight(sizes=[{"as_int": 10**9}, {"as_int": 3}], strides=[{"as_int": 0}] * 2),
-    "from before its start": of_weight(storage_offset={"as_int": -1}),
-    "from behind its end": of_weight(storage_offset={"as_int": 1}),
-}
-
-
-@pytest.mark.parametrize("meta", [False, True])
-@pytest.mark.parametrize("how", MISFITS)
-def test_a_weight_that_does_not_fit_is_refused(how, meta, archive, tmp_path):
-    name = "data/weights/model_weights_config.json"
-    with zipfile.ZipFile(archive) as file:
-        found = json.loads(file.read(f"net/{name}"))
-    MISFITS[how](found)
-    path = rewritten(archive, tmp_path, more={name: json.dumps(found)})
-    with pytest.raises(FileRefusedError, match="save it again"):
-        load(path, meta=meta)

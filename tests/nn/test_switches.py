@@ -6,25 +6,18 @@ import asyncio
 import contextvars
 import copy
 import gc
-import io
-import pickle
-import sys
-import threading
 import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
-from torch.utils.checkpoint import checkpoint
 
 import bayesify
 from bayesify.nn.switches import MEAN, is_quiet, switched, way_of
+from tests.nn.switched_models import at_once, is_noisy
 
 from ..support import METHODS
 
@@ -50,30 +43,6 @@ class First(nn.Module):
 
     def forward(self, given: tuple[Tensor, Tensor]) -> Tensor:
         return given[0]
-
-
-@contextmanager
-def quick_switching() -> Iterator[None]:
-    """Threads take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
-
-
-def at_once(*works: Callable[[], Any]) -> list[Any]:
-    with quick_switching(), ThreadPoolExecutor(len(works)) as pool:
-        return [future.result() for future in [pool.submit(work) for work in works]]
-
-
-def is_noisy(model: Any, x: Tensor) -> bool:
-    with torch.no_grad():
-        return not torch.equal(model(x), model(x))
-
-
-# threads and tasks
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -141,9 +110,6 @@ def test_a_thread_started_inside_is_another_caller() -> None:
         assert at_once(lambda: inherited.run(is_noisy, model, x)) == [False]
 
 
-# blocks
-
-
 def test_blocks_nest_overlap_and_end_in_any_order() -> None:
     model = bayesify.convert(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
     first, second = model
@@ -180,154 +146,3 @@ def test_a_context_that_outlives_its_block_keeps_no_model() -> None:
     gc.collect()
     assert gone() is None
     assert context.run(lambda: not is_quiet(bayesify.convert(nn.Linear(2, 2))))
-
-
-# copies and files
-
-
-def _saved(model: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    loaded: nn.Module = torch.load(file, weights_only=True)
-    return loaded
-
-
-@pytest.mark.parametrize("way", [copy.deepcopy, copy.copy, lambda each: pickle.loads(pickle.dumps(each)), _saved])
-@pytest.mark.parametrize("method", METHODS)
-def test_a_copy_made_inside_is_noisy(method: Any, way: Any) -> None:
-    model, x = bayesify.convert(nn.Linear(4, 4), method), torch.randn(2, 4)
-    with bayesify.posterior_mean(model):
-        twin = way(model)
-        assert is_noisy(twin, x)
-        assert not is_noisy(model, x)
-    assert is_noisy(twin, x)
-    assert is_noisy(model, x)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_file_written_inside_is_noisy(tmp_path: Any, method: Any) -> None:
-    model, x = bayesify.convert(nn.Linear(4, 4), method), torch.randn(2, 4)
-    with bayesify.posterior_mean(model):
-        bayesify.save(model, tmp_path / "model.pt")
-        assert is_noisy(bayesify.load(tmp_path / "model.pt"), x)
-
-
-# checkpointing and compiled code
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_what_checkpointing_computes_again_obeys_the_block(reentrant: bool) -> None:
-    plain, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh()).double(), torch.randn(3, 4, dtype=torch.double)
-    model = bayesify.convert(plain)
-    x.requires_grad_()
-    with bayesify.posterior_mean(model):
-        checkpoint(model, x, use_reentrant=reentrant).sum().backward()
-    (expected,) = torch.autograd.grad(plain(x).sum(), x)
-    assert torch.equal(x.grad, expected)
-
-
-def test_threads_of_autograd_see_what_their_caller_switched() -> None:
-    """On a GPU they run what checkpointing computes again; here a thread is given what torch would give it."""
-    layer, seen = bayesify.convert(nn.Linear(2, 2)), []
-    with bayesify.posterior_mean(layer):
-        handed = torch._C._get_obj_in_tls("bayesify_switched")
-
-    def elsewhere() -> None:
-        seen.append(is_quiet(layer))
-        torch._C._stash_obj_in_tls("bayesify_switched", handed)
-        seen.append(is_quiet(layer))  # no backward pass runs here
-        x = torch.ones(1, requires_grad=True)
-        x.register_hook(lambda _: seen.append(is_quiet(layer)))
-        x.sum().backward()
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    assert seen == [False, False, True]
-
-
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("method", METHODS)
-def test_compiled_code_obeys_and_is_not_compiled_again(method: Any, backend: str) -> None:
-    plain = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    model, x = bayesify.convert(plain, method), torch.randn(3, 4)
-    torch._dynamo.reset()
-    counters.clear()
-    run = torch.compile(model, fullgraph=True, backend=backend)
-
-    def all_ways() -> list[bool]:
-        seen = [is_noisy(run, x)]
-        with bayesify.posterior_mean(model):
-            seen.append(is_noisy(run, x))
-            with torch.no_grad():
-                torch.testing.assert_close(run(x), plain(x))
-        with bayesify.posterior_mean(model[0]):
-            seen.append(is_noisy(run, x))
-        return seen
-
-    assert all_ways() == [True, False, True]
-    made = counters["stats"]["unique_graphs"]
-    assert made == 3
-    assert all_ways() == [True, False, True]
-    with bayesify.posterior_mean(model):
-        assert at_once(all_ways) == [[True, False, True]]
-    assert counters["stats"]["unique_graphs"] == made
-
-
-# draws of weights that a forward computes with
-
-
-class Twice(torch.autograd.Function):
-    """A function of the user's."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        return 2 * weight
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return 2 * grad
-
-
-WAYS: dict[str, Callable[[nn.Module], Tensor]] = {
-    "attribute": lambda module: 2 * module.weight,
-    "dict of Parameters": lambda module: 2 * module._parameters["weight"],
-    "parameters()": lambda module: 2 * next(module.parameters()),
-    "a view as an attribute": lambda module: (2 * module.weight.T).T,
-    "a function of the user's": lambda module: Twice.apply(module.weight),
-}
-
-
-class Ways(nn.Module):
-    """Comes to its weight in a way that may be set afterwards."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight, self.way = nn.Parameter(torch.randn(3, 4)), "attribute"
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
-        return F.linear(x, WAYS[self.way](self).exp()), self.state_dict()["weight"]
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_draw_is_there_by_whatever_way_the_code_comes_to_the_weight(way: str) -> None:
-    layer, x = bayesify.convert(Ways()), torch.randn(2, 4)
-    assert layer._settings.drawn == ("weight",)
-    layer.way = way
-    torch.manual_seed(3)
-    output, saved = layer(x)
-    torch.manual_seed(3)
-    draw = layer._sampled("weight")
-    assert torch.equal(output, F.linear(x, (2 * draw).exp()))
-    assert torch.equal(saved, layer.weight)  # a state_dict beside a forward has the mean
-    layer.zero_grad()
-    output.sum().backward()
-    assert layer.scale_of("weight").grad.abs().sum() > 0
-
-
-def test_threads_of_data_parallel_would_not_see_a_block() -> None:
-    model = bayesify.convert(nn.Sequential(nn.Linear(2, 2)))
-    assert type(model[0]._replicate_for_data_parallel()) is type(model[0])
-    with bayesify.posterior_mean(model), pytest.raises(bayesify.errors.UsageError, match="DataParallel"):
-        model[0]._replicate_for_data_parallel()

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import bayesify
-from bayesify.decision import Decision
 from bayesify.distributions.scale import Scale
 from bayesify.errors import NothingToConvertError, PolicyError
 from bayesify.planning.plan import Plan
 from bayesify.planning.planner import plan
 from tests.nets import SmallResNet, Tangled, snapshot
+from tests.planning.rows import rows_of
 
 KEYS = {
     "name", "aliases", "verb", "type", "becomes", "rule", "reason",
@@ -45,12 +45,6 @@ class ScaledEncoderLayer(nn.TransformerEncoderLayer):
     def __init__(self) -> None:
         super().__init__(4, 2, 8, batch_first=True)
         self.scale = nn.Parameter(torch.ones(4))
-
-
-def rows_of(model: nn.Module, policy: Any = "flipout") -> dict[str, Decision]:
-    found = plan(model, policy).rows
-    assert len({row.name for row in found}) == len(found)
-    return {row.name: row for row in found}
 
 
 @pytest.mark.parametrize("make", [Everything, SmallResNet, Tangled, ScaledEncoderLayer, lambda: nn.Linear(2, 3)])
@@ -228,74 +222,6 @@ def test_auto_shares_one_budget_over_the_layers_that_convert(depth: int) -> None
         assert row.settings.posterior.init_std is not None
         assert row.settings.posterior.init_std.value == pytest.approx({1: 0.2, 4: 0.1, 9: 0.05 / 3}[depth])
         assert str(row.settings.prior) == ("N(w₀, 0.05·|w|)" if depth == 9 else "N(0, 4/√fan_in)")
-
-
-def notes_of(model: nn.Module, name: str, policy: Any = "lrt") -> str:
-    return "; ".join(rows_of(model, policy)[name].notes)
-
-
-def test_notes_on_calls() -> None:
-    assert "called 2 times" in notes_of(Tangled(), "a", "flipout")
-    assert "called" not in notes_of(Tangled(), "twin", "flipout")
-    assert "never called in the traced forward (train mode)" in notes_of(Tangled(), "spare", "flipout")
-    assert "never called in the traced forward (eval mode)" in notes_of(Tangled().eval(), "spare", "flipout")
-
-
-def test_notes_on_where_lrt_is_approximate() -> None:
-    model = nn.Sequential(nn.Conv1d(2, 2, 1), nn.Flatten(), nn.Linear(2, 2))
-    assert notes_of(model, "0") == "approximate: LRT ignores that all positions share one kernel"
-    assert notes_of(model, "0", "flipout") == notes_of(model, "2") == ""
-    assert "share one weight" in notes_of(Tangled(), "a")
-    assert "share one weight" not in notes_of(Tangled(), "a", "flipout")
-    assert "approximate where its input is a sequence" in notes_of(Tangled(), "spare")
-
-
-def test_notes_on_layouts() -> None:
-    first = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8))
-    assert notes_of(first, "0.linear1", "flipout") == "examples along dimension 1"
-    assert "position" in notes_of(first, "0.linear1", {"method": "flipout", "signs": "position"})
-    assert notes_of(nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)), "0.linear1", "flipout") == ""
-
-    class Own(nn.Module):
-        def __init__(self, batch_first: bool) -> None:
-            super().__init__()
-            self.attn, self.mlp = nn.MultiheadAttention(4, 2, batch_first=batch_first), nn.Sequential(nn.Linear(4, 4))
-
-    class WindowAttention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.window_size, self.qkv = (2, 2), nn.Linear(4, 4)
-
-    assert "as '0.attn' beside it takes it" in notes_of(nn.Sequential(Own(False)), "0.mlp.0", "flipout")
-    assert notes_of(nn.Sequential(Own(True)), "0.mlp.0", "flipout") == ""
-    assert "each window has signs of its own" in notes_of(nn.Sequential(WindowAttention()), "0.qkv", "flipout")
-
-
-def test_notes_on_recurrent_layers() -> None:
-    beside = "approximate if its input is (sequence, batch, ...), as 'lstm' beside it takes it"
-    for batch_first in (False, True):
-        layers = {"lstm": nn.LSTM(2, 2, batch_first=batch_first), "decoder": nn.Linear(2, 2), "cell": nn.GRUCell(2, 2)}
-        model = nn.ModuleDict(layers)
-        assert notes_of(model, "decoder", "flipout").startswith("" if batch_first else beside)
-        assert bool(notes_of(model, "decoder", "flipout")) != batch_first
-        assert notes_of(model, "lstm", "flipout") == ""
-        assert "approximate: LRT draws per time step" in notes_of(model, "lstm", "lrt")
-        assert notes_of(model, "cell", "flipout").startswith("a cell draws anew at each call")
-    inside = nn.TransformerEncoderLayer(2, 2, 2)
-    inside.linear1 = nn.LSTM(2, 2)  # type: ignore[assignment]
-    assert notes_of(nn.Sequential(inside), "0.linear1", "flipout") == ""
-    assert notes_of(nn.ModuleDict({"attn": nn.MultiheadAttention(2, 2)}), "attn", "flipout") == ""
-
-
-def test_modules_that_are_held_past_registration_are_named() -> None:
-    model = nn.Sequential(nn.Linear(2, 2))
-    model.listed = [nn.ReLU(), nn.Sequential(nn.Linear(2, 2)), model[0]]  # type: ignore[assignment]
-    model.kept = {"x": nn.Linear(2, 2)}  # type: ignore[assignment]
-    rows = rows_of(model)
-    assert rows.keys() == {"0", "listed[1].0", "kept['x']"}
-    assert all("not registered" in str(rows[name].reason) for name in ("listed[1].0", "kept['x']"))
-    assert plan(model).totals["parameters_before"] == 6
-    assert type(bayesify.convert(model).listed[1][0]) is nn.Linear  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

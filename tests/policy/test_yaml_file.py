@@ -172,3 +172,23 @@ def test_a_preset_comes_before_a_file_of_its_name_and_a_path_object_is_always_a_
     assert Policy.parse("moped").method == "flipout"
     assert Policy.parse(Path("moped")).method == "keep"
     assert Policy.parse("./moped").source == "./moped"
+
+
+FRAGMENTS = [
+    "a: 1\n", "b: [1, 'x', off, 1e-3]\n", "  - c: {d: e, f: .5}\n", "rules:\n", "  - targets: ['*.x']\n", "    x: *y\n",
+    "k: &a b\n", "# c\n", "s: |\n  text\n  more\n", "t: !x 1\n", "\t", "'", "{", "}", "[a:b]\n", "? q\n", "- 1\n",
+    "--- \n", "...\n", "%YAML 1.2\n---\n", "a: \u00e9\n", "z: 0o7\n", "y: yes\n", "n: ~\n", "q: \"x\\ty\"\n",
+    "l: >-\n  fold\n  it\n", "u: http://x:1\n", "a:b\n", "x: a, b\n", "\x00", "\ufeff", "\x85", "\u2028",
+]  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=8).map("".join))
+def test_libyaml_reads_what_the_python_scanner_reads(text):
+    pytest.importorskip("_ruamel_yaml")
+    quick = policy_file._read_by_libyaml(text)
+    if quick is not None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(policy_file, "_read_by_libyaml", lambda text: None)
+            data, origin, problems = policy_file.read_yaml(text, "policy.yaml")
+        assert (repr(data), origin.lines, problems) == (repr(quick[0]), quick[1], [])

@@ -161,3 +161,10 @@ def cases() -> dict[str, Case]:
 
 
 _ENCODER = ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight")
+
+
+def flat(output):
+    """A program's output as a list."""
+    return (
+        list(output.values()) if isinstance(output, dict) else list(output) if isinstance(output, tuple) else [output]
+    )

@@ -90,8 +90,19 @@ def test_escape_codes_in_names_reach_no_terminal_pipe_or_notebook() -> None:
 
 
 def test_the_notebook_table_scrolls_and_has_its_legend() -> None:
-    html = bayesify.plan(nn.Sequential(nn.Linear(3, 3), nn.Embedding(3, 3)), "lrt")._repr_html_()
+    policy = {"method": "lrt", "prior": {"mean": "pretrained"}}
+    html = bayesify.plan(nn.Sequential(nn.Linear(3, 3), nn.Embedding(3, 3)), policy)._repr_html_()
     assert html.count("white-space:nowrap") == 6
     assert "overflow-x:auto" in html
     assert "w₀: the weights as they are at conversion" in html
     assert "w₀" not in bayesify.plan(nn.Linear(3, 2), {"prior": {"mean": 0.0, "std": 1.0}})._repr_html_()
+
+
+def test_the_report_says_which_prior_the_depth_chose() -> None:
+    """The same words in a terminal and in a notebook, and none where a policy chose the prior."""
+    words = "the default prior where up to 6 layers convert"
+    shallow, deep = nn.Sequential(*[nn.Linear(2, 2)] * 6), nn.Sequential(*(nn.Linear(2, 2) for _ in range(7)))
+    for model, policy, expected in ((shallow, {}, True), (deep, {}, False), (shallow, {"prior": {"std": 1.0}}, False)):
+        plan = bayesify.plan(model, policy)
+        assert (words in plan.as_text(width=140)) == expected
+        assert (words in plan._repr_html_()) == expected

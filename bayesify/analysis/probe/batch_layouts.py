@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from ...errors import UsageError
 from .example_inputs import Example
-from .run import Seen, run
+from .run import OUTPUT, Seen, run
 
 MIXED = "its rows hold no single example each"
 DATA = "its number of rows depends on the data"
+_FOLLOWED = 16  # of the examples of a batch of fixed size
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def marked(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) 
     with torch.no_grad():
         base, _ = run(model, layers, example)
         marks = {name: [_marked(example, seen) for seen in calls] for name, calls in base.of.items()}
-        for index in range(example.size):
+        for index in range(min(example.size, _FOLLOWED)):
             try:
                 other, _ = run(model, layers, example.marked(index))
             except UsageError:
@@ -82,7 +83,8 @@ def marked(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) 
                 for mark, before, after in zip_longest(marks[name], calls, other.of.get(name, [])):
                     if mark is not None:
                         mark.mark(before.x, None if after is None else after.x)
-    return None if all(mark.untouched for calls in marks.values() for mark in calls) else marks
+    layers_marks = [mark for name, calls in marks.items() if name != OUTPUT for mark in calls]
+    return None if all(mark.untouched for mark in layers_marks) else marks
 
 
 def batch_layout_of(call: Sequence[Marked]) -> BatchLayout | str | None:

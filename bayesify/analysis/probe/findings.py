@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils import _pytree as pytree
 
 from ...errors import UsageError
+from ...nn.batch_arguments import BatchArgument
 from ...nn.layer_kinds import weight_names
 from ...nn.parametrized_weights import sources
 from ...nn.settings import Settings
 from ..tracing import TRACING
-from .batch_layouts import BatchLayout, Marked, batch_layout_of, marked
-from .example_inputs import Example, ExampleInputs, examples_of
-from .run import Calls, run, without_traces
+from .batch_layouts import DATA, BatchLayout
+from .example_inputs import Example, ExampleInputs, readings
+from .followed_examples import likeliest
+from .run import Calls, run, tensors_in, without_traces
 
-_SIZES = 2, 3  # of the batches in which examples are followed
 _HINT = " (inputs of two batch sizes would tell, if the batch is not their first dimension)"
 
 
@@ -60,18 +60,17 @@ class Finding:
             yield f"noise in {'it' if len(unmoved) == len(self.moves) else ', '.join(unmoved)} does not move the output"
 
 
-def examples_dim(given: ExampleInputs) -> int:
-    """Which dimension of the model's own inputs holds the batch."""
-    return examples_of(given)[0].first[1]
+def findings(
+    model: nn.Module, layers: Mapping[str, Settings], given: ExampleInputs
+) -> tuple[dict[str, Finding], tuple[BatchArgument, ...]]:
+    """What running the model with example inputs tells about these layers, by name, and which arguments hold the batch.
 
-
-def findings(model: nn.Module, layers: Mapping[str, Settings], given: ExampleInputs) -> dict[str, Finding]:
-    """What running the model with example inputs tells about these layers, by name. Leaves the model as it was.
+    Leaves the model as it was.
 
     Raises:
         UsageError: the inputs are not what the model takes, or the model has no weights (is on meta).
     """
-    examples = examples_of(given)
+    read = readings(given)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UsageError("the model is on the meta device: example_inputs need its weights")
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
@@ -79,16 +78,17 @@ def findings(model: nn.Module, layers: Mapping[str, Settings], given: ExampleInp
     modules = dict(model.named_modules())
     watched = {place: modules[place] for name in layers for place in (name, _called_as(name, modules))}
     with TRACING, without_traces(model), torch.inference_mode(False):
-        calls, moves = _once(model, watched, layers, examples[0])
-        followed = [marked(model, watched, batch) for batch in _batches(model, watched, examples)]
+        calls, moves = _once(model, watched, layers, read[0][0])
+        followed = likeliest(model, watched, read)
+    hint = _HINT if len(read[0]) == 1 else ""
     by_name = {}
     for name in layers:
         place = _called_as(name, modules)
         shapes = tuple(tuple(seen.x.shape) for seen in calls.of.get(place, ()))
-        told = _layout(followed, place) if shapes else None
-        problem = f"{told}{_HINT if len(examples) == 1 else ''}" if isinstance(told, str) else None
+        told = followed.layout(place) if shapes else None
+        problem = f"{told}{hint if told is not DATA else ''}" if isinstance(told, str) else None
         by_name[name] = Finding(shapes, moves[name], told if isinstance(told, BatchLayout) else None, problem)
-    return by_name
+    return by_name, followed.arguments
 
 
 def _called_as(name: str, modules: Mapping[str, nn.Module]) -> str:
@@ -126,7 +126,7 @@ def _once(
 
 def _depends(output: Any, weights: Sequence[Tensor]) -> dict[int, bool]:
     """By id, whether a weight gets gradient from a random projection of the output; empty without a backward."""
-    outputs = [tensor for tensor in _tensors(output) if tensor.requires_grad and tensor.is_floating_point()]
+    outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad and tensor.is_floating_point()]
     if not outputs or not weights:
         return {}
     total = torch.stack([(tensor * torch.randn_like(tensor)).sum().float().cpu() for tensor in outputs]).sum()
@@ -136,39 +136,3 @@ def _depends(output: Any, weights: Sequence[Tensor]) -> dict[int, bool]:
         return {}
     pairs = zip(weights, gradients, strict=True)
     return {id(weight): gradient is not None and bool((gradient != 0).any()) for weight, gradient in pairs}
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    for leaf in pytree.tree_leaves(output):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif isinstance(leaf, Mapping):
-            yield from _tensors(list(leaf.values()))
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module):
-            yield from _tensors([value for value in vars(leaf).values() if isinstance(value, Tensor)])
-
-
-def _batches(model: nn.Module, watched: Mapping[str, nn.Module], examples: list[Example]) -> list[Example]:
-    """Small batches of two sizes that the model takes; else those that were given."""
-    small = [examples[0].resized(size) for size in _SIZES]
-    try:
-        with torch.no_grad():
-            for batch in small:
-                run(model, {}, batch)
-    except UsageError:
-        return [batch for batch in examples if batch.size > 1]
-    return small
-
-
-def _layout(followed: list[dict[str, list[Marked]] | None], name: str) -> BatchLayout | str | None:
-    """Where the examples are in every call of the layer, or why that is not one place."""
-    if not followed or None in followed:
-        return None
-    calls = [by_layer.get(name, []) for by_layer in followed if by_layer is not None]
-    if len(set(map(len, calls))) != 1:
-        return "it is called more often for more examples"
-    places = [batch_layout_of(call) for call in zip(*calls, strict=True)]
-    if not places or places[0] is None or len(set(places)) == 1:
-        return places[0] if places else None
-    problem = next((place for place in places if isinstance(place, str)), None)
-    return problem or "its calls have the examples in different places"

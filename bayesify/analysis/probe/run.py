@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from ...errors import UsageError
 from ...nn.layer_kinds import example_dims
@@ -21,6 +22,8 @@ from ...nn.parametrized_weights import kind_before
 from ...nn.registry import plain_classes
 from ...nn.torch_functions import BODIES, MULTIPLICATIONS, Role, role
 from .example_inputs import Example
+
+OUTPUT = "the output"  # among the names of layers: the model's first output tensor
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,27 @@ def run(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> 
         stack.enter_context(_Uses(calls, layers))
         _seed()
         try:
-            return calls, example.call(model)
+            output = example.call(model)
         except Exception as error:
             first = (str(error).strip().splitlines() or ["no message"])[0]
             raise UsageError(
                 f"{type(model).__name__} fails with these example_inputs: {type(error).__name__}: {first}"
             ) from error
+    result = next((tensor for tensor in tensors_in(output) if tensor.dim()), None)
+    if result is not None:
+        calls.add(OUTPUT, result, (0,))
+    return calls, output
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """The tensors in what a model returned."""
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, Mapping):
+            yield from tensors_in(list(leaf.values()))
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module):
+            yield from tensors_in([value for value in vars(leaf).values() if isinstance(value, Tensor)])
 
 
 def _seed() -> None:

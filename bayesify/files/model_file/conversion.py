@@ -11,7 +11,7 @@ from torch.nn.parameter import Parameter, is_lazy
 
 from ...errors import FileRefusedError, did_you_mean
 from ...nn.base import Variational
-from ...nn.folded_batches import watch_examples, watched_dim
+from ...nn.folded_batches import watch_examples, watched_arguments
 from ...nn.hooks import keep_unfused
 from ...nn.kl import Ledger
 from ...nn.posterior_tensors import posterior_tensors
@@ -20,6 +20,7 @@ from ...nn.rerouting import Rerouting
 from ...nn.tied_weights import keep_ties
 from .live_nodes import named_tensors
 
+_KEPT = ("_calibration",)  # plain data that calibration keeps on a model
 EXTRAS = "_bayesify_extras"  # on a model: what later steps keep with it, as JSON
 
 
@@ -34,8 +35,9 @@ def conversion_of(model: nn.Module) -> dict[str, Any]:
             if isinstance(module, Rerouting)
         },
         "unfused": [name for name, module in modules.items() if keep_unfused in module._forward_pre_hooks.values()],
-        "examples along": watched_dim(model),
+        "examples along": watched_arguments(model),
         "kl": [name for name, value in vars(model).items() if isinstance(value, Ledger)],
+        "kept": {name: vars(model)[name] for name in _KEPT if name in vars(model)},
         "classes": {name: _path(_plain(module)) for name, module in modules.items()},
         "training": {name: module.training for name, module in modules.items()},
     }
@@ -63,11 +65,12 @@ def convert_again(network: nn.Module, conversion: Mapping[str, Any], tensors: Ma
         _reroute(modules[name], reads, uncompiled)
     for name in conversion["unfused"]:
         modules[name].register_forward_pre_hook(keep_unfused)
-    if conversion["examples along"] is not None:
-        watch_examples(network, int(conversion["examples along"]))
+    if conversion["examples along"]:
+        watch_examples(network, [(tuple(path), int(dim)) for path, dim in conversion["examples along"]])
     _fill(network, tensors)
     if conversion["layers"]:
         keep_ties(network)
+    vars(network).update({name: value for name, value in conversion["kept"].items() if name in _KEPT})
     for name in conversion["kl"]:
         setattr(network, name, Ledger(network))
     for name, training in conversion["training"].items():

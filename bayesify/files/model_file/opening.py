@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import Literal
+import os
+from typing import BinaryIO, Literal
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from ...nn.base import Variational
 from ...nn.rerouting import Rerouting
 from ..model_factory import build_network
 from ..untrusted.build_model import build_model_from
-from ..untrusted.content import Content, opened
+from ..untrusted.content import Content
 from ..untrusted.nodes import names_in
 from ..untrusted.torch_archive import open_archive
 from ..untrusted.trust import origin_of
@@ -48,15 +49,14 @@ def lost_when_opened(model: nn.Module, content: ModelFile, way: Way) -> str | No
     return None if different is None else f"the file would lose {different}"
 
 
-def lost_in_pickle(model: nn.Module, path: str) -> str | None:
+def lost_in_pickle(model: nn.Module, file: BinaryIO) -> str | None:
     """As `lost_when_opened`, for a file of torch.save that was written already."""
     try:
-        with opened(path) as content:
-            archive = open_archive(content, "torch zip", meta=True)
-            names = [str(origin_of(name)) for name in names_in(archive.pickle.root)]
-            again = build_model_from(archive.pickle.root, archive.storages, names)
+        archive = open_archive(Content(file, 0, os.fstat(file.fileno()).st_size), "torch zip", meta=True)
+        names = [str(origin_of(name)) for name in names_in(archive.pickle.root)]
+        again = build_model_from(archive.pickle.root, archive.storages, names)
     except BayesifyError as error:
-        return f"the file would not open again: it {str(error).removeprefix(f'{path}: ')}"
+        return f"the file would not open again: it {error}"
     different = first_difference(model, again)
     return None if different is None else f"the file would lose {different}"
 

@@ -38,7 +38,8 @@ def refuse_wrong_record(made: Any) -> None:
 
 @functools.cache
 def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    # names are looked up where the class was written: its `__module__` is the one that saved files name
+    return typing.get_type_hints(cls, globalns=cls.__init__.__globals__)
 
 
 def _matches(value: Any, hint: Any) -> bool:

@@ -137,7 +137,7 @@ def _of_library(name: Name) -> Trusted | Refused:
         return Refused()
     if isinstance(found, type):
         return _class(found) or Refused()
-    listed = str(name) in HELPERS or name.module.startswith("timm.layers.activations") or str(name) in PINNED_NAMES
+    listed = str(name) in HELPERS or name.module.startswith("timm.layers.activations")
     return Trusted("value", found) if listed and callable(found) else Refused()
 
 

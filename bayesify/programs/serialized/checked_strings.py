@@ -54,7 +54,7 @@ def refuse_operator(target: str) -> None:
         return
     if any(form.fullmatch(target) for form in (_SYMBOLIC, _PYTHON, _MATH, _HIGHER)):
         return
-    raise FileRefusedError(f"its program calls {target[:80]!r}, which is not an operator that programs may call; refused")
+    raise FileRefusedError(f"its program calls {target[:80]!r}, not an operator that programs may call; refused")
 
 
 def refuse_expression(text: str) -> None:

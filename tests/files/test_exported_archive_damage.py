@@ -1,0 +1,64 @@
+"""Archives of torch.export that are damaged, or whose weights do not fit, are refused."""
+
+import json
+import zipfile
+
+import pytest
+
+from bayesify.errors import FileRefusedError
+from bayesify.files.load_model import load_model as load
+from bayesify.files.untrusted.exported_archive import open_program
+from bayesify.programs.serialized.checked_strings import refuse_expression
+from tests.files.edited_archives import rewritten
+
+
+@pytest.mark.parametrize("damage", ["cut", "compressed", "twice", "no model", "weight too short"])
+def test_a_damaged_archive_is_refused(damage, archive, tmp_path):
+    path = tmp_path / "damaged.pt2"
+    with zipfile.ZipFile(archive) as old:
+        contents = {name: old.read(name) for name in old.namelist()}
+    how = zipfile.ZIP_DEFLATED if damage == "compressed" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", how) as new:
+        for name, content in contents.items():
+            if damage == "no model" and name.endswith("model.json"):
+                continue
+            new.writestr(name, content[:4] if damage == "weight too short" and name.endswith("weight_0") else content)
+        if damage == "twice":
+            new.writestr("other/models/model.json", b"{}")
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(FileRefusedError, match=str(path)):
+        open_program(path)
+
+
+@pytest.mark.parametrize("size", ["2**3", "Pow(Symbol('s0'), Integer(2))", "Mul(Integer(2), Symbol('s0'))", "1/s0"])
+def test_sizes_that_are_arithmetic_pass(size):
+    refuse_expression(size)
+
+
+def of_weight(**changes):
+    def edit(found):
+        found["config"]["fc.weight"]["tensor_meta"].update(changes)
+
+    return edit
+
+
+MISFITS = {
+    "sizes of another layer": of_weight(sizes=[{"as_int": 1}, {"as_int": 3}]),
+    "more than the file has": of_weight(sizes=[{"as_int": 10**9}, {"as_int": 3}]),
+    "repeated without end": of_weight(sizes=[{"as_int": 10**9}, {"as_int": 3}], strides=[{"as_int": 0}] * 2),
+    "from before its start": of_weight(storage_offset={"as_int": -1}),
+    "from behind its end": of_weight(storage_offset={"as_int": 1}),
+}
+
+
+@pytest.mark.parametrize("meta", [False, True])
+@pytest.mark.parametrize("how", MISFITS)
+def test_a_weight_that_does_not_fit_is_refused(how, meta, archive, tmp_path):
+    name = "data/weights/model_weights_config.json"
+    with zipfile.ZipFile(archive) as file:
+        found = json.loads(file.read(f"net/{name}"))
+    MISFITS[how](found)
+    path = rewritten(archive, tmp_path, more={name: json.dumps(found)})
+    with pytest.raises(FileRefusedError, match="save it again"):
+        load(path, meta=meta)
