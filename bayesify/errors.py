@@ -99,6 +99,10 @@ class BypassError(BayesifyError, RuntimeError):
     """A forward does with a variational weight what noise would not pass through, and no trace of it has shown."""
 
 
+class StalePosteriorError(BayesifyError, RuntimeError):
+    """A mean was replaced after conversion, so that its scale does not fit it, or a layer with a posterior is gone."""
+
+
 class NoPosteriorError(BayesifyError, AttributeError):
     """A layer has no posterior over what was named."""
 

@@ -29,11 +29,12 @@ from .layer_kinds import bias_names, weight_names
 from .parametrized_weights import mask, value
 from .posterior_kl import kl_of, normal_prior_of
 from .posterior_tensors import added_names, posterior_tensors
+from .replaced_means import RemembersMeans, forget_replaced
 from .settings import Method, Settings
 from .switches import Switchable, draws_of_forward, is_quiet, way_of
 
 
-class Variational(Switchable):
+class Variational(RemembersMeans, Switchable):
     """A layer with a posterior q(w) = Normal(weight, weight_std²) over its weight, and its bias if settings say so.
 
     Args:
@@ -143,7 +144,9 @@ class Variational(Switchable):
         Raises:
             NoPosteriorError: the layer has no posterior of that name.
             ShapeError: the mean was resized after conversion, so that its scale no longer fits.
+            StalePosteriorError: the mean was replaced after conversion by one of other values.
         """
+        self.refuse_replaced_means()
         mean, scale = value(self, name) if mean is None else mean, self.scale_of(name)
         if mean is None or scale is None:
             near = did_you_mean(name, self.means())
@@ -189,7 +192,9 @@ class Variational(Switchable):
 
         Raises:
             UninitializedLayerError: the layer is lazy and has not seen data, or is on the meta device.
+            StalePosteriorError: see `std_of`.
         """
+        self.refuse_replaced_means()
         with unrouted():
             return kl_of(self, name)
 
@@ -219,7 +224,7 @@ class Variational(Switchable):
             self._buffers.pop(name, None)
         for key in [key for key, hook in self._forward_hooks.items() if hook is mark_reached]:
             del self._forward_hooks[key]
-        for name in ("_settings", "_reached"):
+        for name in ("_settings", "_reached", "_replaced_means"):
             vars(self).pop(name, None)
 
     def reset_parameters(self) -> None:
@@ -231,6 +236,7 @@ class Variational(Switchable):
 
     def reset_posterior(self) -> None:
         """Put the scales and the prior's buffers where they start, given the means as they are now."""
+        forget_replaced(self)
         drop_basis(self)
         for name, start in posterior_tensors(self, self._settings).items():
             present = getattr(self, name)

@@ -60,6 +60,7 @@ class RowsFamily(Variational):
             signs: Flipout's (*, channels), or None for LRT.
             draw_of_id: which of so many held draws each id takes (*).
         """
+        self.refuse_replaced_means()
         scale = self.scale_of("weight")
         assert scale is not None
         mean, scale_rows = self._look_up(ids, self.weight), self._look_up(ids, scale)

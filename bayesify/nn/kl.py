@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import NotVariationalError, UninitializedLayerError
+from ..errors import NotVariationalError, StalePosteriorError, UninitializedLayerError
 from .base import Variational
 from .model_argument import refuse_other_than_model
 from .parametrized_weights import identity
@@ -49,8 +49,11 @@ class Term:
 class Ledger:
     """A model's `kl`: call it for the sum of its terms. Plain data: deepcopy and pickle carry it with the model."""
 
+    layers: tuple[nn.Module, ...] = ()  # the variational layers that it had, wherever they stand in it
+
     def __init__(self, root: nn.Module) -> None:
         self.root = root
+        self.recount()
 
     def __call__(self, *, reached: bool = False) -> Tensor:
         """KL(q‖p) in nats, summed over every posterior exactly once; 0-dim, differentiable.
@@ -61,11 +64,13 @@ class Ledger:
         Raises:
             NotVariationalError: the model has no posterior.
             UninitializedLayerError: a lazy layer has not seen data, or a layer is on the meta device.
+            StalePosteriorError: layers that had a posterior are gone.
         """
         return total_kl(self.root, reached=reached)
 
     def by_layer(self) -> dict[str, Tensor]:
         """Each layer's KL in nats, by dotted name; a shared posterior counts at the first layer that holds it."""
+        self.refuse_lost()
         sums: dict[str, Tensor] = {}
         for term in terms(self.root):
             value = term.evaluate()
@@ -77,6 +82,25 @@ class Ledger:
         for _, layer in variational_layers(self.root):
             layer._reached = False
 
+    def recount(self) -> None:
+        """Take the variational layers that the model has now for all that it should have."""
+        self.layers = tuple(layer for _, layer in variational_layers(self.root))
+
+    def refuse_lost(self) -> None:
+        """Raise where a layer that had a posterior is in the model no more. Layers that `revert` took back are meant.
+
+        Raises:
+            StalePosteriorError: how many, and what to do.
+        """
+        present = set(self.root.modules())
+        gone = [layer for layer in self.layers if isinstance(layer, Variational) and layer not in present]
+        if gone:
+            raise StalePosteriorError(
+                f"{len(gone)} of {len(self.layers)} variational layers of {type(self.root).__name__} are gone, the "
+                f"first is {gone[0]}: what was fused, merged, resized or replaced after conversion has no noise. Do "
+                "that to the plain model, and convert it then; if it is meant, model.kl.recount() goes on without them"
+            )
+
     def __repr__(self) -> str:
         return f"<KL of {type(self.root).__name__}: {len(list(terms(self.root)))} posteriors>"
 
@@ -85,6 +109,7 @@ def total_kl(model: nn.Module, *, reached: bool = False) -> Tensor:
     """`model.kl()` by function: works on any part of a converted model, and where a copy lost the attribute."""
     refuse_other_than_model(model)
     all_terms = terms(model)
+    refuse_lost_posteriors(model)
     if not all_terms:
         raise _not_variational(model)
     values = [term.evaluate() for term in all_terms if term.reached or not reached]
@@ -111,6 +136,16 @@ def layers_of(model: nn.Module) -> list[Variational]:
     if not layers:
         raise _not_variational(model)
     return layers
+
+
+def refuse_lost_posteriors(model: nn.Module) -> None:
+    """Raise where the model had more variational layers when it was converted.
+
+    Raises:
+        StalePosteriorError: which are gone, and what to do.
+    """
+    for ledger in [value for value in vars(model).values() if isinstance(value, Ledger) and value.root is model]:
+        ledger.refuse_lost()
 
 
 def terms(model: nn.Module) -> list[Term]:

@@ -64,6 +64,22 @@ def mask(layer: nn.Module, name: str) -> Tensor | None:
     return layer._buffers.get(f"{name}_mask") if f"{name}_orig" in layer._parameters else None
 
 
+def is_pruned(layer: nn.Module, name: str) -> bool:
+    """Whether a hook of torch's pruning makes this weight, or made it until now."""
+    return isinstance(_hook(layer, name), prune.BasePruningMethod)
+
+
+def computed_names(cls: type) -> set[str]:
+    """Which weights a class that torch made for parametrizations computes: each is a property of its own."""
+    return {name for name, member in vars(cls).items() if isinstance(member, property)}
+
+
+def computing_members(cls: type) -> dict[str, Any]:
+    """What such a class adds to its base: to make one like it of another base."""
+    kept = "__getstate__", "__deepcopy__", *computed_names(cls)
+    return {name: member for name, member in vars(cls).items() if name in kept}
+
+
 def kind_before(module: nn.Module) -> type[nn.Module]:
     """The module's class, without what parametrizations made of it."""
     return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)

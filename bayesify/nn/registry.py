@@ -19,7 +19,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from ..errors import UnregisteredLayerError, UsageError
 from . import attention, conv, embedding, linear, recurrent
 from .base import Variational
-from .parametrized_weights import kind_before
+from .parametrized_weights import computed_names, computing_members, kind_before
 from .rerouting import FlipoutRerouted, LRTRerouted, Rerouting, ReroutingEncoder
 from .settings import Method
 
@@ -89,7 +89,13 @@ def plain_class(cls: Any) -> type[nn.Module]:
         KeyError: it came from none.
     """
     derived_from = vars(cls).get("_plain")
-    return derived_from or _PLAIN[cls]
+    if derived_from is not None and computed_names(cls) == computed_names(derived_from):
+        return derived_from  # type: ignore[no-any-return]
+    if not (derived_from or "__getstate__" in vars(cls)):
+        return _PLAIN[cls]
+    # a class for parametrizations, some of which were put on or taken off after conversion
+    base = plain_class(cls.__bases__[0])
+    return type(f"Parametrized{base.__name__}", (base,), computing_members(cls))
 
 
 def rerouted(cls: type[nn.Module], method: Method) -> type[Variational]:
@@ -112,9 +118,10 @@ def converted_class(module: nn.Module, method: Method, weights: bool) -> type[Va
     known = None if weights else variant(kind, method)
     if known is None or kind is cls:
         return known or rerouted(cls, method)
-    # torch makes a class for each module with parametrizations, which cannot be pickled
+    # torch makes a class for each module with parametrizations, which cannot be pickled. When it takes the last one
+    # off, it gives the module the first base of that class
     members = {"__module__": __name__, "__doc__": f"A parametrized {known.__name__}.", "_plain": cls}
-    return type(_PREFIXES[method] + cls.__name__, (cls, known), members)
+    return type(_PREFIXES[method] + cls.__name__, (known,), computing_members(cls) | members)
 
 
 def plain_classes() -> tuple[type[nn.Module], ...]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import UsageError, did_you_mean
-from ..nn.kl import layers_of
+from ..nn.kl import layers_of, refuse_lost_posteriors
 from ..report.progress import progressed
 from .calibration import Calibration, stored_calibration
 from .calls import Call, given_call, is_loader, loader_calls
@@ -54,6 +54,7 @@ def predict(
         UsageError: arguments do not fit each other or the output; examples that must be in dimension 0 are not.
     """
     layers_of(model)
+    refuse_lost_posteriors(model)
     _refuse_wrong(samples, task, chunk)
     fitted = stored_calibration(model)
     fitted = fitted if fitted is not None and fitted.fits(task, output, dim, noise) else None

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import UsageError
 from ..estimators.precision import widened
-from ..nn.kl import layers_of
+from ..nn.kl import layers_of, refuse_lost_posteriors
 from .calls import forward_parameters
 from .draws import draw
 from .measures import triple
@@ -150,6 +150,7 @@ def _logits_of(output: Any, ids: Tensor) -> Tensor:
 
 def _refuse_wrong(model: nn.Module, ids: Tensor, mask: Tensor | None, samples: int, chunk: int | None) -> None:
     layers_of(model)
+    refuse_lost_posteriors(model)
     if ids.dim() != 2 or ids.shape[1] < 2 or ids.is_floating_point():
         raise UsageError(f"ids are token numbers (texts, length) of two tokens at least, not {tuple(ids.shape)}")
     if mask is not None and (mask.shape != ids.shape or not (mask[:, :-1] >= mask[:, 1:]).all()):

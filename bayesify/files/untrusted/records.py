@@ -23,7 +23,8 @@ def refuse_wrong_record(made: Any) -> None:
     """
     cls = type(made)
     if isinstance(made, Ledger):
-        right = set(vars(made)) == {"root"} and isinstance(made.root, nn.Module)
+        right = {"root"} <= set(vars(made)) <= {"root", "layers"} and isinstance(made.root, nn.Module)
+        right = right and _matches(made.layers, tuple[nn.Module, ...])
         hints: dict[str, Any] = {}
     elif dataclasses.is_dataclass(cls) and cls.__module__.startswith("bayesify."):
         hints = _hints(cls)
