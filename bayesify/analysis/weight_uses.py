@@ -17,6 +17,7 @@ from .bytecode import reached_names
 from .derived_weights import drawable, from_weights
 from .forward_trace import traced_alone
 
+UNTRACED = "its forward does not trace"
 UNUSED = "its forward never uses it"
 
 
@@ -72,7 +73,7 @@ def uses(module: nn.Module) -> Uses:
         return Uses()
     graphs, failure = traced_alone(module)
     if not graphs:
-        return Uses(failure=f"its forward does not trace: {failure}")
+        return Uses(failure=f"{UNTRACED}: {failure}")
     found = Uses(as_attribute=any(_views_as_attribute(node) for graph in graphs for node in graph.nodes))
     keeps_no_draw = any("checkpoint" in name for name in reached_names(type(module)))  # it would compute with the mean
     traces = [(graph, from_weights(graph)) for graph in graphs]

@@ -31,5 +31,10 @@ def transforming() -> bool:
     return (
         torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
-        or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        or recorded()
     )
+
+
+def recorded() -> bool:
+    """Whether torch.jit.trace records what is computed now."""
+    return torch._C._get_tracing_state() is not None

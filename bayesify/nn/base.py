@@ -17,6 +17,7 @@ from torch.nn.parameter import Parameter, UninitializedParameter
 
 from ..errors import NoPosteriorError, ShapeError, UsageError, did_you_mean
 from ..estimators import noise
+from ..estimators.eager import recorded
 from ..estimators.flipout import flipout
 from ..estimators.lrt import lrt
 from ..estimators.precision import widened
@@ -90,7 +91,7 @@ class Variational(RemembersMeans, Switchable):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """As torch moves or casts a module, except that scales stay at least float32 (see `Posterior.start`)."""
         if "_settings" not in self.__dict__:
-            return super()._apply(fn, recurse)
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         scales = [scale for scale in map(self.scale_of, self.means()) if scale is not None]
         wide = {id(tensor) for scale in scales for tensor in (scale, scale.grad) if tensor is not None}
 
@@ -99,7 +100,7 @@ class Variational(RemembersMeans, Switchable):
             narrowed = id(tensor) in wide and moved.is_floating_point() and moved.dtype.itemsize < 4
             return tensor.to(moved.device, torch.float32) if narrowed else moved
 
-        return super()._apply(kept, recurse)
+        return super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         with unrouted():  # the mean, from inside a forward that computes with a draw too
@@ -153,7 +154,7 @@ class Variational(RemembersMeans, Switchable):
             raise NoPosteriorError(
                 f"{type(self).__name__} has no posterior over {name!r}, but over {self.means()}.{near}"
             )
-        if not torch.jit.is_tracing() and scale.shape != mean.shape:  # type: ignore[no-untyped-call]
+        if scale.shape != mean.shape and not recorded():
             raise ShapeError(
                 f"{name} has shape {tuple(mean.shape)} but its posterior was made for {tuple(scale.shape)}: "
                 "resize first, then convert"

@@ -77,7 +77,7 @@ def _uninitialized(name: str, mean: Tensor, settings: Settings) -> dict[str, Ten
     scale_name, buffers = _names(name, settings)
     where: dict[str, Any] = {"device": mean.device, "dtype": mean.dtype}
     wide = mean.dtype if mean.dtype is torch.float64 else torch.float32
-    scale = UninitializedParameter(requires_grad=mean.requires_grad, device=mean.device, dtype=wide)
+    scale = UninitializedParameter(requires_grad=mean.requires_grad, **where | {"dtype": wide})
     return {scale_name: scale, **{buffer: LazyBuffer(requires_grad=False, **where) for buffer in buffers}}
 
 

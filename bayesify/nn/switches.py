@@ -185,7 +185,7 @@ class Switchable(nn.Module):
         for value in (*args, *kwargs.values()):
             if isinstance(value, fx.Proxy):  # a trace goes past the layer as past torch's own, hooks included
                 return value.tracer.create_proxy("call_module", _path(value.tracer, self), args, kwargs)
-        return super()._call_impl(*args, **kwargs)
+        return super()._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script asks each module for.

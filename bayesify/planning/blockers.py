@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from ..analysis.bytecode import reached_names
 from ..analysis.registration import forwards_to
 from ..analysis.site import Site
-from ..analysis.weight_uses import UNUSED, matrices
+from ..analysis.weight_uses import UNTRACED, UNUSED, matrices
 from ..nn.base import Flipout, Variational
 from ..nn.layer_kinds import bias_names, layer_kind, weight_names
 from ..nn.parametrized_weights import is_computed, sources
@@ -141,7 +141,17 @@ def unknown_class(site: Site) -> str | None:
         return None
     base = next((known for known in cls.__mro__ if known in plain_classes()), None)
     offer = _subclass(cls, base) if base is not None else None
-    return offer or "; ".join(f"{name}: {why}" for name, why in site.problems.items()) or None
+    return offer or _problems(site) or None
+
+
+def _problems(site: Site) -> str:
+    """What its forward does with each of its matrices; one that does not trace may be vouched for."""
+    untraced = {why for why in site.problems.values() if why.startswith(UNTRACED)}
+    if len(untraced) == 1 == len(set(site.problems.values())):
+        names = list(site.problems)
+        call = f"bayesify.register({_title(type(site.module))}, weights={names})"
+        return f"{untraced.pop()}; if it only multiplies by {', '.join(names)}, {call} converts it"
+    return "; ".join(f"{name}: {why}" for name, why in site.problems.items())
 
 
 def _subclass(cls: type, base: type) -> str | None:
@@ -187,7 +197,9 @@ def number_type(module: nn.Module, means: list[str]) -> str | None:
     dtype = sources(module, means[0])[0].dtype
     if dtype.is_floating_point and dtype.itemsize > 1:
         return None
-    return f"its {means[0]} is {dtype}: noise needs real floating point numbers of 16 bits or more"
+    reason = f"its {means[0]} is {dtype}: noise needs real floating point numbers of 16 bits or more"
+    advice = "; a real Parameter of which the forward takes torch.view_as_complex converts, both parts of each number"
+    return reason + advice if dtype.is_complex else reason
 
 
 def name_clash(module: nn.Module, means: list[str]) -> str | None:

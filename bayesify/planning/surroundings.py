@@ -101,7 +101,7 @@ def unregistered(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     seen = {id(module) for module in model.modules()}
     for name, module in model.named_modules():
         for key, value in vars(module).items():
-            if key in ("_modules", "_parameters", "_buffers"):
+            if key in ("_modules", "_parameters", "_buffers", "_actual_script_module"):  # the last is torch's own
                 continue
             for inner, held in _held(value):
                 for path, below in held.named_modules(prefix=f"{name}.{key}{inner}".lstrip(".")):

@@ -19,7 +19,7 @@ def all_or_nothing(model: nn.Module, change: Callable[[], None], tensors: Iterab
         change: does all that may fail for a known reason first.
         tensors: those whose values it writes. A copy of them is kept meanwhile.
     """
-    before = [_ModuleState(module) for module in model.modules()]
+    before = [_ModuleState(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     values = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
         change()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer
 
@@ -27,9 +28,15 @@ def copied(model: Model) -> Model:
     try:
         computed = (tensor for module in model.modules() for tensor in computed_tensors(module))
         memo |= {id(tensor): tensor.detach().clone() for tensor in computed}
-        return copy.deepcopy(model, memo)
+        with torch.no_grad():  # the copy of a TorchScript module would have no leaves, which no optimizer takes
+            model_copy = copy.deepcopy(model, memo)
     except Exception as error:
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise NotCopyableError(
             f"torch cannot deep-copy this {type(model).__name__} ({why}); inplace=True works on the model itself"
         ) from error
+    for module, twin in zip(model.modules(), model_copy.modules(), strict=True):
+        if isinstance(module, torch.jit.ScriptModule):
+            for parameter, its_copy in zip(module.parameters(), twin.parameters(), strict=True):
+                its_copy.requires_grad_(parameter.requires_grad)
+    return model_copy

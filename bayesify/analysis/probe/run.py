@@ -98,7 +98,7 @@ def _seed() -> None:
 @contextmanager
 def without_traces(model: nn.Module) -> Iterator[None]:
     """The model in eval mode; afterwards it and all random states are as they were."""
-    modules = list(model.modules())
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     before = [(vars(module), dict(vars(module))) for module in modules]
     registered = [(module._buffers, dict(module._buffers)) for module in modules]
     values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
