@@ -53,7 +53,7 @@ class Digits:
         return cls(images, labels, test_images, test_labels)
 
     def flipped(self) -> Tensor:
-        """Test images in the mirror, but for 0, 1 and 8, which would be digits still."""
+        """Test images in the mirror, except 0, 1 and 8, which would be digits still."""
         asymmetric = ~torch.isin(self.test_labels, torch.tensor([0, 1, 8]))
         return self.test[asymmetric].flip(3)
 

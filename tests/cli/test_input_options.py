@@ -31,9 +31,9 @@ def test_shapes():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["2,3"], "'2,3' is no shape"),
-        (["2x"], "is no shape"),
-        (["2xM"], "is no shape"),
+        (["2,3"], "'2,3' is not a shape"),
+        (["2x"], "is not a shape"),
+        (["2xM"], "is not a shape"),
         (["flaot:2x3"], "Did you mean 'float'"),
         (["x=2x3", "2x3"], "to each of the inputs, or to none"),
     ],
