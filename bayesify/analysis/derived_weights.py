@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from ..nn.torch_functions import MULTIPLICATIONS, VIEWS, Role, only_for_weights
 from ..programs.operators import call_of
 from ..programs.weight_flow import node_role
+from .forward_trace import is_autograd_function
 
 _GATHERS: frozenset[Any] = frozenset(
     {torch.index_select, torch.gather, Tensor.index_select, Tensor.gather, operator.getitem, Tensor.__getitem__}
@@ -100,7 +101,7 @@ def _is_product(user: fx.Node, node: fx.Node, weights: set[fx.Node]) -> bool:
     function, role = _function_of(user), node_role(user, node)
     if node not in weights:  # what it is multiplied by may be taken for data: only a place for weights tells
         return role is Role.FACTOR and only_for_weights(function)
-    multiplies = function in MULTIPLICATIONS and role is not Role.ADDED
+    multiplies = (function in MULTIPLICATIONS and role is not Role.ADDED) or is_autograd_function(function)
     return multiplies or isinstance(function, torch._ops.OpOverloadPacket | torch._ops.OpOverload)
 
 

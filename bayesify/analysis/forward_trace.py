@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import fx, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 from .proxies import Size, Unknown, Weight, is_size
 from .side_effects import same_randomness
@@ -116,6 +117,25 @@ class _Alone(Tracer):
                 check(*args, **kwargs)
 
         replaced.attribute(torch, "_check_with", unchecked)
+        replaced.attribute(torch.autograd.Function, "apply", self._function_apply(here))
+
+    def _function_apply(self, here: Any) -> Any:
+        """An autograd.Function enters a node that takes all its arguments, and then what its forward is made of.
+
+        Its backward multiplies by what it was given, so that whatever its forward shows, noise must be in the argument.
+        """
+        plain = vars(torch.autograd.Function)["apply"].__func__
+
+        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            if not here or cls is CheckpointFunction:
+                return plain(cls, *args, **kwargs)
+            node = self.create_proxy("call_function", _FunctionCall(cls), args, kwargs)
+            try:
+                return plain(cls, *args, **kwargs)
+            except Exception:
+                return node
+
+        return classmethod(apply)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m is not self.top
@@ -180,6 +200,22 @@ class _Alone(Tracer):
 
     def keys(self, obj: fx.Proxy) -> Any:
         return ()
+
+
+class _FunctionCall:
+    """What stands in a graph for a call of an autograd.Function."""
+
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        self.function = function
+        self.__name__, self.__module__ = f"{function.__qualname__}.apply", function.__module__
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function.apply(*args)  # type: ignore[no-untyped-call]
+
+
+def is_autograd_function(target: Any) -> bool:
+    """Whether a node's target stands for a call of an autograd.Function."""
+    return isinstance(target, _FunctionCall)
 
 
 def _said(error: Exception) -> str:

@@ -14,7 +14,8 @@ from .scale import Scale, magnitude
 
 Parameterization = Literal["additive", "multiplicative"]
 
-SMALLEST_STD = 1e-8  # below it a std is no longer told from zero next to a float32 weight
+SMALLEST_STD = torch.finfo(torch.float32).tiny
+RELATIVE_FLOOR = 1e-8  # under what follows a weight on its way through zero: a relative std, or a prior's
 SHALLOW = 6  # layers: networks of no more are noisier at first under `auto`; docs/defaults.md has the measurements
 SHALLOW_BUDGET = 0.4  # all their layers' relative stds together
 MOST_RELATIVE = 0.2  # the relative std of one layer, at most
@@ -62,19 +63,26 @@ class Posterior:
         return Posterior(self.parameterization, Scale("relative", relative, floor=0.1))
 
     def start(self, mean: Tensor, fan_in: int) -> Tensor:
-        """The scale parameter's initial value, of `mean`'s shape, dtype and device."""
+        """The scale parameter's initial value, of `mean`'s shape and device, in float32 or better.
+
+        In bfloat16 it would stand still: near -6 its numbers are 0.03 apart, and a step of Adam is 0.001.
+        """
         posterior = self.for_depth(1)
         assert posterior.init_std is not None
         wide = widened(mean.detach())
         std = posterior.init_std.std(wide, fan_in)
         std = torch.full_like(wide, std) if isinstance(std, float) else std
-        return posterior.scale_of(std.clamp_min(SMALLEST_STD), magnitude(wide, fan_in, floor=1e-3)).to(mean.dtype)
+        smallest = SMALLEST_STD if self.parameterization == "additive" else RELATIVE_FLOOR
+        return posterior.scale_of(std.clamp_min(smallest), magnitude(wide, fan_in, floor=1e-3))
 
     def std(self, mean: Tensor, scale: Tensor) -> Tensor:
-        """The std from the scale parameter (`rho` or `log_alpha`), elementwise and differentiable."""
+        """The std from the scale parameter (`rho` or `log_alpha`), elementwise and differentiable.
+
+        A multiplicative one is at least 1e-8: nearer to a weight of zero its gradient would explode.
+        """
         if self.parameterization == "additive":
             return F.softplus(scale)
-        return (mean.abs() * torch.exp(scale / 2)).clamp_min(SMALLEST_STD)
+        return (mean.abs() * torch.exp(scale / 2)).clamp_min(RELATIVE_FLOOR)
 
     def scale_of(self, std: Tensor, mean: Tensor) -> Tensor:
         """The scale parameter that gives `std`: the inverse of `std()`.
@@ -83,4 +91,4 @@ class Posterior:
         """
         if self.parameterization == "additive":
             return std + torch.log(-torch.expm1(-std))
-        return 2 * torch.log(std / mean.abs().clamp_min(SMALLEST_STD))
+        return 2 * torch.log(std / mean.abs().clamp_min(RELATIVE_FLOOR))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..estimators import noise
+from ..estimators.eager import transforming
 from ..estimators.precision import widened
 from .posterior import SHALLOW
 from .scale import Scale
@@ -107,14 +108,26 @@ def normal_kl(mean: Tensor, std: Tensor, prior_mean: Tensor | float, prior_std: 
     """
     ratio = std / prior_std
     shift = (mean - prior_mean) / prior_std
-    return (0.5 * (ratio.square() + shift.square() - 1) - torch.log(ratio)).sum()
+    return (0.5 * (ratio.square() + shift.square() - 1) - _log_ratio(std, prior_std)).sum()
+
+
+def _log_ratio(std: Tensor, prior_std: Tensor | float) -> Tensor:
+    """log(std/prior_std). Near one, the logarithm of the ratio has no rounding error; near zero the ratio has one."""
+    ratio = std / prior_std
+    log_prior_std = torch.log(prior_std) if isinstance(prior_std, Tensor) else math.log(prior_std)
+    near_zero = ratio < _SMALL
+    of_ratio = torch.log(torch.where(near_zero, 1, ratio))
+    return torch.where(near_zero, torch.log(torch.where(near_zero, std, 1)) - log_prior_std, of_ratio)
+
+
+_SMALL = 1e-30
 
 
 def softplus_normal_kl(
     mean: Tensor, rho: Tensor, prior_mean: Tensor | float, prior_std: Tensor | float
 ) -> Tensor:
     """`normal_kl` for std = softplus(rho), in one pass: gradients are made along with the value."""
-    if torch.compiler.is_compiling() or not (mean.requires_grad or rho.requires_grad):
+    if torch.compiler.is_compiling() or transforming() or not (mean.requires_grad or rho.requires_grad):
         return normal_kl(mean, F.softplus(rho), prior_mean, prior_std)
     return cast("Tensor", _SoftplusNormalKL.apply(mean, rho, prior_mean, prior_std)[0])  # type: ignore[no-untyped-call]
 
@@ -127,7 +140,7 @@ class _SoftplusNormalKL(torch.autograd.Function):
         std = F.softplus(rho)
         ratio, shift = std / prior_std, (mean - prior_mean).div_(prior_std)
         excess = (ratio * ratio).sub_(1).sum()  # less 1 one by one: near the prior, the sums would round to nonsense
-        total = 0.5 * (excess + _square_sum(shift)) - _log_sum(ratio)
+        total = 0.5 * (excess + (shift * shift).sum()) - torch.log(ratio).sum()
         of_rho = ratio.div_(prior_std).sub_(std.reciprocal_()).mul_(torch.sigmoid(rho))
         return total, shift.div_(prior_std), of_rho
 
@@ -144,19 +157,6 @@ class _SoftplusNormalKL(torch.autograd.Function):
             total = normal_kl(mean, F.softplus(rho), *ctx.prior)
             return *torch.autograd.grad(total, (mean, rho), grad, create_graph=True), None, None
         return grad * of_mean, grad * of_rho, None, None
-
-
-def _square_sum(tensor: Tensor) -> Tensor:
-    flat = tensor.reshape(-1)
-    return torch.dot(flat, flat)
-
-
-def _log_sum(ratio: Tensor) -> Tensor:
-    """Σ log(ratio) by half as many logarithms, of products of two: these stay within float32's range."""
-    flat = ratio.reshape(-1)
-    half = flat.numel() // 2
-    pairs = (flat[:half] * flat[half : 2 * half]).clamp_(1e-37, 1e37)
-    return torch.log(pairs).sum() + torch.log(flat[2 * half :]).sum()
 
 
 def scale_mixture_kl(mean: Tensor, std: Tensor, prior: ScaleMixture) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from .products import Product
@@ -17,4 +18,18 @@ def rows_together(product: Product, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def in_mode(formula: Callable[..., Any], function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    return formula if torch.compiler.is_compiling() else function.apply
+    """The formula as an autograd Function, which keeps less for the backward pass; or itself where torch transforms it.
+
+    The compiler fuses it; torch.func's transforms derive from it what a Function would have to say (and say wrongly:
+    torch's forward mode over forward mode leaves terms out of a Function's second derivative); TorchScript records it.
+    """
+    return formula if torch.compiler.is_compiling() or transforming() else function.apply
+
+
+def transforming() -> bool:
+    """Whether torch.func, forward-mode differentiation or torch.jit.trace watches what is computed now."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    )

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import noise
 from .eager import in_mode, rows_together
 from .precision import autocasted, without_autocast
-from .products import Product, tangent
+from .products import Product
 
 Signs = Literal["example", "position"]
 
@@ -137,16 +137,6 @@ class _FlipoutNoise(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         ctx.product, ctx.patterns, delta, _, *bits_and_inputs = inputs
         ctx.save_for_backward(delta, *bits_and_inputs)
-        ctx.save_for_forward(delta, *bits_and_inputs)
-
-    @staticmethod
-    def jvp(ctx: Any, _: Any, __: Any, of_delta: Any, of_bias: Any, *of_others: Any) -> Tensor:
-        """The noise is linear in (delta, bias) and in each input."""
-        delta, *bits_and_inputs = ctx.saved_tensors
-        of_output, flipped, of_inputs = _flip(ctx.patterns, delta.dtype, bits_and_inputs)
-        moves = of_others[len(ctx.patterns) :]
-        moved = [move if move is None else move * sign for move, sign in zip(moves, of_inputs, strict=True)]
-        return tangent(ctx.product, flipped, delta, moved, of_delta, of_bias) * of_output
 
     @staticmethod
     @without_autocast

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import noise
 from .eager import in_mode, rows_together
 from .precision import autocasted, no_autocast, widened, without_autocast
-from .products import Product, tangent
+from .products import Product
 
 
 def lrt(
@@ -75,16 +75,6 @@ class _LRTNoise(torch.autograd.Function):
         ctx.product, _, *tensors = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1], *tensors)
-        ctx.save_for_forward(output[1], *tensors)
-
-    @staticmethod
-    def jvp(ctx: Any, _: Any, of_eps: Any, of_std: Any, of_bias: Any, *of_inputs: Any) -> tuple[Tensor, None]:
-        """d(sqrt(variance)·eps) = slope·d variance, which is linear in the squares of std, bias std and each input."""
-        slope, std, bias_std, *inputs = ctx.saved_tensors
-        squares = [widened(x).square() for x in inputs]
-        moved = [_of_square(x, move) for x, move in zip(inputs, of_inputs, strict=True)]
-        moves = moved, _of_square(std, of_std), _of_square(bias_std, of_bias)
-        return slope * tangent(ctx.product, squares, widened(std).square(), *moves), None
 
     @staticmethod
     @without_autocast
@@ -103,10 +93,6 @@ class _LRTNoise(torch.autograd.Function):
             for of_square, x, given in zip(of_squares, wide, inputs, strict=True)
         ]
         return None, None, _through_square(of_std, std), _through_square(of_bias, bias_std), *of_x
-
-
-def _of_square(value: Tensor | None, move: Tensor | None) -> Tensor | None:
-    return None if value is None or move is None else 2 * widened(value) * widened(move)
 
 
 def _through_square(of_square: Tensor | None, value: Tensor | None) -> Tensor | None:

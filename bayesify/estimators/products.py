@@ -57,23 +57,6 @@ class Product(Protocol):
         ...
 
 
-def tangent(
-    product: Product, inputs: Sequence[Tensor], weight: Tensor, of_inputs: Sequence[Tensor | None],
-    of_weight: Tensor | None, of_bias: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """The product's directional derivative along the tangents of its inputs, weight and bias; None where one is zero.
-
-    Each is computed as the product with the tangent in the place of what it moves.
-    """
-    moved: list[Tensor] = []
-    for at, of_input in enumerate(of_inputs):
-        if of_input is not None:
-            moved.append(product([*inputs[:at], of_input, *inputs[at + 1 :]], weight, None))
-    if of_weight is not None or of_bias is not None:
-        moved.append(product(inputs, torch.zeros_like(weight) if of_weight is None else of_weight, of_bias))
-    return torch.stack(moved).sum(0) if moved else torch.zeros_like(product(inputs, weight, None))
-
-
 class _ExamplesLead:
     """The last `core_dims` dimensions belong to one example, and the first of them are its channels."""
 

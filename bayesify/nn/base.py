@@ -86,6 +86,20 @@ class Variational(Switchable):
                 return draws[name]
         return super().__getattr__(name)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """As torch moves or casts a module, except that scales stay at least float32 (see `Posterior.start`)."""
+        if "_settings" not in self.__dict__:
+            return super()._apply(fn, recurse)
+        scales = [scale for scale in map(self.scale_of, self.means()) if scale is not None]
+        wide = {id(tensor) for scale in scales for tensor in (scale, scale.grad) if tensor is not None}
+
+        def kept(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            narrowed = id(tensor) in wide and moved.is_floating_point() and moved.dtype.itemsize < 4
+            return tensor.to(moved.device, torch.float32) if narrowed else moved
+
+        return super()._apply(kept, recurse)
+
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         with unrouted():  # the mean, from inside a forward that computes with a draw too
             super()._save_to_state_dict(*args, **kwargs)
@@ -136,13 +150,13 @@ class Variational(Switchable):
             raise NoPosteriorError(
                 f"{type(self).__name__} has no posterior over {name!r}, but over {self.means()}.{near}"
             )
-        if scale.shape != mean.shape:
+        if not torch.jit.is_tracing() and scale.shape != mean.shape:  # type: ignore[no-untyped-call]
             raise ShapeError(
                 f"{name} has shape {tuple(mean.shape)} but its posterior was made for {tuple(scale.shape)}: "
                 "resize first, then convert"
             )
         with unrouted():
-            std, left = self._settings.posterior.std(mean, scale), mask(self, name)
+            std, left = self._settings.posterior.std(mean, scale).to(mean.dtype), mask(self, name)
             return std if left is None else std * left
 
     def spread_of(self, name: str, mean: Tensor | None = None) -> Spread:

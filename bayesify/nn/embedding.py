@@ -63,7 +63,7 @@ class RowsFamily(Variational):
         scale = self.scale_of("weight")
         assert scale is not None
         mean, scale_rows = self._look_up(ids, self.weight), self._look_up(ids, scale)
-        std = self._settings.posterior.std(mean, scale_rows)
+        std = self._settings.posterior.std(mean, scale_rows).to(mean.dtype)
         held = held_draws(self)
         if held is not None:
             eps = held.rows("weight", ids, lambda: draw_of_id(held.draws)).to(std)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter, UninitializedBuffer, UninitializedParameter, is_lazy
 
-from ..distributions.posterior import SMALLEST_STD
+from ..distributions.posterior import RELATIVE_FLOOR
 from ..distributions.prior import Normal
 from ..estimators.precision import widened
 from .layer_kinds import bias_names, fan_in, weight_names
@@ -31,7 +31,8 @@ def mean_of(added: str) -> str:
 def posterior_tensors(layer: nn.Module, settings: Settings) -> dict[str, Tensor]:
     """The parameters and buffers to add to `layer`, by name, for settled settings. The layer is not changed.
 
-    They have their mean's shape, dtype and device, and are uninitialized where it is; scales require grad as it does.
+    They have their mean's shape, device and dtype, scales at least float32; they are uninitialized where it is, and
+    scales require grad as it does.
     """
     tensors: dict[str, Tensor] = {}
     biases = bias_names(layer) if settings.bias == "variational" and not settings.weights else []
@@ -69,13 +70,14 @@ def _prior_std(mean: Tensor, fan_in: int, settings: Settings) -> Tensor:
     assert isinstance(settings.prior, Normal)
     std = settings.prior.std.std(widened(mean), fan_in)
     assert isinstance(std, Tensor)
-    return std.clamp_min(SMALLEST_STD).to(mean.dtype)
+    return std.clamp_min(RELATIVE_FLOOR).to(mean.dtype)
 
 
 def _uninitialized(name: str, mean: Tensor, settings: Settings) -> dict[str, Tensor]:
     scale_name, buffers = _names(name, settings)
     where: dict[str, Any] = {"device": mean.device, "dtype": mean.dtype}
-    scale = UninitializedParameter(requires_grad=mean.requires_grad, **where)
+    wide = mean.dtype if mean.dtype is torch.float64 else torch.float32
+    scale = UninitializedParameter(requires_grad=mean.requires_grad, device=mean.device, dtype=wide)
     return {scale_name: scale, **{buffer: LazyBuffer(requires_grad=False, **where) for buffer in buffers}}
 
 

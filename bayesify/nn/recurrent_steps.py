@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..estimators import noise
+from ..estimators.eager import transforming
 from ..estimators.precision import autocasted, without_autocast
 from ..estimators.products import LinearProduct
 from .folded_batches import fold_of
@@ -74,7 +75,7 @@ class HeldProduct:
         count = x.shape[0]
         if onto is None and self.bias is not None:
             onto = self.bias[:count]
-        step: Callable[..., Tensor] = _held_step if torch.compiler.is_compiling() else _HeldStep.apply
+        step: Callable[..., Tensor] = _held_step if torch.compiler.is_compiling() or transforming() else _HeldStep.apply
         return step(onto, x, self.mean, self.delta, self.of_output[:count], self.of_input[:count])
 
 

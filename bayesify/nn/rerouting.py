@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode, resolve_name
 
@@ -21,11 +22,12 @@ from ..estimators.products import EinsumProduct, GroupedProduct, LinearProduct
 from .base import LRT, Flipout, Variational
 from .held_draws import Spread, mapped
 from .product_readers import Use
-from .switches import draws_of_forward, is_quiet, set_draws_of_forward
+from .recomputation import Region, refuse_other_noise, region, region_with_reentry
+from .switches import Switchable, draws_of_forward, is_quiet, set_draws_of_forward
 from .torch_functions import BODIES, MULTIPLICATIONS, Role, role
 
 
-class Rerouting(nn.Module):
+class Rerouting(Switchable):
     """Stands before the class of a module whose forward multiplies by its children's weights; `_reads` names them.
 
     `_uncompiled`: its forward takes a view of a weight as an attribute (`.T`), which Dynamo would hide from the mode.
@@ -105,11 +107,19 @@ def _rerouted(layers: list[Variational], inputs: Any, kwargs: Any, forward: Call
 
 
 class _Known(NamedTuple):
-    """A weight, or a view of one, with its std (or its held draws) and the layer that it belongs to."""
+    """A weight, or a view of one, with its std (or its held draws) and the layer that it belongs to.
+
+    `anew` computes the spread again, in a graph of its own.
+    """
 
     mean: Tensor
     spread: Spread
     layer: Variational
+    anew: Callable[[], Spread]
+
+    def of(self, mean: Tensor) -> _Known:
+        """The same for a copy of the mean, its spread in a graph of its own."""
+        return _Known(mean, self.anew(), self.layer, self.anew)
 
 
 class _Reroute(TorchFunctionMode):
@@ -117,6 +127,7 @@ class _Reroute(TorchFunctionMode):
         super().__init__()
         self.inputs = [value for value in (*inputs, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > 1]
         self.dim: int | None = None  # of the examples, where what is computed says so, and not the layers' settings
+        self.with_gradient = torch.is_grad_enabled()
         self.known: list[_Known] = []
         self.draws = [
             (layer._parameters[name], draw) for layer, draws in draws_of_forward() for name, draw in draws.items()
@@ -126,15 +137,19 @@ class _Reroute(TorchFunctionMode):
                 mean = layer._parameters[name]
                 assert mean is not None
                 if all(one.mean is not mean for one in self.known):
-                    self.known.append(_Known(mean, layer.spread_of(name), layer))
+                    anew = partial(layer.spread_of, name)
+                    self.known.append(_Known(mean, anew(), layer, anew))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not torch.compiler.is_compiling():
+            self._outlive_forward()
         args, kwargs = self._with_draws(args), self._with_draws(kwargs or {})
         found = [self._find(value) for value in _flat([*args, *kwargs.values()])]
         known = [one for one in found if one is not None]
         if not known or _by_compiled_code(func):
             return func(*args, **kwargs)
         weight, use = known[0].mean, None
+        self._refuse_in_function(func, known[0])
         if func in BODIES:
             return self._inside(BODIES[func], *args, **kwargs)
         if func not in MULTIPLICATIONS:
@@ -151,6 +166,49 @@ class _Reroute(TorchFunctionMode):
                 "which its noise would not pass through: keep this layer by `ignore` in the policy"
             )
         return self._estimate(use, known[0])
+
+    def _outlive_forward(self) -> None:
+        """Where checkpointing will compute again what runs now, have it do so with these products rerouted."""
+        place = region()
+        if place is None and self.with_gradient and not torch.is_grad_enabled():
+            with_reentry = region_with_reentry(_rerouted.__code__)
+            place = with_reentry if isinstance(with_reentry, Region) else None
+        if place is not None:
+            place.wrap(self, partial(self._again, place, draws_of_forward()))
+
+    def _again(self, place: Region, draws: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What checkpointing calls in the function's place."""
+
+        def again(*args: Any) -> Any:
+            before, known = draws_of_forward(), self.known
+            set_draws_of_forward(draws)
+            self.known = [*known]
+            if place.given:  # a backward pass of its own: graphs of the first computation are not its
+                self.known = [one.of(one.mean) for one in known] + self._copies(place.given, args)
+            try:
+                with self:
+                    return function(*args)
+            finally:
+                self.known = known
+                set_draws_of_forward(before)
+
+        return again
+
+    def _copies(self, given: tuple[Any, ...], copies: tuple[Any, ...]) -> list[_Known]:
+        pairs = [(self._find(value), copy) for value, copy in zip(given, copies, strict=True)]
+        return [one.of(copy) for one, copy in pairs if one is not None]
+
+    def _refuse_in_function(self, func: Any, known: _Known) -> None:
+        """An autograd.Function of the user's multiplies by the weight: its backward knows nothing of the noise."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not self.with_gradient:
+            return
+        function = region_with_reentry(_rerouted.__code__)
+        if isinstance(function, str):
+            raise BypassError(
+                f"a variational weight of {type(known.layer).__name__} is used in {resolve_name(func) or func} inside "
+                f"the autograd.Function {function}, which gives its scale no gradient: keep this layer by `ignore` in "
+                "the policy"
+            )
 
     def _inside(self, body: Callable[..., Any], query: Tensor, *args: Any, **kwargs: Any) -> Any:
         """torch's attention, whose examples are along dimension 1, and along 0 in turns where it folds them there."""
@@ -185,12 +243,19 @@ class _Reroute(TorchFunctionMode):
         means = [mean] if isinstance(mean, Tensor) else list(mean)
         spread: Any = known.spread
         spreads: Any = zip(*map(followed, spread), strict=True) if isinstance(spread, tuple) else followed(spread)
-        pairs = zip(means, spreads, strict=True)
-        self.known += [_Known(view, its, known.layer) for view, its in pairs if view is not known.mean]
+
+        def anew(at: int) -> Spread:
+            return mapped(known.anew(), lambda spread: followed(spread)[at])  # type: ignore[no-any-return]
+
+        for at, (view, its) in enumerate(zip(means, spreads, strict=True)):
+            if view is not known.mean:
+                self.known.append(_Known(view, its, known.layer, partial(anew, at)))
         return mean
 
     def _estimate(self, use: Use, known: _Known) -> Tensor:
         layer = known.layer
+        if not isinstance(known.spread, tuple) and not torch.compiler.is_compiling():
+            refuse_other_noise(layer)
         told = layer._settings.rows > 0 or layer.examples_lead
         layer._reached = True
         x, dim = use.inputs[0], layer._settings.batch_dim if told or self.dim is None else self.dim

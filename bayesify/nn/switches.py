@@ -18,7 +18,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+
+from ..errors import UsageError
+from .recomputation import refuse_other_noise
 
 MEAN = "mean"  # what a layer computes with inside `posterior_mean`
 
@@ -133,6 +136,7 @@ def _way_of(layer: nn.Module) -> Any:
         way = ways.get(layer)
         if way is not None:
             return way
+    refuse_other_noise(layer)
     return None
 
 
@@ -172,7 +176,29 @@ _NOW = _Now()
 
 
 class Switchable(nn.Module):
-    """A module that may be switched."""
+    """A module that may be switched, and that is computed whole: a leaf to torch.fx, and nothing for TorchScript."""
 
     _way = _traceable(_way_of)
     _last_examples = _traceable(_last_examples)
+
+    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, fx.Proxy):  # a trace goes past the layer as past torch's own, hooks included
+                return value.tracer.create_proxy("call_module", _path(value.tracer, self), args, kwargs)
+        return super()._call_impl(*args, **kwargs)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script asks each module for.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            f"torch.jit.script cannot compile a {type(self).__name__}: use torch.jit.trace(model, x), which keeps the "
+            "noise, or torch.jit.script(bayesify.revert(model))"
+        )
+
+
+def _path(tracer: Any, module: nn.Module) -> str:
+    path: str = tracer.path_of_module(module)
+    return path

@@ -21,9 +21,10 @@ from bayesify.distributions.prior import (
     scale_mixture_kl,
     softplus_normal_kl,
 )
+from bayesify.distributions.scale import magnitude
 from tests.support import as_if_compiling, judge_mean
 
-STDS = [1e-8, 1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4]
+STDS = [1.2e-38, 1e-30, 1e-22, 1e-8, 1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4]
 EULER = 0.5772156649015329
 LOG_UNIFORM_BOUND = 0.0095  # nats per weight; the largest error over log alpha in [-8, 8] is 0.0094, at -3.5
 
@@ -53,6 +54,18 @@ def test_normal_kl_and_its_gradients(std: float, prior_std: float, compiling: bo
         for gradient, reference in zip(gradients, expected, strict=True):
             assert gradient.isfinite().all()
             torch.testing.assert_close(gradient.double(), reference, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_the_sum_over_many_weights_is_right(requires_grad: bool) -> None:
+    """A running sum of 2²⁴ float32 numbers stops growing; and the mean square of as many weights sets a std's floor."""
+    count = 1 << 24
+    mean = torch.full((count,), 1.3)
+    rho = torch.full((count,), -3.0).requires_grad_(requires_grad)
+    value = softplus_normal_kl(mean, rho, 0.1, 0.7)
+    exact = kl_divergence(TorchNormal(1.3, F.softplus(torch.tensor(-3.0).double())), TorchNormal(0.1, 0.7)) * count
+    assert value.item() == pytest.approx(exact.item(), rel=5e-6)  # all weights are rounded alike
+    assert magnitude(mean, 1, floor=2.0)[0].item() == pytest.approx(2.6, rel=1e-6)
 
 
 def test_kl_of_the_prior_itself_is_zero() -> None:

@@ -148,7 +148,7 @@ class Decoder(nn.Module):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_decoder_that_reads_the_table_is_noisy_around_mean_rows(method: Any) -> None:
     plain = Decoder().double()
-    model: Any = bayesify.convert(plain, method)
+    model: Any = bayesify.convert(plain, {"method": method, "prior": {"mean": "pretrained"}})
     assert model.state_dict().keys() - plain.state_dict().keys() == {"table.weight_rho", "table.weight_prior_mean"}
     bayesify.set_posterior_std(model, 0.5)
     ids = torch.randint(0, 5, (2, 3))

@@ -1,0 +1,175 @@
+"""Converted models through torch.export, ONNX, torch.fx and TorchScript: with their noise, or refused in one sentence."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bayesify
+from bayesify.errors import UsageError
+from tests.support import METHODS
+
+
+class _Text(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.attention, self.head = nn.Embedding(9, 4), nn.MultiheadAttention(4, 2, batch_first=True), None
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        return self.out(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+class _Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.GRU(4, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x)[0][:, -1])
+
+
+def _conv() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+
+
+def _images(size: int) -> Tensor:
+    return torch.randn(size, 3, 8, 8)
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+MODELS: dict[str, tuple[Any, Any]] = {
+    "mlp": (_mlp, lambda size: torch.randn(size, 4)),
+    "conv": (_conv, _images),
+    "text": (_Text, lambda size: torch.randint(0, 9, (size, 5))),
+    "recurrent": (_Recurrent, lambda size: torch.randn(size, 5, 4)),
+}
+
+
+def _judge(run: Any, model: nn.Module, inputs: Any) -> None:
+    """Other batch sizes, fresh noise at each run and for each example, of the model's own size."""
+    for size in (2, 7, 17, 300):
+        assert run(inputs(size)).shape == (size, 2)
+    x = inputs(1)
+    x = x.expand(400, *x.shape[1:]).contiguous()
+    assert not torch.equal(run(x), run(x))
+    with torch.no_grad():
+        found, own = run(x), model(x)
+    assert len(found.unique(dim=0)) > 10  # LRT shares no draw; Flipout has 2^k signs
+    draws = [torch.cat([f(x[:8]) for _ in range(40)]).std(0) for f in (run, model)]
+    torch.testing.assert_close(*draws, rtol=0.5, atol=0.02)
+    assert found.shape == own.shape
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["mlp", "conv", "text"])
+@pytest.mark.parametrize("examples", [3, 100])
+def test_export_with_a_dynamic_batch(name: str, method: Any, examples: int) -> None:
+    make, inputs = MODELS[name]
+    plain = make().eval()
+    shapes = ({0: torch.export.Dim("batch")},)
+    try:
+        torch.export.export(plain, (inputs(examples),), dynamic_shapes=shapes)
+    except Exception as error:
+        pytest.skip(f"torch does not export the plain model so: {type(error).__name__}")
+    model = bayesify.convert(plain, {"method": method, "posterior": {"init_std": 0.2}})
+    with torch.no_grad():
+        program = torch.export.export(model, (inputs(examples),), dynamic_shapes=shapes)
+        _judge(program.module(), model, inputs)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_onnx_runs_with_noise(method: Any) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = bayesify.convert(_conv(), {"method": method, "posterior": {"init_std": 0.2}}).eval()
+    x, shapes = _images(3), ({0: torch.export.Dim("batch")},)
+    program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, dynamic_shapes=shapes)
+    file = io.BytesIO()
+    program.save(file)
+    session = runtime.InferenceSession(file.getvalue())
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+    _judge(run, model, _images)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", MODELS)
+def test_torchscript_traces_with_noise(name: str, method: Any) -> None:
+    make, inputs = MODELS[name]
+    model = bayesify.convert(make().eval(), {"method": method, "posterior": {"init_std": 0.2}})
+    traced = torch.jit.trace(model, inputs(3), check_trace=False)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    with torch.no_grad():
+        _judge(torch.jit.load(file), model, inputs)
+
+
+def test_torchscript_compiles_none_and_says_so() -> None:
+    model = bayesify.convert(_mlp())
+    with pytest.raises(UsageError, match=r"torch.jit.script cannot compile a FlipoutLinear: use torch.jit.trace"):
+        torch.jit.script(model)
+    torch.jit.script(bayesify.revert(model))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_converted_layers_are_leaves_to_torch_fx(method: Any) -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    model: Any = bayesify.convert(plain, method)
+    calls: list[int] = []
+    model[0].register_forward_hook(lambda *_: calls.append(1))
+    graph = torch.fx.symbolic_trace(model)
+    kinds = [node.op for node in graph.graph.nodes]
+    assert kinds == [node.op for node in torch.fx.symbolic_trace(plain).graph.nodes]
+    assert calls == []  # a leaf's hooks run with the layer, and not while it is traced
+    x = _images(2)
+    torch.manual_seed(1)
+    expected = model(x)
+    torch.manual_seed(1)
+    assert torch.equal(graph(x), expected)
+    assert calls == [1, 1]
+    with bayesify.posterior_mean(graph):
+        assert torch.equal(graph(x), plain(x))
+    assert bayesify.kl(graph) == model.kl()
+    copy.deepcopy(graph)(x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_feature_extractors_of_a_converted_network(vision: Any, method: Any) -> None:
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    model = bayesify.convert(vision.models.resnet18(num_classes=3).eval(), method)
+    features = create_feature_extractor(model, ["layer1.0.conv1", "layer4"])
+    x = torch.randn(2, 3, 32, 32)
+    one, two = features(x), features(x)
+    assert list(one) == ["layer1.0.conv1", "layer4"]
+    assert not torch.equal(one["layer4"], two["layer4"])
+
+
+class _Own(nn.Module):
+    """Multiplies by its weight itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight)
+
+
+def test_modules_that_multiply_themselves_are_leaves_too() -> None:
+    graph = torch.fx.symbolic_trace(bayesify.convert(nn.Sequential(_Own(), nn.ReLU())))
+    x = torch.ones(2, 4)
+    assert not torch.equal(graph(x), graph(x))
