@@ -28,7 +28,7 @@ def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
     words = (prod(shape) + 63) // 64
     if not torch.compiler.is_compiling() and (counts := _counts.get()) is not None:
         counts.append(prod(shape))
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # a dynamic batch has no known number of words
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # with a dynamic batch, no number of words can be promised
         return torch.rand(list(shape), device=like.device) < 0.5
     if _inductor_is_slow(like):
         bits = torch.ops.bayesify.random_words(like, words, torch.empty(()))
