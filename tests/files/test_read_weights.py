@@ -108,7 +108,7 @@ def test_wrappers_prefixes_are_stripped_and_said(prefix, stripped, file):
     found = read_weights(file(saved({f"{prefix}{name}": value for name, value in STATE.items()})))
     assert same(found.state_dict)
     assert found.stripped == stripped
-    assert all(each in found.notes[-1] for each in stripped)
+    assert all(prefix in found.notes[-1] for prefix in stripped)
 
 
 def test_a_compiled_part_and_an_averaged_model(file):
