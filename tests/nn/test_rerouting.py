@@ -89,7 +89,7 @@ def test_plan_convert_and_revert(method: Method) -> None:
     assert (rows[""].verb, rows[""].reads) == ("adjusted", ("qkv", "proj"))
     assert rows["qkv"].becomes == f"{prefix}Linear"
     assert not any("never called" in note for note in rows["qkv"].notes)
-    model = bayesify.convert(plain, method)
+    model = bayesify.convert(plain, {"method": method, "prior": {"mean": "pretrained"}})
     assert type(model).__name__ == "Inside"
     assert isinstance(model.own, Projection)
     assert set(model.state_dict()) - set(plain.state_dict()) == {
