@@ -77,8 +77,8 @@ ATEN = _words("""
     rand_like randint randint_like randn randn_like random random_ randperm range ravel real reciprocal reciprocal_
     reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 relu6_ relu_ remainder remainder_ renorm renorm_
     repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape reshape_as resolve_conj
-    resolve_neg rms_norm rnn_relu rnn_tanh rnn_relu_cell rnn_tanh_cell roll rot90 round round_ row_stack rrelu rrelu_
-    rsqrt rsqrt_ rsub
+    resolve_neg rms_norm rnn_relu rnn_tanh rnn_relu_cell rnn_tanh_cell roll rot90 round round_ row_stack rrelu
+    rrelu_ rsqrt rsqrt_ rsub
     scalar_tensor scaled_dot_product_attention scatter scatter_ scatter_add scatter_add_ scatter_reduce
     scatter_reduce_ select select_copy select_scatter selu selu_ sgn sgn_ sigmoid sigmoid_ sign sign_ signbit silu
     silu_ sin sin_ sinc sinc_ sinh sinh_ size slice slice_copy slice_inverse slice_scatter slogdet smooth_l1_loss
