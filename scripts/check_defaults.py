@@ -46,8 +46,8 @@ class Scores:
     @classmethod
     def mean(cls, scores: list[Scores]) -> Scores:
         """Over seeds."""
-        each = zip(*((one.accuracy, one.nll, one.calibration_error) for one in scores), strict=True)
-        return cls(*(sum(values) / len(scores) for values in each))
+        columns = zip(*((one.accuracy, one.nll, one.calibration_error) for one in scores), strict=True)
+        return cls(*(sum(values) / len(scores) for values in columns))
 
     def behind(self, plain: Scores) -> bool:
         """Whether these fall behind the plain network's."""
@@ -100,10 +100,10 @@ def compare(
 @click.option("--policy", default="{}", help="What to change in the defaults, as YAML.")
 def main(seeds: int, method: str, budget: int, pretraining: int, policy: str) -> None:
     changed = {"method": method, **(YAML(typ="safe").load(policy) or {})}
-    found = compare(seeds, budget, pretraining, ResNet, changed)
-    for name, (plain, converted) in found.items():
+    scores = compare(seeds, budget, pretraining, ResNet, changed)
+    for name, (plain, converted) in scores.items():
         print(f"{name:10}  plain      {plain}\n{'':10}  {method:9}  {converted}")
-    behind = [name for name, (plain, converted) in list(found.items())[1:] if converted.behind(plain)]
+    behind = [name for name, (plain, converted) in list(scores.items())[1:] if converted.behind(plain)]
     print(f"behind after {', '.join(behind)}" if behind else "never behind")
     sys.exit(bool(behind))
 

@@ -189,8 +189,8 @@ def _fine_tuned(task: Task, model: nn.Module, times: int) -> Any:
 
 
 def _calibrated(task: Task, model: nn.Module) -> Draws:
-    found = bayesify.calibrate(model, _loader(task.validation), task=task.kind)  # type: ignore[arg-type]
-    return _with_factor(drawn(model, DRAWS, found.temperature), found.noise_factor)
+    calibration = bayesify.calibrate(model, _loader(task.validation), task=task.kind)  # type: ignore[arg-type]
+    return _with_factor(drawn(model, DRAWS, calibration.temperature), calibration.noise_factor)
 
 
 def _scaled(task: Task, draws: Draws) -> Draws:

@@ -40,8 +40,8 @@ class Task:
 
 def digits(seed: int) -> Task:
     """8 × 8 digits by an MLP; shifted: turned by up to 40 degrees; foreign: upside down."""
-    found: Any = load_digits()
-    images, labels = found.images / 16, found.target
+    digits: Any = load_digits()
+    images, labels = digits.images / 16, digits.target
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(images))
     images, labels = images[order], labels[order]
@@ -59,8 +59,8 @@ def signals(seed: int) -> Task:
 
 def diabetes(seed: int) -> Task:
     """442 patients, ten measurements."""
-    found: Any = load_diabetes()
-    return _numbers(found.data, found.target, seed, 220, 280)
+    diabetes: Any = load_diabetes()
+    return _numbers(diabetes.data, diabetes.target, seed, 220, 280)
 
 
 def friedman(seed: int) -> Task:

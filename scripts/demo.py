@@ -53,7 +53,7 @@ class Digits:
         return cls(images, labels, test_images, test_labels)
 
     def flipped(self) -> Tensor:
-        """Test images in the mirror, but for 0, 1 and 8, which would be digits still."""
+        """Test images in the mirror, except 0, 1 and 8, which would be digits still."""
         asymmetric = ~torch.isin(self.test_labels, torch.tensor([0, 1, 8]))
         return self.test[asymmetric].flip(3)
 
@@ -158,18 +158,18 @@ def measures(model: nn.Module, data: Digits) -> dict[str, float]:
         "accuracy": accuracy(probs, labels),
         "NLL": nll(probs, labels),
         "calibration error": calibration_error(probs, labels),
-        **{f"predictive entropy, {name}": each.entropy.mean().item() for name, each in predictions.items()},
-        **{f"mutual information, {name}": each.information.mean().item() for name, each in predictions.items()},
+        **{f"predictive entropy, {name}": one.entropy.mean().item() for name, one in predictions.items()},
+        **{f"mutual information, {name}": one.information.mean().item() for name, one in predictions.items()},
     }
 
 
-def results(found: dict[str, list[dict[str, float]]]) -> Table:
+def results(scores: dict[str, list[dict[str, float]]]) -> Table:
     """The means over splits, a column for each network."""
-    table = Table(title=f"test digits, means over {len(next(iter(found.values())))} splits; uncertainties in nats")
-    for heading in ("", *found):
+    table = Table(title=f"test digits, means over {len(next(iter(scores.values())))} splits; uncertainties in nats")
+    for heading in ("", *scores):
         table.add_column(heading, justify="right" if heading else "left")
-    for name in next(iter(found.values()))[0]:
-        means = [statistics.mean(split[name] for split in splits) for splits in found.values()]
+    for name in next(iter(scores.values()))[0]:
+        means = [statistics.mean(split[name] for split in splits) for splits in scores.values()]
         table.add_row(name, *(f"{mean:.2%}" if name == "accuracy" else f"{mean:.4f}" for mean in means))
     return table
 

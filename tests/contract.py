@@ -68,12 +68,12 @@ class LayerContract:
     def test_moments(self, method: Method, parameterization: Parameterization) -> None:
         plain = self.plain().double()
         layer = variational(plain, method, noisy(parameterization))
-        assert_moments(plain, layer, [each.double() for each in self.inputs(2)])
+        assert_moments(plain, layer, [x.double() for x in self.inputs(2)])
 
     def test_moments_of_one_input_without_a_batch(self, method: Method, parameterization: Parameterization) -> None:
         plain = self.plain().double()
         layer = variational(plain, method, noisy(parameterization))
-        assert_moments(plain, layer, [each[0].double() for each in self.inputs(1)], batched=False, count=2000)
+        assert_moments(plain, layer, [x[0].double() for x in self.inputs(1)], batched=False, count=2000)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
     def test_kl_is_that_of_torch_distributions(self, layer: Any, dtype: torch.dtype) -> None:
@@ -89,8 +89,8 @@ class LayerContract:
 
     def test_gradients_of_fixed_noise(self, layer: Any) -> None:
         layer.double()
-        given = {name: each.detach().requires_grad_() for name, each in layer.named_parameters()}
-        inputs = [each.double().requires_grad_() for each in self.inputs(2)]
+        given = {name: parameter.detach().requires_grad_() for name, parameter in layer.named_parameters()}
+        inputs = [x.double().requires_grad_() for x in self.inputs(2)]
 
         def output(*tensors: Tensor) -> Tensor:
             torch.manual_seed(2)
@@ -103,7 +103,7 @@ class LayerContract:
 
     def test_compiled_formula_is_the_eager_one(self, layer: Any) -> None:
         layer.double()
-        inputs = [each.double().requires_grad_() for each in self.inputs(2)]
+        inputs = [x.double().requires_grad_() for x in self.inputs(2)]
         leaves = (*inputs, *layer.parameters())
 
         def outcome() -> tuple[Tensor, ...]:
@@ -134,7 +134,7 @@ class LayerContract:
             parameter.data *= 0.1 if size > 1 else 1  # so that the mean, too, fits into half precision
         for name in layer.means() if std else ():
             layer.set_std(name, std)
-        inputs = [(each.clamp(-1, 1) * size**(1 / len(self.inputs(1)))).requires_grad_() for each in self.inputs(2)]
+        inputs = [(x.clamp(-1, 1) * size**(1 / len(self.inputs(1)))).requires_grad_() for x in self.inputs(2)]
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             output = layer(*inputs)
             if backward_inside:
@@ -167,7 +167,7 @@ class LayerContract:
 
     @pytest.mark.parametrize("reentrant", [False, True])
     def test_checkpointing_draws_the_same_noise_again(self, layer: Any, reentrant: bool) -> None:
-        inputs = [each.requires_grad_() for each in self.inputs(3)]
+        inputs = [x.requires_grad_() for x in self.inputs(3)]
         leaves = (*inputs, *layer.parameters())
 
         def gradients(output: Tensor) -> list[Tensor]:
@@ -185,7 +185,7 @@ class LayerContract:
 
     def test_vmap_over_draws_takes_gradients(self, layer: Any) -> None:
         inputs = self.inputs(2)
-        parameters = {name: each.detach() for name, each in layer.named_parameters()}
+        parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
 
         def loss(given: dict[str, Tensor]) -> Tensor:
             return functional_call(layer, given, inputs).square().sum()
@@ -202,11 +202,12 @@ class LayerContract:
         assert torch.equal(twin.kl_divergence(), layer.kl_divergence())
         outputs = []
         inputs = self.inputs(3)
-        for each in (layer, twin):
+        for module in (layer, twin):
             torch.manual_seed(6)
-            outputs.append(each(*inputs))
+            outputs.append(module(*inputs))
         assert torch.equal(*outputs)
-        assert not {id(each) for each in twin.parameters()} & {id(each) for each in layer.parameters()}
+        theirs = {id(parameter) for parameter in twin.parameters()}
+        assert theirs.isdisjoint(id(parameter) for parameter in layer.parameters())
         twin.scale_of("weight").data += 1
         assert not torch.equal(twin.kl_divergence(), layer.kl_divergence())
 
@@ -228,7 +229,7 @@ class LayerContract:
     def test_dtypes(self, method: Method, parameterization: Parameterization, dtype: torch.dtype) -> None:
         prior = Normal("pretrained")
         layer = variational(self.plain(), method, noisy(parameterization, prior=prior)).to(dtype)
-        inputs = [each.to(dtype) for each in self.inputs(3)]
+        inputs = [x.to(dtype) for x in self.inputs(3)]
         output = layer(*inputs)
         assert output.dtype == dtype
         _has_dtypes(layer, dtype)
@@ -242,7 +243,7 @@ class LayerContract:
         layer.register_forward_pre_hook(lambda module, args: seen.append(len(args)))
         layer.register_forward_hook(lambda module, args, output: output + 100)
         layer.register_full_backward_hook(lambda module, grad_input, grad_output: seen.append("backward"))
-        inputs = [each.requires_grad_() for each in self.inputs(2)]
+        inputs = [x.requires_grad_() for x in self.inputs(2)]
         output = layer(*inputs)
         assert output.min() > 50
         output.sum().backward()

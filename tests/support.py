@@ -90,7 +90,7 @@ def jacobian(plain: nn.Module, name: str, *inputs: Tensor, **kwargs: Any) -> Ten
     value = getattr(wide, name).detach()
 
     def output(given: Tensor) -> Tensor:
-        return functional_call(wide, {name: given}, tuple(each.double() for each in inputs), kwargs).flatten()
+        return functional_call(wide, {name: given}, tuple(x.double() for x in inputs), kwargs).flatten()
 
     return torch.autograd.functional.jacobian(output, value, vectorize=True).flatten(1)  # type: ignore[no-untyped-call]
 
@@ -156,7 +156,7 @@ def assert_moments(
 ) -> None:
     """Assert that the layer's outputs have the mean and the covariance that its method promises."""
     wide = copy.deepcopy(plain).double()
-    mean = wide(*(each.double() for each in inputs), **kwargs).detach()
+    mean = wide(*(x.double() for x in inputs), **kwargs).detach()
     judge_moments(
         draws(layer, count, *inputs, **kwargs), mean, expected_covariance(plain, layer, inputs, batched, **kwargs)
     )

@@ -119,7 +119,7 @@ def module_of(path: Path) -> str:
 
 def files_imported(path: Path) -> set[str]:
     """The files that a file imports at its top, as dotted modules."""
-    known = {module_of(each) for each in FILES}
+    known = {module_of(path) for path in FILES}
     named = {module for module, top in imports(path) if top and module.startswith("bayesify.")}
     found = {module if module in known else module.rpartition(".")[0] for module in named}
     return (found & known) - {"bayesify"}
@@ -170,12 +170,14 @@ def test_the_public_surface_is_documented_and_typed(name: str) -> None:
     assert thing.__doc__, "no docstring"
     if inspect.isfunction(thing):
         signature = inspect.signature(thing)
-        assert all(each.annotation is not each.empty for each in signature.parameters.values())
+        assert all(value.annotation is not value.empty for value in signature.parameters.values())
         assert "return" in thing.__annotations__
         return
-    own = {key: each for key, each in vars(thing).items() if inspect.isfunction(each) and not key.startswith("_")}
-    inherits = {key for base in thing.__mro__[1:] for key, each in vars(base).items() if getattr(each, "__doc__", None)}
-    assert {key for key, each in own.items() if not each.__doc__} <= inherits
+    own = {key: member for key, member in vars(thing).items() if inspect.isfunction(member) and not key.startswith("_")}
+    inherits = {
+        key for base in thing.__mro__[1:] for key, member in vars(base).items() if getattr(member, "__doc__", None)
+    }
+    assert {key for key, member in own.items() if not member.__doc__} <= inherits
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -185,12 +187,12 @@ def test_files_say_what_they_are_for_and_no_one_prints(path: Path) -> None:
     calls = [node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     assert not {"print", "breakpoint"} & {*calls}
     raised = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise)]
-    assert "NotImplementedError" not in {getattr(getattr(each, "func", each), "id", "") for each in raised}
+    assert "NotImplementedError" not in {getattr(getattr(error, "func", error), "id", "") for error in raised}
 
 
 def test_importing_bayesify_imports_no_terminal() -> None:
     heavy = "{'rich', 'click', 'torchvision', 'transformers', 'torch._dynamo'}"
-    code = [f"import sys, {each}; print({heavy} & {{*sys.modules}})" for each in ("bayesify", "torch")]
-    ran = [subprocess.run([sys.executable, "-c", each], capture_output=True, text=True) for each in code]
+    code = [f"import sys, {package}; print({heavy} & {{*sys.modules}})" for package in ("bayesify", "torch")]
+    ran = [subprocess.run([sys.executable, "-c", text], capture_output=True, text=True) for text in code]
     assert ran[0].returncode == 0, ran[0].stderr
     assert ran[0].stdout == ran[1].stdout

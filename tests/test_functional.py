@@ -59,7 +59,7 @@ def test_variance_of_the_pure_functions(name: str, method: str) -> None:
         lambda _: function(*inputs, weight, std, bias, bias_std=bias_std, **options), randomness="different"
     )
     noise = draw(torch.empty(4000)) - getattr(F, name)(*inputs, weight, bias, **options)
-    exact = getattr(F, name)(*(each.square() for each in inputs), std.square(), bias_std.square(), **options)
+    exact = getattr(F, name)(*(x.square() for x in inputs), std.square(), bias_std.square(), **options)
     judge_mean("mean", noise, 0.0)
     judge_mean("variance", noise.square() / exact, 1.0)
 

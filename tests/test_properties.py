@@ -189,7 +189,7 @@ def test_the_plan_is_what_conversion_does(net: nn.Module, policy: Any) -> None:
         name: type(layer).__name__ for name, layer in bayesify.variational_layers(model)
     }
     if not any(map(is_lazy, [*net.parameters(), *net.buffers()])):
-        assert made.totals["parameters_after"] == sum(each.numel() for each in model.parameters())
+        assert made.totals["parameters_after"] == sum(parameter.numel() for parameter in model.parameters())
     assert sum(row.parameters_after for row in made.rows) == made.totals["parameters_after"]
 
 

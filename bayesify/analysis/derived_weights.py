@@ -33,8 +33,8 @@ def drawable(traces: Iterable[tuple[fx.Graph, set[fx.Node]]], name: str) -> bool
         traces: graphs of the forward, and what `from_weights` finds in each.
         name: the weight's.
     """
-    found = [_multiplied(graph, weights, name) for graph, weights in traces]
-    return None not in found and any(found)
+    multiplied = [_multiplied(graph, weights, name) for graph, weights in traces]
+    return None not in multiplied and any(multiplied)
 
 
 def from_weights(graph: fx.Graph) -> set[fx.Node]:
@@ -55,7 +55,7 @@ def _multiplied(graph: fx.Graph, weights: set[fx.Node], name: str) -> bool | Non
 
     A mask or a norm that is written to its `data` at each call is written to the draw's, which is what the call uses.
     """
-    found = False
+    multiplied = False
     waiting = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
     itself, seen = set(waiting), set(waiting)
     while waiting:
@@ -72,10 +72,10 @@ def _multiplied(graph: fx.Graph, weights: set[fx.Node], name: str) -> bool | Non
                 waiting += [user] if user not in seen else []
                 seen.add(user)
                 alone = weights.intersection(user.all_input_nodes) == {node}  # times a constant
-                found = found or (alone and node_role(user, node) is Role.FACTOR)
+                multiplied = multiplied or (alone and node_role(user, node) is Role.FACTOR)
             else:
-                found = found or _is_product(user, node, weights)
-    return found
+                multiplied = multiplied or _is_product(user, node, weights)
+    return multiplied
 
 
 def _function_of(node: fx.Node) -> Any:

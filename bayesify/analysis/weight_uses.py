@@ -74,29 +74,29 @@ def uses(module: nn.Module) -> Uses:
     graphs, failure = traced_alone(module)
     if not graphs:
         return Uses(failure=f"{UNTRACED}: {failure}")
-    found = Uses(as_attribute=any(_views_as_attribute(node) for graph in graphs for node in graph.nodes))
+    uses = Uses(as_attribute=any(_views_as_attribute(node) for graph in graphs for node in graph.nodes))
     keeps_no_draw = any("checkpoint" in name for name in reached_names(type(module)))  # it would compute with the mean
     traces = [(graph, from_weights(graph)) for graph in graphs]
     for name, value in held.items():
-        _enter(found, value, [use for trace in traces for use in _uses(*trace, name, module)])
-        if id(value) in found.problems and not keeps_no_draw and drawable(traces, name):
-            del found.problems[id(value)]
-            found.drawn[id(value)] = value[0].numel()
+        _enter(uses, value, [use for trace in traces for use in _uses(*trace, name, module)])
+        if id(value) in uses.problems and not keeps_no_draw and drawable(traces, name):
+            del uses.problems[id(value)]
+            uses.drawn[id(value)] = value[0].numel()
     calls = (node.target for graph in graphs for node in graph.nodes if node.op == "call_module")
-    found.called.update(id(module.get_submodule(str(target))) for target in calls)
-    return found
+    uses.called.update(id(module.get_submodule(str(target))) for target in calls)
+    return uses
 
 
-def _enter(found: Uses, value: Parameter, judged: list[_Product | str | None]) -> None:
+def _enter(uses: Uses, value: Parameter, judged: list[_Product | str | None]) -> None:
     problem = next((use for use in judged if isinstance(use, str)), None)
     products = [use for use in judged if isinstance(use, _Product)]
-    found.looked_up.update({id(value)} if None in judged else ())
+    uses.looked_up.update({id(value)} if None in judged else ())
     if problem is not None:
-        found.problems[id(value)] = problem
+        uses.problems[id(value)] = problem
     elif products:
-        found.multiplied[id(value)] = products[0].fan_in
+        uses.multiplied[id(value)] = products[0].fan_in
         if any(product.grouped for product in products):
-            found.grouped.add(id(value))
+            uses.grouped.add(id(value))
 
 
 class _Product(NamedTuple):

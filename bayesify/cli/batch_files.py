@@ -65,7 +65,7 @@ def write_prediction(prediction: Prediction, path: str) -> None:
         columns |= {name: array} if single else {f"{name}_{at}": array[:, at] for at in range(array.shape[1])}
     lengths = {len(column) for column in columns.values()}
     if len(lengths) > 1:
-        raise UsageError(f"{path}: columns of {sorted(lengths)} rows are no table: -o out.npz")
+        raise UsageError(f"{path}: columns of {sorted(lengths)} rows are not a table: -o out.npz")
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)

@@ -60,7 +60,7 @@ def read_inputs(path: str | PathLike[str]) -> ExampleInputs:
 def _parse(text: str) -> re.Match[str]:
     parts = _FORM.fullmatch(text.strip())
     if parts is None:
-        raise UsageError(f"--input {text!r} is no shape: {_WRITE}")
+        raise UsageError(f"--input {text!r} is not a shape: {_WRITE}")
     kind = parts["kind"]
     if kind is not None and kind not in _KINDS:
         raise UsageError(f"--input {text!r}: there is no kind {kind!r}.{did_you_mean(kind, _KINDS)} {_WRITE}")

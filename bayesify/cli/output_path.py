@@ -65,7 +65,7 @@ def _check_place(target: Path) -> None:
     if target.is_dir():
         raise UsageError(f"{target}: is a folder; name the file to write")
     if target.exists() and not target.is_file():
-        raise UsageError(f"{target}: is no regular file; name the file to write")
+        raise UsageError(f"{target}: is not a regular file; name the file to write")
     if not folder.is_dir():
         raise UsageError(f"{target}: there is no folder {folder}; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):

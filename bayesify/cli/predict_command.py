@@ -64,7 +64,7 @@ def _predicted(
     from .batch_files import read_batch
 
     model = load_model(converted, allow=allow)
-    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+    dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
     place = int(part) if part is not None and part.lstrip("-").isdigit() else part
     return predict(model, *read_batch(inputs, dtype), task=task, output=place, noise=_noise(noise), **options)
 
@@ -77,14 +77,14 @@ def _noise(text: str | None) -> float | str | None:
         return text
 
 
-def _show(found: Any, as_json: bool) -> None:
+def _show(summary: Any, as_json: bool) -> None:
     import json
 
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(summary, indent=2))
         return
-    say(f"{found['task'] or 'output'}, {found['samples']} samples; means over all that was predicted:")
-    for name, mean in found["means"].items():
+    say(f"{summary['task'] or 'output'}, {summary['samples']} samples; means over all that was predicted:")
+    for name, mean in summary["means"].items():
         say(f"  {name:<12} {mean:.6g}")
-    if found["output"]:
-        say(f"Wrote {found['output']}")
+    if summary["output"]:
+        say(f"Wrote {summary['output']}")

@@ -35,8 +35,8 @@ def lrt(
     output = product(autocasted(*inputs), *autocasted(mean, bias))
     with no_autocast(mean):
         eps = noise.normal_like(widened(output))
-        found = in_mode(_lrt_noise, _LRTNoise)(product, eps, std, bias_std, *inputs)
-    spread: Tensor = found[0] if isinstance(found, tuple) else found
+        answer = in_mode(_lrt_noise, _LRTNoise)(product, eps, std, bias_std, *inputs)
+    spread: Tensor = answer[0] if isinstance(answer, tuple) else answer
     return output + spread.to(output.dtype)
 
 

@@ -14,31 +14,31 @@ from .untrusted.placeholders import Placeholder
 
 def pick(content: Any, key: str | None) -> tuple[Mapping[str, Any], str]:
     """The state_dict that `key` names, or the only one that the file clearly means."""
-    found = dict(_candidates(content, ""))
+    candidates = dict(_candidates(content, ""))
     if key is not None:
-        return _under(content, key, found), key
-    if not found:
+        return _under(content, key, candidates), key
+    if not candidates:
         raise FileRefusedError(
             f"holds neither a model nor weights but {_describe(content)}; save model.state_dict()"
         )
-    place = _clear_one(found)
+    place = _clear_one(candidates)
     if place is None:
-        listed = ", ".join(f"{name} ({_tensors(each)} tensors)" for name, each in list(found.items())[:10])
-        call = f"--weights FILE --key {next(iter(found))}"
+        listed = ", ".join(f"{name} ({_tensors(state)} tensors)" for name, state in list(candidates.items())[:10])
+        call = f"--weights FILE --key {next(iter(candidates))}"
         raise FileRefusedError(f"holds several sets of weights: {listed}; name one: {call}")
-    return found[place], place
+    return candidates[place], place
 
 
-def _under(content: Any, key: str, found: Mapping[str, Any]) -> Mapping[str, Any]:
-    if key in found:
-        return found[key]  # type: ignore[no-any-return]
+def _under(content: Any, key: str, candidates: Mapping[str, Any]) -> Mapping[str, Any]:
+    if key in candidates:
+        return candidates[key]  # type: ignore[no-any-return]
     inside = content
     for part in _split(content, key):
         inside = inside.get(part) if isinstance(inside, Mapping) else None
     inside = _module_weights(inside) or inside
     if not isinstance(inside, Mapping) or not _tensors(inside):
-        known = ", ".join(name for name in found if name) or "none"
-        hint = did_you_mean(key, found)
+        known = ", ".join(name for name in candidates if name) or "none"
+        hint = did_you_mean(key, candidates)
         raise UsageError(f"--key {key!r}: the file has no weights there; weights are under: {known}.{hint}")
     return inside
 
@@ -76,15 +76,16 @@ def _tensors(content: Mapping[str, Any]) -> int:
     return sum(isinstance(value, Tensor) for value in content.values())
 
 
-def _clear_one(found: Mapping[str, Mapping[str, Any]]) -> str | None:
+def _clear_one(candidates: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The only candidate, or the only one with a usual name, if it holds ten times what any other does."""
-    if len(found) == 1:
-        return next(iter(found))
-    usual = [place for place in found if place.rpartition(".")[2] in _USUAL]
+    if len(candidates) == 1:
+        return next(iter(candidates))
+    usual = [place for place in candidates if place.rpartition(".")[2] in _USUAL]
     if len(usual) != 1:
         return None
     sizes = {
-        place: sum(value.numel() for value in found[place].values() if isinstance(value, Tensor)) for place in found
+        place: sum(value.numel() for value in state.values() if isinstance(value, Tensor))
+        for place, state in candidates.items()
     }
     largest = sizes.pop(usual[0])
     return usual[0] if all(10 * size <= largest for size in sizes.values()) else None
@@ -103,11 +104,11 @@ def _module_weights(value: Any, prefix: str = "") -> dict[str, Tensor] | None:
     passing = left_out if isinstance(left_out, set) else ()
     if not all(isinstance(state[table], Mapping) for table in ("_parameters", "_buffers", "_modules")):
         return None
-    own = {**state["_parameters"], **{name: each for name, each in state["_buffers"].items() if name not in passing}}
-    found = {f"{prefix}{name}": each for name, each in own.items() if isinstance(each, Tensor)}
+    own = {**state["_parameters"], **{name: value for name, value in state["_buffers"].items() if name not in passing}}
+    weights = {f"{prefix}{name}": value for name, value in own.items() if isinstance(value, Tensor)}
     for name, child in state["_modules"].items():
-        found |= _module_weights(child, f"{prefix}{name}.") or {}
-    return found
+        weights |= _module_weights(child, f"{prefix}{name}.") or {}
+    return weights
 
 
 def _describe(content: Any) -> str:

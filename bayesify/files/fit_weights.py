@@ -140,11 +140,11 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 def left_on_meta(model: nn.Module) -> list[str]:
     """The dotted names of tensors that are still on the meta device: parameters, any buffers, and plain attributes."""
-    found = []
+    names = []
     for path, module in model.named_modules():
         own = {**module._parameters, **module._buffers, **_plain(module)}
-        found += [f"{path}.{name}".lstrip(".") for name, value in own.items() if _on_meta(value)]
-    return found
+        names += [f"{path}.{name}".lstrip(".") for name, value in own.items() if _on_meta(value)]
+    return names
 
 
 def _plain(module: nn.Module) -> dict[str, object]:
@@ -157,4 +157,4 @@ def _on_meta(value: object, depth: int = 0) -> bool:
     if isinstance(value, torch.device):
         return value.type == "meta"
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
-    return depth < 4 and any(_on_meta(each, depth + 1) for each in inside)
+    return depth < 4 and any(_on_meta(part, depth + 1) for part in inside)

@@ -71,20 +71,20 @@ def _model(
     content: Content, path: Any, into: nn.Module | None, factory: Any, args: Mapping[str, Any] | None,
     allow: Sequence[str], key: str | None, meta: bool,
 ) -> nn.Module:  # fmt: skip
-    found = kind_of(content)
-    if found.kind == "safetensors" and is_ours(read_header(content)):
+    kind = kind_of(content)
+    if kind.kind == "safetensors" and is_ours(read_header(content)):
         return _ours(OwnFile(content, meta=meta), path, into, factory, args, allow)
     if into is not None or factory is not None:
         network = into if into is not None else build_network(factory, args or {})
         fit(network, weights_in(content, key=key, meta=meta), source="the file")
         return network
-    if found.kind == "torch.export":
+    if kind.kind == "torch.export":
         return program_in(content, meta=meta)
-    if found.kind == "safetensors":
+    if kind.kind == "safetensors":
         raise _no_model(lambda: weights_in(content, meta=True), path)
-    if found.refusal:
-        raise FileRefusedError(found.refusal)
-    archive = open_archive(content, found.kind, meta=meta)
+    if kind.refusal:
+        raise FileRefusedError(kind.refusal)
+    archive = open_archive(content, kind.kind, meta=meta)
     refuse_unfolding(archive.pickle.root)
     root = archive.pickle.root if key is None else _under(archive.pickle.root, key)
     if not isinstance(root, Call) or str(root.maker) in _NOT_OBJECTS:

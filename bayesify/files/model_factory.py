@@ -72,9 +72,9 @@ def build_network(factory: str | Callable[..., nn.Module], args: Mapping[str, An
     if not isinstance(factory, str):
         return _call(getattr(factory, "__qualname__", "the factory"), factory, args)
     with current_directory_first():
-        found = _find(factory)
-        _check_arguments(factory, found, args)
-        return _call(factory, found, args)
+        function = _find(factory)
+        _check_arguments(factory, function, args)
+        return _call(factory, function, args)
 
 
 def _read(path: str | PathLike[str], key: str | None, meta: bool, tell: Callable[[str], object] | None) -> Weights:
@@ -89,7 +89,7 @@ def parse_args(pairs: Sequence[str]) -> dict[str, Any]:
     """`["num_classes=10", "weights=null"]` -> `{"num_classes": 10, "weights": None}`: values are YAML 1.2.
 
     Raises:
-        UsageError: a pair without `=` or a name, a name twice, or a value that is no YAML.
+        UsageError: a pair without `=` or a name, a name twice, or a value that is not YAML.
     """
     # Only a command with --arg pays for the import.
     from ruamel.yaml import YAML
@@ -105,7 +105,7 @@ def parse_args(pairs: Sequence[str]) -> dict[str, Any]:
         try:
             args[name] = YAML(typ="safe", pure=True).load(text) if text else ""
         except YAMLError:
-            raise UsageError(f"--arg {pair!r}: {text!r} is no YAML value; quote it as in '{name}=\"...\"'") from None
+            raise UsageError(f"--arg {pair!r}: {text!r} is not a YAML value; quote it as in '{name}=\"...\"'") from None
     return args
 
 
@@ -118,14 +118,14 @@ def _find(spec: str) -> Callable[..., Any]:
     if not is_spec(spec):
         raise UsageError(f"{spec!r}: write package.module:callable, as in torchvision.models:resnet18")
     module_name, _, attribute = spec.partition(":")
-    found: Any = _import(spec, module_name)
+    thing: Any = _import(spec, module_name)
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise FactoryError(f"{spec}: {module_name} has no {attribute!r}.{did_you_mean(part, dir(found))}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise FactoryError(f"{spec}: is a {type(found).__name__}, not a callable that builds a model")
-    return found  # type: ignore[no-any-return]
+        if not hasattr(thing, part):
+            raise FactoryError(f"{spec}: {module_name} has no {attribute!r}.{did_you_mean(part, dir(thing))}")
+        thing = getattr(thing, part)
+    if not callable(thing):
+        raise FactoryError(f"{spec}: is a {type(thing).__name__}, not a callable that builds a model")
+    return thing  # type: ignore[no-any-return]
 
 
 def _import(spec: str, module_name: str) -> Any:

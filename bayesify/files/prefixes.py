@@ -19,7 +19,7 @@ def strip(weights: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
         if kept and all(name.startswith(LEADING) for name in kept):
             kept = {name.removeprefix(LEADING): value for name, value in kept.items()}
             stripped.append(LEADING)
-        elif (inner := next((each for each in ANYWHERE if any(_holds(name, each) for name in kept)), None)) is not None:
+        elif (inner := next((part for part in ANYWHERE if any(_holds(name, part) for name in kept)), None)) is not None:
             kept = {_without(name, inner): value for name, value in kept.items()}
             stripped.append(inner)
         else:

@@ -70,12 +70,12 @@ def weights_of(archive: Archive) -> Weights:
 
 def _weights(values: Any, key: str | None, meta: bool) -> Weights:
     try:
-        found, place = pick(values, key)
+        picked, place = pick(values, key)
     except RecursionError:
         raise FileRefusedError(_TOO_DEEP) from None
-    if not meta and any(isinstance(value, Tensor) and value.is_meta for value in found.values()):
+    if not meta and any(isinstance(value, Tensor) and value.is_meta for value in picked.values()):
         raise FileRefusedError("was saved from the meta device and holds no data; save the trained model")
-    return _cleaned(found, place)
+    return _cleaned(picked, place)
 
 
 def read_content(path: str | PathLike[str], *, meta: bool = False) -> Any:
@@ -86,13 +86,13 @@ def read_content(path: str | PathLike[str], *, meta: bool = False) -> Any:
 
 def values_in(content: Content, *, meta: bool) -> Any:
     """As `read_content`, out of a file that is open."""
-    found = kind_of(content)
-    if found.kind == "safetensors":
+    kind = kind_of(content)
+    if kind.kind == "safetensors":
         header = read_header(content)
         return OwnFile(content, meta=meta).tensors() if is_ours(header) else read_tensors(content, header, meta=meta)
-    if found.refusal:
-        raise FileRefusedError(found.refusal)
-    return _values(open_archive(content, found.kind, meta=meta))
+    if kind.refusal:
+        raise FileRefusedError(kind.refusal)
+    return _values(open_archive(content, kind.kind, meta=meta))
 
 
 def _values(archive: Archive) -> Any:
@@ -112,13 +112,13 @@ def _values(archive: Archive) -> Any:
 _TOO_DEEP = f"holds objects inside of objects, deeper than any checkpoint; {SHORT}"
 
 
-def _cleaned(found: Mapping[str, Any], place: str) -> Weights:
-    """Without what is no tensor, and without the prefixes that wrappers put before every name."""
-    kept = {name: value for name, value in found.items() if isinstance(value, Tensor) or name.endswith("_extra_state")}
+def _cleaned(picked: Mapping[str, Any], place: str) -> Weights:
+    """Without entries that are not tensors, and without the prefixes that wrappers put before every name."""
+    kept = {name: value for name, value in picked.items() if isinstance(value, Tensor) or name.endswith("_extra_state")}
     notes = [f"took the weights under {place!r}"] if place else []
-    dropped = sorted(set(map(str, found)) - set(kept))
+    dropped = sorted(set(map(str, picked)) - set(kept))
     if dropped:
-        notes.append(f"left out {len(dropped)} entries that are no tensors: {', '.join(dropped[:5])}")
+        notes.append(f"left out {len(dropped)} entries that are not tensors: {', '.join(dropped[:5])}")
     kept, stripped = strip(kept)
     if stripped:
         notes.append(f"stripped {' and '.join(repr(prefix) for prefix in stripped)} from the names")

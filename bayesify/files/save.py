@@ -139,7 +139,7 @@ def _target(path: str | PathLike[str], sources: Sequence[str | PathLike[str]]) -
     if os.path.isdir(target):
         raise UsageError(f"{path}: is a folder; name the file to write")
     if os.path.exists(target) and not os.path.isfile(target):
-        raise UsageError(f"{path}: is no regular file; name the file to write")
+        raise UsageError(f"{path}: is not a regular file; name the file to write")
     return target
 
 

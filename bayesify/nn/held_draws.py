@@ -80,8 +80,8 @@ def held_product(
     inputs = rows_together(product, inputs)
     biases = [bias] * len(deviations)
     if bias_deviations is not None:
-        biases = [each if bias is None else bias + each for each in bias_deviations]
-    weights = [mean + each for each in deviations]
+        biases = [deviation if bias is None else bias + deviation for deviation in bias_deviations]
+    weights = [mean + deviation for deviation in deviations]
     if len(weights) == 1:
         return _multiplied(product, inputs, weights[0], biases[0])
     dims = [_examples_dim(layer, product, at, x.dim(), batch_dim) for at, x in enumerate(inputs)]

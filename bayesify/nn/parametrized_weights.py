@@ -42,7 +42,7 @@ def sources(layer: nn.Module, name: str) -> list[Parameter]:
     if parametrize.is_parametrized(layer, name):
         return list(layer.parametrizations[name].parameters(recurse=False))  # type: ignore[index,union-attr]
     hook = _hook(layer, name)
-    suffixes = next((found for kind, found in _SOURCES.items() if isinstance(hook, kind)), ())
+    suffixes = next((names for kind, names in _SOURCES.items() if isinstance(hook, kind)), ())
     parameters = [layer._parameters.get(f"{name}_{suffix}") for suffix in suffixes]
     present = [parameter for parameter in parameters if parameter is not None]
     return present if len(present) == len(parameters) else []
@@ -55,8 +55,8 @@ def is_computed(layer: nn.Module, name: str) -> bool:
 
 def identity(layer: nn.Module, name: str) -> tuple[int, ...]:
     """What is the same for two names of one weight: a tied Parameter has one posterior."""
-    found = [id(parameter) for parameter in sources(layer, name)]
-    return (id(layer), *found) if is_computed(layer, name) else tuple(found)
+    ids = [id(parameter) for parameter in sources(layer, name)]
+    return (id(layer), *ids) if is_computed(layer, name) else tuple(ids)
 
 
 def mask(layer: nn.Module, name: str) -> Tensor | None:

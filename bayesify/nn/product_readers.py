@@ -161,7 +161,7 @@ def _named(side: str) -> str:
 
 
 def _labelled(known: Tensor, x: Tensor, of_x: str, of_weight: str, output: str) -> Use:
-    """By labels; what is broadcast is no dimension of the weight, and each output is a sum over distinct weights."""
+    """By labels; a broadcast dimension is not one of the weight, and each output is a sum over distinct weights."""
     weight_size = dict(zip(of_weight, known.shape, strict=True))
     x_size = dict(zip(of_x, x.shape, strict=True))
     broadcast = [label for label in of_weight if weight_size[label] == 1 and x_size.get(label, 1) != 1]

@@ -196,12 +196,12 @@ def by_saved_name(path: str) -> Any:
     if prefix == _REROUTING:
         return rerouting(cls)
     method: Method = "flipout" if prefix.startswith("Flipout") else "lrt"
-    found = rerouted(cls, method) if prefix.endswith(_REROUTED) else variant(cls, method)
-    if found is None:
+    derived = rerouted(cls, method) if prefix.endswith(_REROUTED) else variant(cls, method)
+    if derived is None:
         raise UnregisteredLayerError(
             f"{cls.__name__} was registered where {path!r} was made: bayesify.register it here too"
         )
-    return found
+    return derived
 
 
 def _made(prefix: str, cls: type[nn.Module], bases: tuple[type, ...], members: dict[str, Any]) -> Any:
@@ -220,7 +220,7 @@ def _made(prefix: str, cls: type[nn.Module], bases: tuple[type, ...], members: d
 
 
 def _imported(module: str, qualname: str) -> type[nn.Module] | None:
-    found: Any = sys.modules.get(module)
+    thing: Any = sys.modules.get(module)
     for part in qualname.split("."):
-        found = getattr(found, part, None)
-    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+        thing = getattr(thing, part, None)
+    return thing if isinstance(thing, type) and issubclass(thing, nn.Module) else None

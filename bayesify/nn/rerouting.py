@@ -144,8 +144,8 @@ class _Reroute(TorchFunctionMode):
         if not torch.compiler.is_compiling():
             self._outlive_forward()
         args, kwargs = self._with_draws(args), self._with_draws(kwargs or {})
-        found = [self._find(value) for value in _flat([*args, *kwargs.values()])]
-        known = [one for one in found if one is not None]
+        given = [self._find(value) for value in _flat([*args, *kwargs.values()])]
+        known = [weight for weight in given if weight is not None]
         if not known or _by_compiled_code(func):
             return func(*args, **kwargs)
         weight, use = known[0].mean, None
@@ -286,6 +286,8 @@ def _by_compiled_code(func: Any) -> bool:
         return False
     if isinstance(func, OpOverload):
         return True
+    # the mode is on while the graph runs, `is_compiling` is False by then, and torch marks neither graph nor call:
+    # only the frame tells who called
     caller = sys._getframe(2)
     return caller.f_code.co_filename.startswith("<eval_with_key>") or "extern_kernels" in caller.f_globals
 

@@ -137,8 +137,8 @@ _PROJECTIONS = {*(f"{name}_weight" for name in ("in_proj", "q_proj", "k_proj", "
 
 def _named(*names: str, among: tuple[Any, ...] = (torch, Tensor)) -> dict[Any, str]:
     """The functions of these names in torch's modules: function -> name."""
-    found = {name: [getattr(module, name, None) for module in among] for name in names}
-    return {function: name for name, functions in found.items() for function in functions if callable(function)}
+    functions_of = {name: [getattr(module, name, None) for module in among] for name in names}
+    return {function: name for name, functions in functions_of.items() for function in functions if callable(function)}
 
 
 _CASTS = _named("to", "type_as", "float", "half", "bfloat16", "double", "type", "contiguous")

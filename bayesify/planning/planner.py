@@ -123,10 +123,10 @@ def _findings(
     return findings(model, layers, given)
 
 
-def _noted(drafts: Sequence[Draft], found: Mapping[str, Finding]) -> list[Draft]:
+def _noted(drafts: Sequence[Draft], findings: Mapping[str, Finding]) -> list[Draft]:
     """The drafts with notes, and with the examples where the example inputs found them."""
     sequences = any(layer_kind(draft.site.module).on_sequences for draft in drafts)
-    return [_with_notes(draft, found.get(draft.decision.name), sequences) for draft in drafts]
+    return [_with_notes(draft, findings.get(draft.decision.name), sequences) for draft in drafts]
 
 
 def _with_notes(draft: Draft, finding: Finding | None, sequences: bool) -> Draft:

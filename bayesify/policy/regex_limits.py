@@ -88,5 +88,5 @@ def _is_dot(kind: str, value: Any) -> bool:
     if kind == "RANGE":
         return bool(value[0] <= _DOT <= value[1])
     if kind == "CATEGORY":
-        return "NOT" in str(value)  # a dot is no digit, no word and no space
+        return "NOT" in str(value)  # a dot is not a digit, a word or a space
     return kind == "LITERAL" and value == _DOT

@@ -243,7 +243,7 @@ def _regex(text: str) -> re.Pattern[str]:
     try:
         pattern, slow = re.compile(text), why_slow(text)
     except (re.error, OverflowError, RecursionError) as error:
-        raise SelectorError(f"is no regular expression: {error}") from None
+        raise SelectorError(f"is not a regular expression: {error}") from None
     if slow:
         raise SelectorError(slow)
     return pattern

@@ -41,7 +41,7 @@ def batch_of(graph: fx.Graph) -> Batch | None:
 
 
 def _of_no_batch(graph: fx.Graph) -> Iterator[Any]:
-    """Sizes of sequences and of images, so far as the operators tell."""
+    """Sizes of sequences and of images, where the operators tell them."""
     for node in graph.nodes:
         value, name = _value(node), getattr(node.target, "_opname", "")
         if value is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import Parameter
 
-from .graph_products import Found, attribute, place_of
+from .graph_products import GraphProducts, attribute, place_of
 from .torch_layers import put
 
 Path = tuple[int, ...]
@@ -34,19 +34,19 @@ class Kernel:
     outputs: tuple[Path, ...] | None = None
 
 
-def kernels(root: fx.GraphModule, found: Found) -> dict[str, list[fx.Node]]:
+def kernels(root: fx.GraphModule, products: GraphProducts) -> dict[str, list[fx.Node]]:
     """The calls by the modules that they are of, where all uses of a module's Parameters are one such operator.
 
     Args:
         root: the graph.
         found: its products; a module that these are of stays as it is.
     """
-    kept = {"", *(call.owner for call in found.calls)}
+    kept = {"", *(call.owner for call in products.calls)}
     by_owner: dict[str, list[fx.Node]] = {}
     for node in root.graph.nodes:
         kernel = kernel_of(node)
         places = [place_of(root, node, weight) for weight in kernel.weights] if kernel else []
-        if kernel and len({owner for owner, _ in places} - kept) == 1 and _whole(root, places, kernel, found):
+        if kernel and len({owner for owner, _ in places} - kept) == 1 and _whole(root, places, kernel, products):
             by_owner.setdefault(places[0][0], []).append(node)
     return {
         owner: calls for owner, calls in by_owner.items() if len({repr(_read(call).layer()) for call in calls}) == 1
@@ -69,7 +69,7 @@ def restore(root: fx.GraphModule, owner: str, calls: list[fx.Node]) -> nn.Module
     return layer
 
 
-def _whole(root: fx.GraphModule, places: list[tuple[str, str]], kernel: Kernel, found: Found) -> bool:
+def _whole(root: fx.GraphModule, places: list[tuple[str, str]], kernel: Kernel, products: GraphProducts) -> bool:
     """Whether the owner is nothing but this layer, and nothing else uses its Parameters in a way that is not known."""
     module = attribute(root, places[0][0])
     if type(module) is not nn.Module or module._modules or module._buffers:
@@ -78,7 +78,7 @@ def _whole(root: fx.GraphModule, places: list[tuple[str, str]], kernel: Kernel, 
     expected = [name for name, parameter in kernel.layer()._parameters.items() if parameter is not None]
     names = [name for _, name in places]
     return sorted(own) == sorted(names) == sorted(expected) and not any(
-        id(parameter) in found.problems for parameter in module._parameters.values()
+        id(parameter) in products.problems for parameter in module._parameters.values()
     )
 
 

@@ -59,7 +59,7 @@ def _refs(given: Any) -> Iterator[Ref]:
 
 
 @dataclass
-class Found:
+class GraphProducts:
     """The products of a graph; why other matrices stay, or do unless `kernels` has them, by the Parameter's id."""
 
     calls: list[Call] = field(default_factory=list)
@@ -67,26 +67,26 @@ class Found:
     left: dict[int, str] = field(default_factory=dict)
 
 
-def find(root: fx.GraphModule) -> Found:
+def find(root: fx.GraphModule) -> GraphProducts:
     """The products of a graph with the Parameters of two or more dimensions that it reads by name."""
     nodes = [(node, attribute(root, str(node.target))) for node in root.graph.nodes if node.op == "get_attr"]
     read = {node: value for node, value in nodes if isinstance(value, Parameter) and value.dim() > 1}
-    found, products = Found(), []
+    products, factors = GraphProducts(), []
     for reached in follow(root.graph, read, _role):
         weight, user = read[reached.weight], reached.user
         if reached.role is Role.FACTOR:
-            products.append(reached)
+            factors.append(reached)
         elif is_recurrent(user):
             what = f"the program runs it as {getattr(user.target, '_opname', '')} in a form that no layer of torch has"
-            found.left[id(weight)] = f"{what} (node {user.name})"
+            products.left[id(weight)] = f"{what} (node {user.name})"
         elif reached.role is Role.ROWS:
-            found.left[id(weight)] = _LOOKED_UP
+            products.left[id(weight)] = _LOOKED_UP
         elif reached.role is not Role.FORM:
             what = getattr(user.target, "__name__", str(user.target))
-            found.problems[id(weight)] = f"the program uses it in {what} (node {user.name})"
-    for reached in products:
-        _enter(found, root, reached, read[reached.weight])
-    return found
+            products.problems[id(weight)] = f"the program uses it in {what} (node {user.name})"
+    for reached in factors:
+        _enter(products, root, reached, read[reached.weight])
+    return products
 
 
 def _role(user: fx.Node, given: fx.Node) -> Role:
@@ -98,8 +98,8 @@ def _role(user: fx.Node, given: fx.Node) -> Role:
     return role if callable_by_steps else Role.OTHER
 
 
-def _enter(found: Found, root: fx.GraphModule, reached: Reached, value: Parameter) -> None:
-    if id(value) in found.problems:
+def _enter(products: GraphProducts, root: fx.GraphModule, reached: Reached, value: Parameter) -> None:
+    if id(value) in products.problems:
         return
     node, call = reached.user, call_of(reached.user)
     assert call is not None
@@ -109,14 +109,14 @@ def _enter(found: Found, root: fx.GraphModule, reached: Reached, value: Paramete
     form = None if reader.strange else reader.form
     use = None if form is None else product_of(call, reached.given, form)
     if use is None:
-        found.problems[id(value)] = (
+        products.problems[id(value)] = (
             f"the program multiplies by it in a {call.name} of a form that is not known ({node.name})"
         )
         # under its other names too: one weight would be noisy in some products and bare in others
-        found.calls = [call for call in found.calls if attribute(root, call.path) is not value]
+        products.calls = [call for call in products.calls if attribute(root, call.path) is not value]
         return
     assert form is not None
-    found.calls.append(Call(node, owner, leaf, tuple(reader.steps), tuple(reader.inputs), fan_in(use, form)))
+    products.calls.append(Call(node, owner, leaf, tuple(reader.steps), tuple(reader.inputs), fan_in(use, form)))
 
 
 class _Reader:
@@ -218,7 +218,7 @@ def module_stack(node: fx.Node) -> list[tuple[str, str]]:
 
 def attribute(root: Any, path: str) -> Any:
     """What stands in the graph's module under a dotted name, or None."""
-    found: Any = root
+    thing: Any = root
     for part in path.split(".") if path else []:
-        found = getattr(found, part, None)
-    return found
+        thing = getattr(thing, part, None)
+    return thing

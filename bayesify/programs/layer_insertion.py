@@ -15,7 +15,7 @@ from torch import fx, nn
 from .batch_dimension import Batch, batch_of, layout
 from .fused_operators import input_of, kernels, restore
 from .graph_module import whole
-from .graph_products import Call, Found, find, module_stack
+from .graph_products import Call, GraphProducts, find, module_stack
 from .insertion import add_root_products, note_root
 from .part import ROOT, Holder, Part, Ref, noisy
 from .torch_layers import put, torch_layer
@@ -27,37 +27,37 @@ def layered(root: fx.GraphModule, *, always: bool = False) -> None:
     A graph without products stays as it is, unless `always`: a program's modules are to tell why they stay.
     """
     whole(root)
-    found = find(root)
-    single = kernels(root, found)
-    if not (always or found.calls or single):
+    products = find(root)
+    single = kernels(root, products)
+    if not (always or products.calls or single):
         return
     kinds, batch = _kinds(root), batch_of(root.graph)
-    found = _restored(root, single, kinds, batch)
+    products = _restored(root, single, kinds, batch)
     targets: dict[fx.Node, tuple[str, int]] = {}
-    for owner in dict.fromkeys(_owners(root, found)):
-        calls = [call for call in found.calls if call.owner == owner]
-        targets |= _replace(root, owner, kinds.get(owner, ""), calls, found, batch)
+    for owner in dict.fromkeys(_owners(root, products)):
+        calls = [call for call in products.calls if call.owner == owner]
+        targets |= _replace(root, owner, kinds.get(owner, ""), calls, products, batch)
     new: dict[fx.Node, fx.Node] = {}
     examples = _size_of(batch, root.graph)
-    for call in found.calls:
+    for call in products.calls:
         if call.node in targets:
             size = examples if _layout(call, batch) < 0 else None
             new[call.node] = _reroute(root, call, *targets[call.node], new, size)
-    multiplied = {call.weight for call in found.calls if not call.owner}
-    note_root(root, kinds.get("", "GraphModule"), dict(_problems(root, multiplied, found)))
+    multiplied = {call.weight for call in products.calls if not call.owner}
+    note_root(root, kinds.get("", "GraphModule"), dict(_problems(root, multiplied, products)))
     root.graph.eliminate_dead_code()
     root.recompile()
 
 
 def has_products(root: fx.GraphModule) -> bool:
     """Whether the graph multiplies by Parameters itself, so that `layered` has something to do."""
-    found = find(root)
-    return bool(found.calls or kernels(root, found))
+    products = find(root)
+    return bool(products.calls or kernels(root, products))
 
 
 def _restored(
     root: fx.GraphModule, single: dict[str, list[fx.Node]], kinds: dict[str, str], batch: Batch | None
-) -> Found:
+) -> GraphProducts:
     """Put the layers that are one operator in place; what the graph multiplies beside."""
     folded: dict[int, str] = {}
     for owner, calls in single.items():
@@ -70,9 +70,9 @@ def _restored(
         if not isinstance(layer, nn.RNNBase):  # those know
             layer.exported_batch_dim = layouts.pop()  # type: ignore[assignment]
         _note_kind(layer, kinds.get(owner, ""))
-    found = find(root)
-    found.left |= folded
-    return found
+    products = find(root)
+    products.left |= folded
+    return products
 
 
 def _note_kind(layer: nn.Module, kind: str) -> None:
@@ -89,11 +89,11 @@ def _size_of(batch: Batch | None, graph: fx.Graph) -> fx.Node | None:
         return graph.call_function(torch.ops.aten.sym_size.int, (batch.input, batch.dim))
 
 
-def _owners(root: fx.GraphModule, found: Found) -> Iterator[str]:
+def _owners(root: fx.GraphModule, products: GraphProducts) -> Iterator[str]:
     """The modules to replace: those that have products, and those that are nothing but holders of Parameters."""
     for name, module in root.named_modules(remove_duplicate=False):
         holds = type(module) is nn.Module and any(True for _ in module.parameters(recurse=False))
-        if holds or any(call.owner == name for call in found.calls):
+        if holds or any(call.owner == name for call in products.calls):
             yield name
 
 
@@ -103,17 +103,17 @@ def _kinds(root: fx.GraphModule) -> dict[str, str]:
 
 
 def _replace(
-    root: fx.GraphModule, owner: str, kind: str, calls: list[Call], found: Found, batch: Batch | None
+    root: fx.GraphModule, owner: str, kind: str, calls: list[Call], products: GraphProducts, batch: Batch | None
 ) -> dict[fx.Node, tuple[str, int]]:
     """Put a layer in the place of a module. Which products become calls of it: node -> its name, which of its uses."""
     module = root.get_submodule(owner)
     if type(module) is not nn.Module and owner:
         problem = f"the program uses it beside calling {owner!r}"
-        found.problems.update({id(module._parameters[call.weight]): problem for call in calls})
+        products.problems.update({id(module._parameters[call.weight]): problem for call in calls})
         return {}
     layer = _plain_layer(module, calls, kind, batch) if owner else None
     if layer is None:
-        layer = _part(module, calls, kind or type(module).__name__, found, batch)
+        layer = _part(module, calls, kind or type(module).__name__, products, batch)
     layer.training = root.training
     if not owner and calls:
         add_root_products(root, layer, tuple(layer._parameters))
@@ -122,27 +122,28 @@ def _replace(
     return {call.node: (owner or ROOT, which) for which, call in enumerate(calls)}
 
 
-def _part(module: nn.Module, calls: list[Call], kind: str, found: Found, batch: Batch | None) -> Holder:
+def _part(module: nn.Module, calls: list[Call], kind: str, products: GraphProducts, batch: Batch | None) -> Holder:
     if not calls:
         holder = Holder(kind)
-        holder.exported_problems = dict(_problems(module, set(), found))
+        holder.exported_problems = dict(_problems(module, set(), products))
         return holder
     part = Part(kind)
     part.uses = tuple(call.steps for call in calls)
     part.noisy_uses = tuple(noisy(call.steps) for call in calls)
     part.weights = tuple({call.weight: call.fan_in for call in reversed(calls)}.items())
     if not isinstance(module, fx.GraphModule):  # the root has a row of its own
-        part.exported_problems = dict(_problems(module, set(dict(part.weights)), found))
+        part.exported_problems = dict(_problems(module, set(dict(part.weights)), products))
     part.layouts = tuple(_layout(call, batch) for call in calls)
     for name in dict.fromkeys(name for call in calls for name in call.reads()):
         part._parameters[name] = module._parameters[name]
     return part
 
 
-def _problems(module: nn.Module, multiplied: set[str], found: Found) -> Iterator[tuple[str, str]]:
+def _problems(module: nn.Module, multiplied: set[str], products: GraphProducts) -> Iterator[tuple[str, str]]:
     for name, parameter in module._parameters.items():
         if parameter is not None and parameter.dim() > 1 and name not in multiplied:
-            yield name, found.problems.get(id(parameter)) or found.left.get(id(parameter), "the program never uses it")
+            key = id(parameter)
+            yield name, products.problems.get(key) or products.left.get(key, "the program never uses it")
 
 
 def _plain_layer(module: nn.Module, calls: list[Call], kind: str, batch: Batch | None) -> nn.Module | None:
@@ -169,8 +170,8 @@ def _layout(call: Call, batch: Batch | None) -> int:
     from_left = product.function in ("matmul", "mm") and product.args[0] != Ref("input", 0)
     if not call.inputs or from_left or product.function in ("einsum", "bmm", "bilinear", "_grouped_mm", "grouped_mm"):
         return 0
-    found = layout(call.inputs[0], batch)
-    return 0 if product.function.startswith("conv") else found  # a convolution takes no dimension more
+    dim = layout(call.inputs[0], batch)
+    return 0 if product.function.startswith("conv") else dim  # a convolution takes no dimension more
 
 
 def _reroute(

@@ -173,9 +173,9 @@ def kind_of(module: nn.Module) -> type:
 @functools.cache
 def _stand_in(kind: str) -> type:
     module, _, name = kind.rpartition(".")
-    found = getattr(nn, name, None)
-    if isinstance(found, type) and found.__module__ == module:
-        return found
+    cls = getattr(nn, name, None)
+    if isinstance(cls, type) and cls.__module__ == module:
+        return cls
     return type(name, (nn.Module,), {"__module__": module, "__qualname__": name})
 
 

@@ -40,7 +40,7 @@ Judge = Callable[[fx.Node, fx.Node], Role]
 
 
 def node_role(user: fx.Node, given: fx.Node) -> Role:
-    """What a node does with one of its inputs. Rows that data select are no view."""
+    """What a node does with one of its inputs. Rows that data select are not a view."""
     call = call_of(user)
     if call is None:
         return Role.OTHER
@@ -57,13 +57,13 @@ def follow(graph: fx.Graph, weights: Iterable[fx.Node], judge: Judge = node_role
     chains: dict[fx.Node, tuple[fx.Node, ...]] = {weight: (weight,) for weight in weights}
     for node in graph.nodes:
         roles = {given: judge(node, given) for given in node.all_input_nodes if given in chains}
-        several = sum(found is not Role.FORM for found in roles.values()) > 1
-        for given, found in roles.items():
-            if found is Role.VIEW and not several:
+        several = sum(its is not Role.FORM for its in roles.values()) > 1
+        for given, its in roles.items():
+            if its is Role.VIEW and not several:
                 chains[node] = (*chains[given], node)
             else:
                 weight, *views = chains[given]
-                yield Reached(node, weight, tuple(views), Role.OTHER if several and found is not Role.FORM else found)
+                yield Reached(node, weight, tuple(views), Role.OTHER if several and its is not Role.FORM else its)
 
 
 def form_of(reached: Reached, weight: Tensor) -> Tensor | None:

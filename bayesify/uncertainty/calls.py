@@ -55,7 +55,7 @@ def given_call(model: nn.Module, inputs: tuple[Any, ...]) -> Call:
 
 
 def is_loader(value: Any) -> bool:
-    """Whether this gives batches one after the other: a DataLoader, or any iterable that is no container of tensors.
+    """Whether this gives batches one after the other: a DataLoader, or any iterable that is not a container of tensors.
 
     Raises:
         UsageError: it is a data set, or of numpy: neither batches nor what a model takes.
@@ -119,10 +119,11 @@ def _takes(model: nn.Module, keywords: Mapping[Any, Any]) -> bool:
 def _required(model: nn.Module) -> int | None:
     """How many arguments the forward needs by place; None where it takes any number."""
     parameters = forward_parameters(model).values()
-    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return None
-    places = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
-    required = sum(each.default is inspect.Parameter.empty for each in places)
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    places = [parameter for parameter in parameters if parameter.kind in by_place]
+    required = sum(parameter.default is inspect.Parameter.empty for parameter in places)
     return required or min(1, len(places))
 
 

@@ -79,27 +79,27 @@ def fit_std(
         data = held_out(model, loader, blank, None)
         judge = data if validation is None else held_out(model, validation, data.blank, None)
         with posterior_mean(model):
-            found = curvature(model, layer, data, judge)
+            curved = curvature(model, layer, data, judge)
             before = judge.outputs(model, 1)
-        put_basis(layer, "weight", found.basis.to(layer.weight))
-        precision = _chosen(model, layer, found, judge, samples, seed)
+        put_basis(layer, "weight", curved.basis.to(layer.weight))
+        precision = _chosen(model, layer, curved, judge, samples, seed)
         relative, nll = _others(model, layer, judge, samples, seed)
     return FittedStd(name, precision, relative, judge.nll(before), nll)
 
 
 def _chosen(
-    model: nn.Module, layer: Variational, found: Curvature, judge: HeldOut, samples: int, seed: int
+    model: nn.Module, layer: Variational, curved: Curvature, judge: HeldOut, samples: int, seed: int
 ) -> float:
     """The prior's precision by validation NLL, the other layers silent; the layer has its posterior afterwards."""
     _set_others(model, layer, 0.0)
 
     def nll(precision: float) -> float:
-        layer.set_std("weight", (found.precision + precision).rsqrt())
+        layer.set_std("weight", (curved.precision + precision).rsqrt())
         torch.manual_seed(seed)
         return judge.nll(judge.outputs(model, samples))
 
     best: float = min(PRECISIONS, key=nll)
-    layer.set_std("weight", (found.precision + best).rsqrt())
+    layer.set_std("weight", (curved.precision + best).rsqrt())
     prior = layer._settings.prior
     mean = prior.mean if isinstance(prior, Normal) else 0.0
     layer._settings = replace(layer._settings, prior=Normal(mean, Scale("constant", best**-0.5)))
@@ -128,10 +128,10 @@ def _set_others(model: nn.Module, layer: Variational, relative: float) -> None:
 
 
 def _last_linear(model: nn.Module) -> tuple[str, Any]:
-    found = [(name, layer) for name, layer in variational_layers(model) if isinstance(layer, nn.Linear)]
-    if not found:
+    layers = [(name, layer) for name, layer in variational_layers(model) if isinstance(layer, nn.Linear)]
+    if not layers:
         raise UsageError(f"{type(model).__name__} has no variational Linear layer whose std could be fitted")
-    name, layer = found[-1]
+    name, layer = layers[-1]
     tied = any(layer in term.layers and len(term.layers) > 1 for term in terms(model))
     if tied or is_computed(layer, "weight") or layer._settings.posterior.parameterization != "additive":
         raise UsageError(f"the weight of {name!r} is tied, computed or has a multiplicative posterior: none to fit")

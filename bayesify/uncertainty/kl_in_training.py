@@ -80,8 +80,9 @@ def attach_kl(optimizer: Optimizer, model: nn.Module, n_train: int, beta: float 
     """
     layers = layers_of(model)
     _refuse_wrong(n_train, 1.0 if callable(beta) else beta)
-    held = {id(each) for group in optimizer.param_groups for each in group["params"]}
-    if not any(id(each) in held for layer in layers for name in layer.means() for each in _tensors(layer, name)):
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    ours = (parameter for layer in layers for name in layer.means() for parameter in _tensors(layer, name))
+    if not any(id(parameter) in held for parameter in ours):
         raise UsageError(
             "the optimizer holds no posterior of this model: it was made for the model that was copied; make one from "
             "bayesify.param_groups(model)"
@@ -143,7 +144,8 @@ class AttachedKL:
     def _add(self, step: int | None = None) -> Tensor:
         """Add the gradient; the KL, weighted."""
         weight = (self.beta(self.steps if step is None else step) if callable(self.beta) else self.beta) / self.n_train
-        params = [each for group in self.optimizer.param_groups for each in group["params"] if each.requires_grad]
+        held = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        params = [parameter for parameter in held if parameter.requires_grad]
         with torch.enable_grad():
             kl = weight * total_kl(self.model)
         if not kl.requires_grad:

@@ -142,9 +142,9 @@ def _noise_apart(model: nn.Module, run: Run, call: Call) -> bool:
     if compiled or any(layer._settings.drawn for layer in layers):  # every size compiles anew; one draw for the batch
         return False
     counts = []
-    for each in _one_and_three(call):
+    for smaller in _one_and_three(call):
         with noise.signs_counted() as signs:
-            run(each)
+            run(smaller)
         counts.append(signs)
     of_one, of_three = counts
     known = bool(of_one) or all(layer.method == "lrt" for layer in layers)

@@ -161,7 +161,7 @@ def _refuse_outside(value: float, name: str) -> None:
 
 
 _STATIC = ("task", "dim", "conformal")
-_FIELDS = [each.name for each in fields(Prediction) if each.name not in _STATIC]
+_FIELDS = [field.name for field in fields(Prediction) if field.name not in _STATIC]
 
 
 def _flatten(prediction: Prediction) -> tuple[list[Any], Any]:

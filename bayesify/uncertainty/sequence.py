@@ -163,7 +163,7 @@ def _refuse_wrong(model: nn.Module, ids: Tensor, mask: Tensor | None, samples: i
 
 pytree.register_pytree_node(
     SequencePrediction,
-    lambda prediction: ([getattr(prediction, each.name) for each in fields(SequencePrediction)], None),
+    lambda prediction: ([getattr(prediction, field.name) for field in fields(SequencePrediction)], None),
     lambda children, _: SequencePrediction(*children),
     serialized_type_name="bayesify.SequencePrediction",
 )

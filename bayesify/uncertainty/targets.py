@@ -34,9 +34,9 @@ def _target(batch: Any, call: Call) -> Any:
     if isinstance(batch, tuple | list) and len(batch) > max(len(call.args), 1):
         return batch[-1]
     if isinstance(inner, Mapping):
-        found = next((key for key in inner if key in LABELS), None)
-        if found is not None:
-            return inner[found]
+        key = next((key for key in inner if key in LABELS), None)
+        if key is not None:
+            return inner[key]
     raise UsageError(
         "a batch holds no target: let the loader give (inputs..., target), or mappings with a key "
         f"{', '.join(sorted(LABELS))}"

@@ -26,7 +26,7 @@ def test_which_weights_are_drawn(name: str) -> None:
     net = Net(act)
     found = uses(net)
     assert not found.failure
-    assert found.drawn.keys() == {id(net.get_parameter(each)) for each in weights}
+    assert found.drawn.keys() == {id(net.get_parameter(weight)) for weight in weights}
 
 
 KEPT: dict[str, Callable[[Net, Any], Any]] = {
@@ -74,10 +74,10 @@ def test_the_forward_computes_with_one_draw(method: Method, name: str) -> None:
     plain, x = Net(act), torch.randn(2, 6, 3)
     before, expected = copy.deepcopy(plain.state_dict()), copy.deepcopy(plain)(x)
     model = bayesify.convert(plain, method)
-    owners = {each: model.get_submodule(each.rpartition(".")[0]) for each in weights}
+    owners = {weight: model.get_submodule(weight.rpartition(".")[0]) for weight in weights}
     torch.manual_seed(5)
     output = model(x)
-    assert all(type(each) is nn.Parameter for each in model.parameters())
+    assert all(type(parameter) is nn.Parameter for parameter in model.parameters())
     torch.manual_seed(5)
     drawn = {}
     for path in sorted(weights, key=[key for key, _ in plain.named_parameters()].index):
@@ -86,18 +86,18 @@ def test_the_forward_computes_with_one_draw(method: Method, name: str) -> None:
     assert torch.equal(output, functional_call(copy.deepcopy(plain), drawn, (x,)))
     output.square().sum().backward()
     grads = [owners[path].scale_of(path.rpartition(".")[2]).grad for path in weights]
-    assert all(each.abs().sum() > 0 for each in grads)
+    assert all(gradient.abs().sum() > 0 for gradient in grads)
     with bayesify.posterior_mean(model):
         assert torch.equal(model(x), expected)
-    assert all(torch.equal(each, before[key]) for key, each in plain.state_dict().items())
-    assert all(each._reached for each in owners.values())
+    assert all(torch.equal(value, before[key]) for key, value in plain.state_dict().items())
+    assert all(owner._reached for owner in owners.values())
 
 
 def test_the_plan_says_that_one_draw_serves_the_batch() -> None:
     made = bayesify.plan(Net(DRAWN["function"][0]), example_inputs=torch.randn(2, 6, 3))
     row = next(made.converting())
-    assert any(each.startswith("one draw of matrix serves the whole batch") for each in row.notes)
-    assert not any("never called" in each for each in row.notes)
+    assert any(note.startswith("one draw of matrix serves the whole batch") for note in row.notes)
+    assert not any("never called" in note for note in row.notes)
 
 
 class Scaled(nn.Module):

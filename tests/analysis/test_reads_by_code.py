@@ -48,7 +48,11 @@ def by_code(parent: nn.Module) -> tuple[set[str], set[str]]:
     ids = read_by_code(parent)
     named = parent.named_modules()
     layers = {name: module for name, module in named if name and list(module.parameters(recurse=False))}
-    read = {name for name, module in layers.items() if ids & {id(each) for each in module.parameters(recurse=False)}}
+    read = {
+        name
+        for name, module in layers.items()
+        if ids & {id(parameter) for parameter in module.parameters(recurse=False)}
+    }
     return read, {name for name in layers if called_by_code(parent, name)}
 
 
@@ -77,4 +81,4 @@ def test_lists_and_dictionaries_of_parameters_are_read_whole() -> None:
             return x @ self.matrices[0] @ self.named["a"]
 
     model = Listed()
-    assert read_by_code(model) == {id(each) for each in model.parameters()}
+    assert read_by_code(model) == {id(parameter) for parameter in model.parameters()}

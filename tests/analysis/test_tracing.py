@@ -49,7 +49,7 @@ def models():
 def tables():
     """All that a trace replaces anything in."""
     spaces = [vars(nn.Module), vars(torch), vars(_symbolic_trace), vars(F), globals(), vars(torch.Tensor)]
-    return [dict(each) for each in spaces], dict(_symbolic_trace._wrapped_fns_to_patch), list(warnings.filters)
+    return [dict(space) for space in spaces], dict(_symbolic_trace._wrapped_fns_to_patch), list(warnings.filters)
 
 
 def same(before, after):

@@ -122,7 +122,7 @@ def test_example_inputs_tell_the_command_line_where_the_batch_is(here):
     ("options", "message"),
     [
         (["--input", "5x3"], "fails with these example_inputs"),
-        (["--input", "5,4"], "'5,4' is no shape"),
+        (["--input", "5,4"], "'5,4' is not a shape"),
         (["--input", "5x4", "--input-file", "batch.pt"], "give one of them"),
         (["--input-file", "bach.pt"], "no such file"),
     ],

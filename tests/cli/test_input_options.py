@@ -18,12 +18,12 @@ def test_shapes():
     x, ids = parse_inputs(["float:2x3", "int:2x16"])
     assert (ids.dtype, ids.unique().tolist()) == (torch.int64, [0, 1])
     named = parse_inputs(["input_ids=int:1x16", "attention_mask=mask:1x16"])
-    assert {name: each.dtype for name, each in named.items()} == {
+    assert {name: x.dtype for name, x in named.items()} == {
         "input_ids": torch.int64, "attention_mask": torch.bool
     }  # fmt: skip
     first, second = parse_inputs(["x=5xNx4", "mask=mask:Nx5"])
-    assert {name: tuple(each.shape) for name, each in first.items()} == {"x": (5, 2, 4), "mask": (2, 5)}
-    assert {name: tuple(each.shape) for name, each in second.items()} == {"x": (5, 3, 4), "mask": (3, 5)}
+    assert {name: tuple(x.shape) for name, x in first.items()} == {"x": (5, 2, 4), "mask": (2, 5)}
+    assert {name: tuple(x.shape) for name, x in second.items()} == {"x": (5, 3, 4), "mask": (3, 5)}
     rows = bayesify.plan(nn.Linear(4, 2), example_inputs=parse_inputs(["3x4"])).rows
     assert rows[0].notes == ("called once, (3, 4)",)
 
@@ -31,9 +31,9 @@ def test_shapes():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["2,3"], "'2,3' is no shape"),
-        (["2x"], "is no shape"),
-        (["2xM"], "is no shape"),
+        (["2,3"], "'2,3' is not a shape"),
+        (["2x"], "is not a shape"),
+        (["2xM"], "is not a shape"),
         (["flaot:2x3"], "Did you mean 'float'"),
         (["x=2x3", "2x3"], "to each of the inputs, or to none"),
     ],

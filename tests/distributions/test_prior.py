@@ -40,9 +40,9 @@ def test_normal_kl_and_its_gradients(std: float, prior_std: float, compiling: bo
     mean.requires_grad_()
     prior_mean = torch.randn(37) if elementwise else 0.25
     prior_scale = prior_std * (1 + torch.rand(37)) if elementwise else prior_std
-    wide = [each.detach().double().requires_grad_() for each in (mean, rho)]
+    wide = [tensor.detach().double().requires_grad_() for tensor in (mean, rho)]
     q = TorchNormal(wide[0], F.softplus(wide[1]))
-    p = TorchNormal(*(torch.as_tensor(each, dtype=torch.float64) for each in (prior_mean, prior_scale)))
+    p = TorchNormal(*(torch.as_tensor(tensor, dtype=torch.float64) for tensor in (prior_mean, prior_scale)))
     exact = kl_divergence(q, p).sum()
     expected = torch.autograd.grad(exact, wide)
     with as_if_compiling() if compiling else torch.enable_grad():
@@ -104,7 +104,7 @@ def test_log_uniform_kl_is_near_the_exact_one() -> None:
     """Molchanov et al. 2017, eq. 14: within LOG_UNIFORM_BOUND of the exact KL, which runs from 0 to 4.6 nats."""
     log_alpha = torch.linspace(-8, 8, 161, dtype=torch.float64)
     exact = exact_log_uniform_kl(log_alpha)
-    found = torch.stack([log_uniform_kl(each) for each in log_alpha])
+    found = torch.stack([log_uniform_kl(tensor) for tensor in log_alpha])
     error = (found - exact).abs().max().item()
     assert error < LOG_UNIFORM_BOUND, f"the largest error is {error:.5f} nats"
     assert (found.diff() < 0).all()
@@ -123,7 +123,7 @@ def test_scale_mixture_kl_is_an_unbiased_fresh_estimate() -> None:
     mean, std = torch.tensor([0.0, 0.02, 0.5, -2.0]).double(), torch.tensor([0.01, 0.3, 0.1, 1.0]).double()
     z = torch.linspace(-12, 12, 200_001, dtype=torch.float64)[:, None]
     weight, q = mean + std * z, TorchNormal(0.0, 1.0).log_prob(z)
-    wide, narrow = (TorchNormal(0.0, each).log_prob(weight) for each in (prior.std1, prior.std2))
+    wide, narrow = (TorchNormal(0.0, tensor).log_prob(weight) for tensor in (prior.std1, prior.std2))
     log_p = torch.log(prior.pi * wide.exp() + (1 - prior.pi) * narrow.exp())
     exact = torch.trapezoid(q.exp() * (q - std.log() - log_p), z.squeeze(), dim=0)
     estimates = torch.stack(
@@ -147,7 +147,7 @@ def test_scale_mixture_kl_is_finite(std: float) -> None:
     scale = torch.full((3,), std, requires_grad=True)
     value = scale_mixture_kl(mean, scale, ScaleMixture())
     assert value.isfinite()
-    assert all(each.isfinite().all() for each in torch.autograd.grad(value, (mean, scale)))
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(value, (mean, scale)))
 
 
 def test_priors_as_policies_write_them() -> None:

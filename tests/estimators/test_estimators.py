@@ -90,7 +90,7 @@ def test_half_zero_images_have_finite_gradients(method: Method, compiling: bool)
     image.requires_grad_()
     with as_if_compiling() if compiling else nullcontext():
         layer(image).square().sum().backward()
-    assert all(each.grad.isfinite().all() for each in (image, *layer.parameters()))
+    assert all(parameter.grad.isfinite().all() for parameter in (image, *layer.parameters()))
 
 
 def _saved_bytes(function: Callable[[], Tensor], known: list[Tensor]) -> int:
@@ -103,8 +103,8 @@ def _saved_bytes(function: Callable[[], Tensor], known: list[Tensor]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         function()
-    sizes = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in kept}
-    return sum(size for address, size in sizes.items() if address not in {each.data_ptr() for each in known})
+    sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+    return sum(size for address, size in sizes.items() if address not in {tensor.data_ptr() for tensor in known})
 
 
 COSTS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
@@ -127,8 +127,8 @@ def test_little_is_kept_for_backward(method: Method, kind: str) -> None:
     product, _ = layer.product(*inputs)
     kept = _saved_bytes(lambda: layer(*inputs), known)
     kept -= _saved_bytes(lambda: product(inputs, layer.weight, layer.bias), known)
-    outputs, elements = layer(*inputs).numel(), sum(each.numel() for each in inputs)
-    weights = 16 * sum(each.numel() for each in layer.parameters())
+    outputs, elements = layer(*inputs).numel(), sum(x.numel() for x in inputs)
+    weights = 16 * sum(parameter.numel() for parameter in layer.parameters())
     activations = (outputs + elements) // 8 + 64 if method == "flipout" else 4 * outputs
     assert kept <= activations + weights
     if kind in ("tokens", "conv2d", "conv_transpose2d") and method == "flipout":
@@ -203,7 +203,7 @@ def test_squares_of_the_lrt_do_not_overflow_in_half_precision() -> None:
     assert output.isfinite().all()
     exact = covariance(plain, layer, x[:1]).diagonal()
     judge_mean("variance", (output.double() - plain(x).double()).detach().square() / exact, 1.0)
-    assert all(each.grad.isfinite().all() for each in layer.parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
 @each_method

@@ -35,7 +35,7 @@ def gradients() -> tuple[Gradient, Gradient]:
         optimizer.step()
     layers = [variational(plain[index], "flipout", noisy(bias="deterministic"), uneven=False) for index in (0, 2)]
     flipout = nn.Sequential(layers[0], nn.ReLU(), layers[1])
-    means: dict[str, Any] = {name: each.detach() for name, each in plain.named_parameters()}
+    means: dict[str, Any] = {name: parameter.detach() for name, parameter in plain.named_parameters()}
 
     def of_flipout(size: int) -> Tensor:
         batch = torch.randint(20_000, (size,))

@@ -54,7 +54,7 @@ class Packages:
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     packages = Packages(tmp_path)
     yield packages
     packages.forget()

@@ -180,7 +180,7 @@ def test_the_program_computes_what_was_exported(meta, archive):
     program = load(archive, meta=meta)
     names = {"fc.weight", "fc.bias", "scale"}
     assert set(program.state_dict()) == names
-    assert all(each.is_meta == meta for each in program.state_dict().values())
+    assert all(value.is_meta == meta for value in program.state_dict().values())
     if not meta:
         expected = torch.export.load(archive).module()
         x, shift = torch.randn(7, 3), torch.randn(2)

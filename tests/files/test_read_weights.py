@@ -108,7 +108,7 @@ def test_wrappers_prefixes_are_stripped_and_said(prefix, stripped, file):
     found = read_weights(file(saved({f"{prefix}{name}": value for name, value in STATE.items()})))
     assert same(found.state_dict)
     assert found.stripped == stripped
-    assert all(each in found.notes[-1] for each in stripped)
+    assert all(prefix in found.notes[-1] for prefix in stripped)
 
 
 def test_a_compiled_part_and_an_averaged_model(file):
@@ -208,7 +208,7 @@ def test_the_weights_of_a_whole_pickled_model(file):
 def test_entries_that_are_no_tensors_are_left_out_and_said(file):
     found = read_weights(file(saved({**STATE, "epoch": 3, "arch": "net"})))
     assert same(found.state_dict)
-    assert found.notes == ("left out 2 entries that are no tensors: arch, epoch",)
+    assert found.notes == ("left out 2 entries that are not tensors: arch, epoch",)
 
 
 def test_a_file_that_is_not_there_is_a_usage_error(tmp_path):

@@ -65,7 +65,7 @@ def test_a_trained_encoder(encoder: tuple[nn.Module, Any], method: str) -> None:
         assert torch.equal(embeddings(converted, inputs), plain)
     draws = torch.stack([embeddings(converted, inputs) for _ in range(4)])
     assert not torch.equal(draws[0], draws[1])
-    assert all((margins(each) > 0).all() for each in draws)
+    assert all((margins(draw) > 0).all() for draw in draws)
     assert (margins(draws.mean(0)) > 0.1).all()
     assert torch.equal(embeddings(bayesify.revert(converted), inputs), plain)
 

@@ -35,9 +35,9 @@ class Net(nn.Module):
 def adapted(peft: Any, **options: Any) -> Any:
     """A net with adapters that do something."""
     model = peft.get_peft_model(Net(), peft.LoraConfig(r=2, target_modules=["first", "conv", "table"], **options))
-    for name, each in model.named_parameters():
+    for name, parameter in model.named_parameters():
         if "lora_" in name:
-            nn.init.normal_(each)
+            nn.init.normal_(parameter)
     return model.eval()
 
 
@@ -58,7 +58,7 @@ def test_the_adapters_convert_and_nothing_else(peft: Any) -> None:
         assert torch.equal(model(x), plain(x))
     model(x).square().sum().backward()
     assert all(layer.scale_of("weight").grad.abs().max() > 0 for _, layer in bayesify.variational_layers(model))
-    trained = {name for name, each in model.named_parameters() if each.requires_grad}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name for name in trained)
     model.kl().backward()
     with model.disable_adapter():
@@ -104,8 +104,8 @@ def test_an_adapter_that_computes_the_weight_is_blocked(peft: Any) -> None:
 
 def test_adapters_of_bare_parameters_convert_by_their_products(peft: Any) -> None:
     plain = peft.get_peft_model(Net(), peft.AdaLoraConfig(init_r=2, total_step=9, target_modules=["first"])).eval()
-    for each in plain.parameters():
-        each.data += 0.1 * torch.randn_like(each)
+    for parameter in plain.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
     first = "base_model.model.first"
     rows = {row.name: row for row in bayesify.plan(plain).rows}
     assert {rows[f"{first}.{name}"].verb for name in ("lora_A", "lora_B")} == {"converts"}

@@ -170,7 +170,7 @@ def test_compiled_whole_with_its_kl(method: str, backend: str) -> None:
     assert loss != again
     torch.testing.assert_close(total, kl())
     (loss + total / 10).backward()
-    assert all(each.grad is not None and each.grad.isfinite().all() for each in model.parameters())
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 @METHODS
@@ -183,7 +183,7 @@ def test_a_checkpointed_block(method: str, use_reentrant: bool) -> None:
         torch.manual_seed(3)
         output = run(x)
         (output.square().sum() + block.kl()).backward()  # type: ignore[operator]
-        results.append([output.detach(), *(each.grad.clone() for each in block.parameters())])  # type: ignore[union-attr]
+        results.append([output.detach(), *(parameter.grad.clone() for parameter in block.parameters())])  # type: ignore[union-attr]
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -224,16 +224,16 @@ def test_other_float_types(method: str, dtype: torch.dtype) -> None:
     kl: Any = converted.kl
     (converted(x).sum() + kl()).backward()
     assert kl().dtype is (torch.float64 if dtype is torch.float64 else torch.float32)
-    assert all(each.grad is not None and each.grad.isfinite().all() for each in converted.parameters())
-    assert all(each.dtype is dtype for each in converted.parameters())
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in converted.parameters())
+    assert all(parameter.dtype is dtype for parameter in converted.parameters())
 
 
 def test_channels_last_stays() -> None:
     model = bayesify.convert(SmallResNet().to(memory_format=torch.channels_last).eval())  # type: ignore[call-overload]
     x = image().to(memory_format=torch.channels_last)
     assert model.conv1(x).is_contiguous(memory_format=torch.channels_last)
-    for each in (model.conv1.weight, model.conv1.weight_rho, model.conv1.weight_prior_mean):
-        assert each.is_contiguous(memory_format=torch.channels_last)
+    for tensor in (model.conv1.weight, model.conv1.weight_rho, model.conv1.weight_prior_mean):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 @METHODS

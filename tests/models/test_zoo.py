@@ -85,13 +85,13 @@ def test_a_copy_keeps_its_function_and_the_original_is_untouched(case: Case) -> 
     plain, expected = case.plain, case.expected
     before = copy.deepcopy(plain.state_dict())
     kinds = [(name, type(module), list(vars(module))) for name, module in plain.named_modules()]
-    hooks = sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in plain.modules())
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in plain.modules())
     model = case.model
-    assert sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in plain.modules()) == hooks
+    assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in plain.modules()) == hooks
     assert [(name, type(module), list(vars(module))) for name, module in plain.named_modules()] == kinds
     assert list(plain.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
-    assert not {id(each) for each in plain.parameters()} & {id(each) for each in model.parameters()}
+    assert not {id(parameter) for parameter in plain.parameters()} & {id(parameter) for parameter in model.parameters()}
     assert [name for name, _ in model.named_modules()] == [name for name, *_ in kinds]
     assert set(before) <= set(model.state_dict())
     quiet = case.quiet()
@@ -106,8 +106,8 @@ def test_a_copy_keeps_its_function_and_the_original_is_untouched(case: Case) -> 
 def test_noisy_in_eval(case: Case) -> None:
     ours, other = case.output(seed=2), case.output(seed=3)
     assert not case.model.training
-    assert all(each.isfinite().all() for each in ours)
-    assert [each.shape for each in ours] == [each.shape for each in case.expected]
+    assert all(output.isfinite().all() for output in ours)
+    assert [output.shape for output in ours] == [output.shape for output in case.expected]
     if not same(case.output(case.plain, seed=3), case.expected):
         pytest.skip("it draws by itself")
     assert not same(ours, other)
@@ -117,8 +117,8 @@ def test_noisy_in_eval(case: Case) -> None:
 def test_the_output_alone_reaches_every_scale(case: Case) -> None:
     """But for those of layers of which example inputs tell that their noise cannot be seen."""
     case.model.zero_grad()
-    outputs = [each for each in case.output() if each.requires_grad]
-    sum((each * torch.randn_like(each)).sum() for each in outputs).backward()
+    outputs = [output for output in case.output() if output.requires_grad]
+    sum((output * torch.randn_like(output)).sum() for output in outputs).backward()
     missed = {name: mean for name, layer in bayesify.variational_layers(case.model) for mean in _missed(layer)}
     if not missed:
         return
@@ -179,8 +179,8 @@ def test_copies_and_files(case: Case) -> None:
     torch.save(model.state_dict(), file)
     file.seek(0)
     other: Any = bayesify.convert(case.architecture.built(), case.method, inplace=True)
-    for each in other.parameters():
-        each += 0.1
+    for parameter in other.parameters():
+        parameter += 0.1
     assert not same(case.output(other), expected)
     other.load_state_dict(torch.load(file, weights_only=True))
     other.train().eval()  # some keep what they computed in eval mode until the next training
@@ -205,6 +205,6 @@ def test_the_plan_names_all_that_stays(case: Case) -> None:
 def test_the_zoo_is_large_and_holds_what_it_should() -> None:
     assert len(ZOO) >= 40
     libraries = {"torch", "torchvision", "timm", "transformers", "diffusers", "papers"}
-    assert libraries == {each.library for each in ZOO.values()}
+    assert libraries == {architecture.library for architecture in ZOO.values()}
     named = {"nn.Transformer", "LSTM language model", "GPT-2", "ViT", "wav2vec2", "ALBERT", "T5", "Mixtral", "U-Net"}
     assert named <= set(ZOO)

@@ -166,6 +166,6 @@ def latents(channels: int = 3, called: str = "sample", **more: tuple[int, ...] |
 
 def time_series() -> dict[str, Tensor]:
     times = {"past": torch.randn(2, 5), "future": torch.randn(2, 3)}
-    values = {f"{when}_values": each for when, each in times.items()}
-    features = {f"{when}_time_features": torch.randn(*each.shape, 1) for when, each in times.items()}
+    values = {f"{when}_values": time for when, time in times.items()}
+    features = {f"{when}_time_features": torch.randn(*time.shape, 1) for when, time in times.items()}
     return values | features | {"past_observed_mask": torch.ones(2, 5)}

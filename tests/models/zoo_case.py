@@ -98,10 +98,14 @@ def coverage(model: nn.Module, made: bayesify.Plan) -> Coverage:
     """What of a converted model is under a posterior, and what its plan says of the rest."""
     layers = list(bayesify.variational_layers(model))
     scales = {id(layer.scale_of(name)) for _, layer in layers for name in layer.means()}
-    matrices = {name: each for name, each in model.named_parameters() if each.dim() > 1 and id(each) not in scales}
-    means = {id(each) for _, layer in layers for name in layer.means() for each in _sources(layer, name)}
-    left = {name: (each.numel(), _why(made, name)) for name, each in matrices.items() if id(each) not in means}
-    total = sum(each.numel() for each in matrices.values())
+    matrices = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and id(parameter) not in scales
+    }
+    means = {id(source) for _, layer in layers for name in layer.means() for source in _sources(layer, name)}
+    left = {name: (weight.numel(), _why(made, name)) for name, weight in matrices.items() if id(weight) not in means}
+    total = sum(value.numel() for value in matrices.values())
     return Coverage(len(layers), total - sum(size for size, _ in left.values()), total, left)
 
 
@@ -109,8 +113,8 @@ def _sources(layer: nn.Module, name: str) -> list[Tensor]:
     """The Parameter that is the mean, or those that it is computed from, by torch's names for them."""
     beside = dict(layer.named_parameters())
     names = [name, f"{name}_g", f"{name}_v", f"{name}_orig"]
-    found = [beside[each] for each in names if each in beside]
-    return found + [each for key, each in beside.items() if key.startswith(f"parametrizations.{name}.")]
+    found = [beside[name] for name in names if name in beside]
+    return found + [sizes for key, sizes in beside.items() if key.startswith(f"parametrizations.{name}.")]
 
 
 def _why(made: bayesify.Plan, parameter: str) -> str:

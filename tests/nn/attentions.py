@@ -31,8 +31,8 @@ def attention(embed: int = EMBED, **options: Any) -> nn.MultiheadAttention:
     """In float64, with biases that are not zero."""
     plain = nn.MultiheadAttention(embed, HEADS, **options).double().eval()
     with torch.no_grad():
-        for name, each in plain.named_parameters():
-            each.copy_(torch.randn_like(each) * (0.5 if name.endswith("weight") else 1))
+        for name, parameter in plain.named_parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.5 if name.endswith("weight") else 1))
     return plain
 
 

@@ -33,7 +33,7 @@ def tensors(output: Any) -> list[Tensor]:
     """All tensors of an output, PackedSequences by their rows."""
     if isinstance(output, PackedSequence):
         return [output.data]
-    return [output] if isinstance(output, Tensor) else [each for part in output for each in tensors(part)]
+    return [output] if isinstance(output, Tensor) else [tensor for part in output for tensor in tensors(part)]
 
 
 def flat(output: Any) -> Tensor:

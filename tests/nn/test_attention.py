@@ -89,9 +89,9 @@ def test_dropout_is_on_the_weights_in_training_only(method: Method, wanted: Any)
     plain = attention(dropout=0.5).train()
     layer, given, outcomes = converted(plain, method, 1e-9), inputs(plain), []
     with fixed_noise():  # takes no random numbers, so that both drop the same
-        for each in (plain, layer):
+        for module in (plain, layer):
             torch.manual_seed(3)
-            outcomes.append(each(*given, **wanted))
+            outcomes.append(module(*given, **wanted))
     assert_same(*outcomes)
     assert (outcomes[0][0] - plain.eval()(*given, **wanted)[0]).abs().max() > 0.1
     layer.eval()
@@ -148,9 +148,9 @@ def test_quiet_is_the_plain_layer_and_else_it_is_noisy(
         given, outcomes = inputs(plain, which), []
         with torch.set_grad_enabled(with_grad):
             with bayesify.posterior_mean(layer):
-                for each in (plain, layer):
+                for module in (plain, layer):
                     torch.manual_seed(4)
-                    outcomes.append(each(*given, **wanted))
+                    outcomes.append(module(*given, **wanted))
             torch.manual_seed(4)
             noisy_one = layer(*given, **wanted)[0]
             assert not torch.equal(noisy_one, layer(*given, **wanted)[0])

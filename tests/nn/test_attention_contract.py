@@ -51,8 +51,8 @@ def test_noise_reaches_every_scale_from_the_output_alone(options: Any, method: M
     separate = ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
     own = ["in_proj_weight"] if plain._qkv_same_embed_dim else separate
     assert sorted(names) == sorted([*own, "out_proj.weight", *biases])
-    for name, each in layer.named_parameters():
-        for part in each.grad.chunk(3) if name.startswith("in_proj_weight") else [each.grad]:
+    for name, parameter in layer.named_parameters():
+        for part in parameter.grad.chunk(3) if name.startswith("in_proj_weight") else [parameter.grad]:
             assert part.abs().max() > 0, name
 
 
@@ -61,7 +61,7 @@ def test_noise_reaches_every_scale_from_the_output_alone(options: Any, method: M
 def test_gradients_of_fixed_noise(options: Any, method: Method) -> None:
     plain = attention(4, **options)
     layer, given = converted(plain, method), inputs(plain)
-    parameters = {name: each.detach().requires_grad_() for name, each in layer.named_parameters()}
+    parameters = {name: parameter.detach().requires_grad_() for name, parameter in layer.named_parameters()}
 
     def output(*tensors: Tensor) -> Tensor:
         torch.manual_seed(2)
@@ -110,11 +110,11 @@ def test_copies(method: Method, way: str) -> None:
     assert (type(twin), type(twin.out_proj)) == (type(layer), type(layer.out_proj))
     assert torch.equal(twin.kl(), layer.kl())
     given, outputs = inputs(plain), []
-    for each in (layer, twin):
+    for module in (layer, twin):
         torch.manual_seed(6)
-        outputs.append(each(*given)[0])
+        outputs.append(module(*given)[0])
     assert torch.equal(*outputs)
-    assert not {id(each) for each in twin.parameters()} & {id(each) for each in layer.parameters()}
+    assert not {id(parameter) for parameter in twin.parameters()} & {id(parameter) for parameter in layer.parameters()}
 
 
 @every_method
@@ -206,7 +206,7 @@ def test_checkpointing_draws_the_same_noise_again(
 def test_vmap_over_draws_takes_gradients(options: Any, which: str, kwargs: Any, method: Method) -> None:
     plain = attention(**options)
     layer, given = converted(plain, method), inputs(plain, which)
-    parameters = {name: each.detach() for name, each in layer.named_parameters()}
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
 
     def loss(values: dict[str, Tensor]) -> Tensor:
         return run(layer, given, values, **kwargs).square().sum()
@@ -226,7 +226,7 @@ def test_half_precision(
     plain = attention(**options).to(torch.float32 if way == "autocast" else dtype)
     to = next(plain.parameters()).dtype
     memo: dict[int, Tensor] = {}
-    given = [memo.setdefault(id(each), each.to(to)) for each in inputs(plain, which)]
+    given = [memo.setdefault(id(x), x.to(to)) for x in inputs(plain, which)]
     for std, tolerance in ((1e-6, 0.1), (None, math.inf)):
         layer = converted(plain, method, std)
         with torch.autocast("cpu", dtype, enabled=way == "autocast"):
@@ -235,7 +235,7 @@ def test_half_precision(
         assert weights is None or weights.dtype == weights_like.dtype
         assert (output - like).abs().max() < tolerance
         output.float().square().sum().backward()
-        assert all(each.grad is None or each.grad.isfinite().all() for each in layer.parameters())
+        assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
 def test_scores_do_not_overflow_before_they_are_scaled() -> None:
@@ -257,14 +257,14 @@ def test_stands_alone(cls: Any, out: Any) -> None:
     layer = cls(EMBED, HEADS, kdim=6, vdim=5, dropout=0.1, batch_first=True, dtype=torch.float64, settings=settings)
     assert type(layer.out_proj) is out
     assert layer.out_proj._settings == layer._settings == settings.for_depth(1)
-    assert {each.dtype for each in layer.parameters()} == {torch.float64}
+    assert {parameter.dtype for parameter in layer.parameters()} == {torch.float64}
     (output, weights), kl = layer(*inputs(layer), return_kl=True)
     assert output.shape == (BATCH, TARGETS, EMBED)
     assert weights.shape == (BATCH, TARGETS, SOURCES)
     assert torch.equal(kl, layer.kl_divergence() + layer.out_proj.kl_divergence())
     torch.testing.assert_close(kl, total_kl(layer))
     (output.square().sum() + kl).backward()
-    assert all(each.grad is not None for each in layer.parameters())
+    assert all(parameter.grad is not None for parameter in layer.parameters())
     plain = bayesify.revert(layer)
     assert (type(plain), type(plain.out_proj)) == (nn.MultiheadAttention, type(attention().out_proj))
 

@@ -90,9 +90,9 @@ def test_noisy_in_eval_without_gradients_and_equal_in_the_mean(
                 assert (one - other).abs().max() > 1e-4
     loss = model(x).square().sum()
     loss.backward()
-    for name, each in bayesify.variational_layers(model):
-        for mean in each.means():
-            assert each.scale_of(mean).grad.abs().max() > 0, name
+    for name, layer in bayesify.variational_layers(model):
+        for mean in layer.means():
+            assert layer.scale_of(mean).grad.abs().max() > 0, name
     assert model.kl().isfinite()
 
 
@@ -257,7 +257,7 @@ def test_other_libraries_models(name: str, attentions: int, method: Method) -> N
     plain, given = _vit() if "ViT" in name else _of_transformers("clip" if "clip" in name else name)
     plain.eval()
     model: Any = bayesify.convert(plain, method)
-    found = [each for each in model.modules() if isinstance(each, nn.MultiheadAttention)]
+    found = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
     assert len(found) == attentions
     assert all(isinstance(each, Variational) and isinstance(each.out_proj, Variational) for each in found)
     assert not any("out_proj" in row.name for row in bayesify.plan(plain, method).rows if row.verb == "blocked")

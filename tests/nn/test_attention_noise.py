@@ -106,7 +106,7 @@ def per_position(weights: list[Tensor], x: Tensor) -> Tensor:
     """Self-attention, batch first, with weights of its own at each position of each example."""
     into, into_bias, out, out_bias = weights
     projected = torch.einsum("bloi,bli->blo", into, x) + into_bias
-    q, k, v = (each.unflatten(-1, (HEADS, -1)).transpose(1, 2) for each in projected.chunk(3, -1))
+    q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in projected.chunk(3, -1))
     heads = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     return torch.einsum("bloi,bli->blo", out, heads) + out_bias
 
@@ -118,7 +118,7 @@ def test_noise_per_position(batch_first: bool, method: Method, settings: Any) ->
     layer, given = small(plain, method, **settings), inputs(plain, "self")
     x = given[0] if batch_first else given[0].transpose(0, 1)
     means, stds = zip(*posteriors(layer).values(), strict=True)
-    wide = [each.expand(*x.shape[:2], *each.shape).clone() for each in means]
+    wide = [mean.expand(*x.shape[:2], *mean.shape).clone() for mean in means]
     mean = per_position(wide, x)
     torch.testing.assert_close(mean, run(plain, given))
     expected = torch.zeros(())

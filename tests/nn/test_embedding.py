@@ -160,7 +160,7 @@ class TestBoth:
     def test_sparse_gradients_stay_sparse(self, method: Method, cls: Any) -> None:
         layer = variational(cls(7, 4, sparse=True), method)
         layer(IDS).sum().backward()
-        assert all(each.grad.is_sparse for each in layer.parameters())
+        assert all(parameter.grad.is_sparse for parameter in layer.parameters())
 
     def test_it_converts_only_where_a_rule_names_it_or_its_class(self, method: Method, cls: Any) -> None:
         model = nn.Sequential(nn.ModuleDict({"table": cls(7, 4), "fc": nn.Linear(4, 4)}))

@@ -1,4 +1,4 @@
-"""Converted models through torch.export, ONNX, torch.fx and TorchScript: with noise, or refused in one sentence."""
+"""Converted models through torch.export, ONNX, torch.fx and TorchScript: with their noise, or refused, and why."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def test_priors_of_layers(plain: nn.Module, rule: str, parameterization: Any) ->
     for name in ("weight", "bias"):
         start = getattr(layer, name).detach().double().clone()
         getattr(layer, name).data += 0.3 * torch.randn_like(getattr(layer, name))
-        p = TorchNormal(*(torch.as_tensor(each, dtype=torch.float64) for each in meaning(start, _fan(plain))))
+        p = TorchNormal(*(torch.as_tensor(value, dtype=torch.float64) for value in meaning(start, _fan(plain))))
         scale, mean = layer.scale_of(name).detach().double(), getattr(layer, name).detach().double()
         q = TorchNormal(mean, Posterior(parameterization).std(mean, scale))
         expected += kl_divergence(q, p).sum()
@@ -226,7 +226,7 @@ def test_layers_with_extreme_stds(parameterization: Any, std: float, dtype: torc
     if std > 1 and dtype == torch.float16:
         return  # the gradient itself is beyond float16
     kl.backward()
-    assert all(each.grad.isfinite().all() for each in layer.parameters() if each.grad is not None)
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters() if parameter.grad is not None)
 
 
 def test_log_uniform_of_a_layer_depends_on_alpha_only() -> None:

@@ -136,9 +136,9 @@ def test_copies_of_a_lazy_layer_are_independent(kind: str, method: Method, setti
     twin = copied(layer)
     inputs = torch.randn(LAZY[kind][3])
     outputs = []
-    for each in (layer, twin):
+    for module in (layer, twin):
         torch.manual_seed(5)
-        outputs.append(each(inputs))
+        outputs.append(module(inputs))
     assert torch.equal(*outputs)
     assert type(layer) is type(twin)
     layer.scale_of("weight").data += 1
@@ -149,14 +149,14 @@ def test_copies_of_a_lazy_layer_are_independent(kind: str, method: Method, setti
 def test_a_double_lazy_layer_stays_double_through_deepcopy(method: Method) -> None:
     layer = copy.deepcopy(_converted("Linear", method, noisy(prior=Normal("pretrained"))).double())
     layer(torch.randn(2, 5, dtype=torch.float64))
-    assert {each.dtype for each in (*layer.parameters(), *layer.buffers())} == {torch.float64}
+    assert {parameter.dtype for parameter in (*layer.parameters(), *layer.buffers())} == {torch.float64}
 
 
 @every_method
 def test_dtype_moves_before_the_first_batch(method: Method) -> None:
     layer = _converted("Conv2d", method, noisy(prior=Normal("pretrained"))).double()
     assert layer(torch.randn(2, 3, 4, 4, dtype=torch.float64)).dtype == torch.float64
-    assert {each.dtype for each in (*layer.parameters(), *layer.buffers())} == {torch.float64}
+    assert {parameter.dtype for parameter in (*layer.parameters(), *layer.buffers())} == {torch.float64}
 
 
 @every_kind
@@ -177,7 +177,7 @@ def test_through_the_front_door(parameterization: str) -> None:
     with pytest.raises(UninitializedLayerError, match="layer '0'"):
         converted.kl()
     converted(torch.randn(2, 1, 6, 6))
-    assert [type(each).__name__ for each in converted] == ["FlipoutConv2d", "Flatten", "FlipoutLinear"]
+    assert [type(layer).__name__ for layer in converted] == ["FlipoutConv2d", "Flatten", "FlipoutLinear"]
     assert converted.kl().isfinite()
 
 

@@ -110,8 +110,8 @@ def test_the_mean_is_recomputed_as_it_was(kind: str, method: Method, training: b
         model.layer.weight_std.sum().backward()
     kept = {key for key in model.state_dict() if "rho" not in key and "prior" not in key}
     assert kept == twin.state_dict().keys()
-    for key, each in twin.state_dict().items():
-        assert torch.equal(model.state_dict()[key], each), key
+    for key, tensor in twin.state_dict().items():
+        assert torch.equal(model.state_dict()[key], tensor), key
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -128,13 +128,15 @@ def test_noise_and_kl_reach_what_the_weight_is_computed_from(kind: str, method: 
     assert scale.shape == model.layer.weight.shape
     model.zero_grad()
     with torch.no_grad():
-        for each in sources(model.layer, "weight"):
-            each += 0.1 * torch.randn_like(each)
+        for source in sources(model.layer, "weight"):
+            source += 0.1 * torch.randn_like(source)
     kl = model.kl()
     assert kl.isfinite()
     kl.backward()
     model.kl().backward()  # and again, from a graph of its own
-    assert all(each.grad.isfinite().all() and each.grad.abs().max() > 0 for each in sources(model.layer, "weight"))
+    assert all(
+        source.grad.isfinite().all() and source.grad.abs().max() > 0 for source in sources(model.layer, "weight")
+    )
 
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
@@ -173,7 +175,7 @@ def test_revert_restores(kind: str) -> None:
     plain = net_of(kind).eval()
     model = bayesify.convert(plain)
     back = bayesify.revert(model)
-    assert [type(each) for each in back.modules()] == [type(each) for each in plain.modules()]
+    assert [type(module) for module in back.modules()] == [type(module) for module in plain.modules()]
     assert vars(back.layer).keys() == vars(plain.layer).keys()
     x = torch.randn(2, 3)
     assert torch.equal(back(x), plain(x))
@@ -230,7 +232,7 @@ def test_the_plan() -> None:
     assert bayesify.plan(net_of("weight_norm"), {"rules": [{"targets": ["layer"]}]}).totals["converts"] == 1
     made = bayesify.plan(net_of("pruned"))
     model = bayesify.convert(net_of("pruned"))
-    assert made.totals["parameters_after"] == sum(each.numel() for each in model.parameters())
+    assert made.totals["parameters_after"] == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_a_frozen_original_is_frozen() -> None:

@@ -188,7 +188,7 @@ def test_an_autograd_function_of_the_users_multiplies_by_a_draw(cls: Any, method
     bayesify.set_posterior_std(model, 0.3)
     x = torch.randn(5, 4)
     model(x).square().sum().backward()
-    scales = {name: each.grad for name, each in model.named_parameters() if name.endswith("_rho")}
+    scales = {name: parameter.grad for name, parameter in model.named_parameters() if name.endswith("_rho")}
     assert scales
     assert all(gradient is not None and (gradient != 0).all() for gradient in scales.values())
     with bayesify.posterior_mean(model):

@@ -57,14 +57,14 @@ def test_quiet_is_the_plain_layer(method: Method, kind: str, form: str) -> None:
     plain = ALL[kind](**options)
     layer, inputs = variational(plain, method), inputs_for(plain, form, True)
     if isinstance(plain, nn.RNNCell):
-        for each in (plain, layer):
-            each.bias_ih.data += 1.0  # so that relu is off its kink
+        for module in (plain, layer):
+            module.bias_ih.data += 1.0  # so that relu is off its kink
     for training in (True, False):
         outputs = []
-        for each in (plain.train(training), layer.train(training)):
+        for module in (plain.train(training), layer.train(training)):
             torch.manual_seed(3)
             with quiet(layer):
-                outputs.append(flat(each(*inputs)))
+                outputs.append(flat(module(*inputs)))
         assert torch.equal(*outputs)
         assert not torch.equal(flat(layer(*inputs)), flat(layer(*inputs)))
     assert isinstance(layer, type(plain))

@@ -40,7 +40,7 @@ def examples_of(output: Any, batch_first: bool, form: str) -> Tensor:
     else:
         shape = (-1, 1, 1) if batch_first else (1, -1, 1)
         of_rows = torch.arange(3).view(shape).expand_as(rows)
-    return torch.cat([each.flatten() for each in (of_rows, *(torch.arange(3)[:, None].expand_as(s) for s in states))])
+    return torch.cat([state.flatten() for state in (of_rows, *(torch.arange(3)[:, None].expand_as(s) for s in states))])
 
 
 def exact_covariance(plain: nn.Module, layer: Any, inputs: tuple[Any, ...]) -> Tensor:
@@ -162,7 +162,7 @@ def test_noise_reaches_every_scale_from_the_output_alone(
 
 
 def leaves_of(layer: Any, inputs: tuple[Any, ...]) -> list[Tensor]:
-    return [*(each.requires_grad_() for each in tensors(inputs)), *layer.parameters()]
+    return [*(x.requires_grad_() for x in tensors(inputs)), *layer.parameters()]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -188,7 +188,7 @@ def test_gradients_of_fixed_noise(kind: str, method: Method) -> None:
 def test_compiled_formula_and_checkpointing_are_the_eager_one(kind: str, method: Method, form: str) -> None:
     layer = variational(SEQUENCES[kind](num_layers=2, bidirectional=True, dropout=0.5).double(), method)
     x, state = inputs_for(layer, form, True)
-    leaves = [each for each in (*tensors(state), *layer.parameters()) if each.requires_grad_() is not None]
+    leaves = [tensor.requires_grad_() for tensor in (*tensors(state), *layer.parameters())]
 
     def outcome(call: Callable[..., Any] = layer) -> list[Tensor]:
         torch.manual_seed(2)
@@ -212,5 +212,5 @@ def test_a_step_keeps_no_more_than_its_state() -> None:
             lambda each, seen=seen: seen.setdefault(each.untyped_storage().data_ptr(), each), lambda each: each
         ):
             layer(x)
-        kept[steps] = sum(each.untyped_storage().nbytes() for each in seen.values())
+        kept[steps] = sum(value.untyped_storage().nbytes() for value in seen.values())
     assert kept[30] - kept[10] <= 20 * 8 * (64 + 64) * 4

@@ -57,16 +57,16 @@ def test_fan_in_of_a_bias_is_that_of_its_matrix() -> None:
 def test_copies(kind: str, method: Method, way: str) -> None:
     layer = variational(ALL[kind](), method)
     inputs, twin, outputs = inputs_for(layer, "padded", True), copied(layer, way), []
-    for each in (layer, twin):
+    for module in (layer, twin):
         torch.manual_seed(6)
-        with quiet(each):
-            outputs.append(flat(each(*inputs)))
-        outputs.append(flat(each(*inputs)))
+        with quiet(module):
+            outputs.append(flat(module(*inputs)))
+        outputs.append(flat(module(*inputs)))
     assert type(twin) is type(layer)
     assert torch.equal(outputs[0], outputs[2])
     assert torch.equal(outputs[1], outputs[3])
     assert torch.equal(twin.kl_divergence(), layer.kl_divergence())
-    assert not {id(each) for each in twin.parameters()} & {id(each) for each in layer.parameters()}
+    assert not {id(parameter) for parameter in twin.parameters()} & {id(parameter) for parameter in layer.parameters()}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -76,10 +76,14 @@ def test_flat_weights_are_the_plain_layers(kind: str, method: Method) -> None:
     plain = SEQUENCES[kind](num_layers=2)
     layer = bayesify.convert(plain, method, inplace=True)
     inputs = inputs_for(layer, "padded", True)
-    for each in (layer, copied(layer, "deepcopy"), copied(layer, "weights_only"), layer.double(), layer.float()):
-        assert each._flat_weights_names == [name for name, _ in each.named_parameters() if not name.endswith("_rho")]
-        assert all(a is getattr(each, b) for a, b in zip(each._flat_weights, each._flat_weights_names, strict=True))
-        each.flatten_parameters()
+    for module in (layer, copied(layer, "deepcopy"), copied(layer, "weights_only"), layer.double(), layer.float()):
+        assert module._flat_weights_names == [
+            name for name, _ in module.named_parameters() if not name.endswith("_rho")
+        ]
+        assert all(
+            a is getattr(module, b) for a, b in zip(module._flat_weights, module._flat_weights_names, strict=True)
+        )
+        module.flatten_parameters()
     layer.load_state_dict({name: 2 * value for name, value in layer.state_dict().items()}, assign=True)
     with bayesify.posterior_mean(layer):
         doubled = flat(layer(*inputs))
@@ -115,8 +119,10 @@ def test_autocast(kind: str, method: Method, dtype: torch.dtype, backward_inside
             flat(output).float().sum().backward()
     if not backward_inside:
         flat(output).float().sum().backward()
-    assert all(each.grad.isfinite().all() and each.grad.dtype is torch.float32 for each in layer.parameters())
+    assert all(
+        parameter.grad.isfinite().all() and parameter.grad.dtype is torch.float32 for parameter in layer.parameters()
+    )
     assert flat(output).isfinite().all()
     if kind not in ("gru", "projected") and dtype is torch.bfloat16:  # these two have no fused kernel on CPUs
         with torch.autocast("cpu", dtype):
-            assert [each.dtype for each in tensors(output)] == [each.dtype for each in tensors(plain(*inputs))]
+            assert [each.dtype for each in tensors(output)] == [x.dtype for x in tensors(plain(*inputs))]

@@ -68,7 +68,7 @@ FORMS: dict[str, tuple[tuple[int, ...], Callable[[Form, Tensor], Tensor], tuple[
     "bilinear": ((3, 2, 2), lambda m, x: F.bilinear(x[:, 0], x[:, 1], m.matrix), (2, 2), 0),
     "matmul with a vector": ((2, 4), lambda m, x: x @ m.matrix[0], (3, 4), 0),
     "output of an attention": ((4, 4), lambda m, x: attention(m, x, "out_proj_weight"), (4, 4), 4),
-    "chunks": ((6, 4), lambda m, x: sum(F.linear(x, each) for each in m.matrix.chunk(3)), (4,), 0),
+    "chunks": ((6, 4), lambda m, x: sum(F.linear(x, part) for part in m.matrix.chunk(3)), (4,), 0),
     "rows": ((6, 4), lambda m, x: F.linear(x, m.matrix[1:4]), (4,), 0),
     "reshaped": ((2, 2, 4), lambda m, x: F.linear(x, m.matrix.view(4, -1).to(x.dtype)), (4,), 0),
     "folded rows": ((3, 4), lambda m, x: F.linear(x.reshape(-1, 4), m.matrix).view(*x.shape[:-1], 3), (2, 4), 0),
@@ -149,7 +149,7 @@ class TestLayer:
     def test_gradients_of_fixed_noise(self, layer: Any, name: str) -> None:
         layer.double()
         x = form(name)[1].double().requires_grad_()
-        given = {key: each.detach().requires_grad_() for key, each in layer.named_parameters()}
+        given = {key: parameter.detach().requires_grad_() for key, parameter in layer.named_parameters()}
 
         def output(x: Tensor, *tensors: Tensor) -> Tensor:
             torch.manual_seed(2)
@@ -177,4 +177,4 @@ class TestLayer:
             gradients.append(torch.autograd.grad(output.float().square().sum(), list(layer.parameters())))
         assert output.dtype == torch.bfloat16
         torch.testing.assert_close(gradients[0], gradients[1])
-        assert all(each.isfinite().all() and each.abs().max() > 0 for each in gradients[0])
+        assert all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in gradients[0])

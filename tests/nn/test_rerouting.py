@@ -71,12 +71,12 @@ def test_copies(method: Method, way: str) -> None:
     model = converted(Inside(), method)
     model.method_was = method
     twin, x, outputs = copied(model, way), torch.randn(2, 3, 4), []
-    for each in (model, twin):
+    for layer in (model, twin):
         torch.manual_seed(6)
-        outputs.append(each(x))
+        outputs.append(layer(x))
     assert torch.equal(*outputs)
     assert torch.equal(twin.kl(), model.kl())
-    assert [type(each) for each in twin.modules()] == [type(each) for each in model.modules()]
+    assert [type(module) for module in twin.modules()] == [type(module) for module in model.modules()]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -89,7 +89,7 @@ def test_plan_convert_and_revert(method: Method) -> None:
     assert (rows[""].verb, rows[""].reads) == ("adjusted", ("qkv", "proj"))
     assert rows["qkv"].becomes == f"{prefix}Linear"
     assert not any("never called" in note for note in rows["qkv"].notes)
-    model = bayesify.convert(plain, method)
+    model = bayesify.convert(plain, {"method": method, "prior": {"mean": "pretrained"}})
     assert type(model).__name__ == "Inside"
     assert isinstance(model.own, Projection)
     assert set(model.state_dict()) - set(plain.state_dict()) == {
@@ -103,8 +103,8 @@ def test_plan_convert_and_revert(method: Method) -> None:
     assert all(layer.scale_of("weight").grad.abs().max() > 0 for _, layer in bayesify.variational_layers(model))
     assert torch.equal(model.kl(reached=True), model.kl())
     back = bayesify.revert(model)
-    assert [type(each) for each in back.modules()] == [type(each) for each in plain.modules()]
-    assert [vars(each).keys() for each in back.modules()] == [vars(each).keys() for each in plain.modules()]
+    assert [type(module) for module in back.modules()] == [type(module) for module in plain.modules()]
+    assert [vars(module).keys() for module in back.modules()] == [vars(module).keys() for module in plain.modules()]
     optimizer = torch.optim.SGD(bayesify.param_groups(model))
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
 

@@ -51,7 +51,7 @@ def test_eight_threads_on_one_model(method: Any) -> None:
     plain, x = network().eval(), torch.randn(2, 3, 4)
     model = bayesify.convert(plain, method)
     with torch.no_grad(), bayesify.posterior_mean(model):
-        mean, state = model(x), {name: each.clone() for name, each in model.state_dict().items()}
+        mean, state = model(x), {name: value.clone() for name, value in model.state_dict().items()}
     torch.testing.assert_close(mean, plain(x))
 
     def predict() -> list[Tensor]:

@@ -45,7 +45,7 @@ def case(request: Any, vision: Any) -> tuple[Any, dict[str, Tensor]]:
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Everything that saving would keep."""
-    return {name: each.detach().clone() for name, each in model.state_dict().items()}
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("policy", ["flipout", TABLES], ids=["mean rows", "drawn rows"])
@@ -64,7 +64,7 @@ def test_one_posterior_that_transformers_ties_saves_and_loads(case: Any, policy:
     model.tie_weights()
     assert head.weight is table.weight
     assert torch.equal(model.kl(), kl)
-    assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with torch.no_grad():
         head.weight_rho += 0.5
     model.save_pretrained(tmp_path)
@@ -82,7 +82,7 @@ def test_one_posterior_that_transformers_ties_saves_and_loads(case: Any, policy:
 
 def pointers(model: nn.Module, but: set[str]) -> set[int]:
     """Where the model's tensors are, but for some names: what was not in the file is tied to what was."""
-    return {each.data_ptr() for name, each in model.state_dict().items() if name not in but}
+    return {value.data_ptr() for name, value in model.state_dict().items() if name not in but}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -108,7 +108,7 @@ def test_a_decoder_multiplies_by_the_padding_row_too(method: Any) -> None:
 def test_revert_takes_the_expressions_back(case: Any) -> None:
     plain, _ = case
     back = bayesify.revert(bayesify.convert(plain))
-    assert [vars(each).keys() for each in back.modules()] == [vars(each).keys() for each in plain.modules()]
+    assert [vars(module).keys() for module in back.modules()] == [vars(module).keys() for module in plain.modules()]
     assert back._tied_weights_keys == plain._tied_weights_keys
 
 
@@ -125,10 +125,10 @@ def test_expressions_on_the_instance_come_back_and_match_no_posterior() -> None:
     model = Own()
     before = dict(model._tied_weights_keys)
     keep_ties(model)
-    targets = [re.compile("^" + each) for each in model._tied_weights_keys]
-    assert [bool(each.search("head.weight")) for each in targets] == [True, False]
-    assert [bool(each.search("list.1.weight")) for each in targets] == [False, True]
-    assert not any(each.search(f"{name}.weight_{kind}") for each in targets for name in ("head", "list.1")
+    targets = [re.compile("^" + key) for key in model._tied_weights_keys]
+    assert [bool(target.search("head.weight")) for target in targets] == [True, False]
+    assert [bool(target.search("list.1.weight")) for target in targets] == [False, True]
+    assert not any(target.search(f"{name}.weight_{kind}") for target in targets for name in ("head", "list.1")
                    for kind in ("rho", "log_alpha", "prior_mean", "prior_std"))  # fmt: skip
     release_ties(model)
     assert model._tied_weights_keys == before

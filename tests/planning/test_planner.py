@@ -92,8 +92,8 @@ def test_a_module_that_is_switched_and_bears_a_weight_has_one_row_with_both() ->
 def test_the_numbers_of_parameters_are_those_of_the_converted_model(make: Any, policy: Any) -> None:
     model = make()
     made = plan(model, policy)
-    before = sum(each.numel() for each in model.parameters())
-    after = sum(each.numel() for each in bayesify.convert(model, policy).parameters())
+    before = sum(parameter.numel() for parameter in model.parameters())
+    after = sum(parameter.numel() for parameter in bayesify.convert(model, policy).parameters())
     assert (made.totals["parameters_before"], made.totals["parameters_after"]) == (before, after)
     assert sum(row.parameters_before for row in made.rows) == before
     assert sum(row.parameters_after for row in made.rows) == after

@@ -21,7 +21,7 @@ def deep_residual() -> nn.Module:
 
 def deep_plain() -> nn.Module:
     """30 layers in one chain, no shortcuts: what one layer adds in noise, all later ones carry on."""
-    hidden = [each for _ in range(28) for each in (nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 48))]
+    hidden = [layer for _ in range(28) for layer in (nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 48))]
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), *hidden, nn.ReLU(), nn.Linear(48, 10))
 
 

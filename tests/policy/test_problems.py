@@ -73,7 +73,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         {"rules": [{"targets": [r"layer1\..*"]}]},
         r"'layer1\..*' looks like a regular expression; write 're:layer1\..*'.",
     ),
-    ({"rules": [{"targets": ["re:("]}]}, "rule 1: targets: 're:(' is no regular expression"),
+    ({"rules": [{"targets": ["re:("]}]}, "rule 1: targets: 're:(' is not a regular expression"),
     ({"rules": [{"targets": ["x"], "ignore": ["a[b"]}]}, "rule 1: ignore: 'a[b' has a '[' that is never closed."),
     ({"rules": [{"targets": ["x"], "prior": {"pi": 0.5}}]}, "rule 1: prior.pi belongs to the family scale_mixture"),
     (
@@ -186,7 +186,7 @@ def test_the_json_schema_accepts_policies_and_describes_every_key(tmp_path) -> N
 
 
 # What a schema cannot say: whether a regular expression is one, and that nan is no number.
-BEYOND_A_SCHEMA = "is no regular expression", "nan"
+BEYOND_A_SCHEMA = "is not a regular expression", "nan"
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def claims(data: Any, model: nn.Module | None = None) -> dict[str, Claim]:
 
 
 def owners(data: Any, model: nn.Module | None = None) -> dict[str, str]:
-    return {name: each.rule for name, each in claims(data, model).items() if each.method and each.rule}
+    return {name: claim.rule for name, claim in claims(data, model).items() if claim.method and claim.rule}
 
 
 def problems(data: Any, model: nn.Module | None = None) -> tuple[str, ...]:

@@ -174,7 +174,7 @@ def test_a_glob_covers_a_name_when_it_matches_the_name_or_one_above(pattern, nam
     parts = name.split(".")
     above = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
     selector = compiled(pattern)
-    assert selector.covers(name) == any(selector.names(each) for each in above)
+    assert selector.covers(name) == any(selector.names(name) for name in above)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

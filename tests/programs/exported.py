@@ -42,7 +42,7 @@ class GPT(nn.Module):
 
     def forward(self, ids: Tensor) -> dict[str, Tensor]:
         x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
-        q, k, v = (each.unflatten(-1, (2, 6)).transpose(1, 2) for each in self.attn(x).chunk(3, dim=-1))
+        q, k, v = (part.unflatten(-1, (2, 6)).transpose(1, 2) for part in self.attn(x).chunk(3, dim=-1))
         x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
         x = x + self.mlp["down"](F.gelu(self.mlp["up"](x)))
         return {"logits": self.head(x), "hidden": x}

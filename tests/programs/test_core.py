@@ -43,14 +43,14 @@ def test_every_matrix_converts(case, method):
     model = bayesify.convert(program, method)
     if names is not None:
         assert {name for name, _ in bayesify.variational_layers(model)} == names
-    plain = {name for name, each in program.named_parameters() if each.dim() > 1}
+    plain = {name for name, parameter in program.named_parameters() if parameter.dim() > 1}
     assert {key.removesuffix("_rho") for key in model.state_dict() if key.endswith("_rho")} == plain
     x = inputs(4)
     with bayesify.posterior_mean(model):
         assert torch.equal(model(x), program.module()(x))
     (model(x) * torch.randn_like(model(x))).sum().backward()
-    scales = [each.grad for name, each in model.named_parameters() if name.endswith("_rho")]
-    assert all(each is not None and each.abs().sum() > 0 for each in scales)
+    scales = [parameter.grad for name, parameter in model.named_parameters() if name.endswith("_rho")]
+    assert all(scale is not None and scale.abs().sum() > 0 for scale in scales)
 
 
 @pytest.mark.parametrize("case", ["mixed", "encoder", "sequence-first encoder"])

@@ -67,18 +67,18 @@ def test_they_convert_from_the_file(name, method, tmp_path):
     policy = {"method": method, **POLICY} if name != "cells" else method
     converted = bayesify.convert(opened, policy)
     rows = {row.name: row for row in bayesify.plan(opened, policy).converting()}
-    plain = {name: type(each).__name__ for name, each in model.named_children()}
+    plain = {name: type(module).__name__ for name, module in model.named_children()}
     assert {name: row.type for name, row in rows.items()} == plain
     ids = torch.randint(1, 11, (4, 5))
     save(converted, tmp_path / "m.pt")
-    for each in (converted, copy.deepcopy(converted), pickle.loads(pickle.dumps(converted)), load(tmp_path / "m.pt")):
-        with bayesify.posterior_mean(each):
-            assert all(torch.equal(*pair) for pair in zip(flat(each(ids)), flat(program.module()(ids)), strict=True))
-        assert not torch.equal(flat(each(ids))[0], flat(each(ids))[0])
-        assert torch.equal(each.kl(), converted.kl())
-        each.zero_grad()
-        sum((value * torch.randn_like(value)).sum() for value in flat(each(ids))).backward()
-        scales = {name: value.grad for name, value in each.named_parameters() if name.endswith("_rho")}
+    for layer in (converted, copy.deepcopy(converted), pickle.loads(pickle.dumps(converted)), load(tmp_path / "m.pt")):
+        with bayesify.posterior_mean(layer):
+            assert all(torch.equal(*pair) for pair in zip(flat(layer(ids)), flat(program.module()(ids)), strict=True))
+        assert not torch.equal(flat(layer(ids))[0], flat(layer(ids))[0])
+        assert torch.equal(layer.kl(), converted.kl())
+        layer.zero_grad()
+        sum((value * torch.randn_like(value)).sum() for value in flat(layer(ids))).backward()
+        scales = {name: value.grad for name, value in layer.named_parameters() if name.endswith("_rho")}
         assert all(value is not None and value.abs().sum() > 0 for name, value in scales.items() if name != _UNMOVED)
 
 

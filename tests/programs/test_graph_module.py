@@ -51,9 +51,9 @@ def test_a_graph_of_torch_fx_converts(method, inplace):
         assert torch.equal(model(x), expected)
     assert not torch.equal(model(x), model(x))
     model(x).square().sum().backward()
-    rhos = [each for name, each in model.named_parameters() if name.endswith("_rho")]
+    rhos = [parameter for name, parameter in model.named_parameters() if name.endswith("_rho")]
     assert len(rhos) == len(scales)
-    assert all(each.grad.abs().sum() > 0 for each in rhos)
+    assert all(rho.grad.abs().sum() > 0 for rho in rhos)
     bayesify.load_weights(model, fx.symbolic_trace(Functional()).state_dict())
     bayesify.load_weights(copy.deepcopy(model), {name: model.state_dict()[name] for name in names})
 
@@ -111,9 +111,9 @@ def test_graphs_inside_another_model_convert(inplace):
     with bayesify.posterior_mean(converted):
         assert torch.equal(converted(x), expected)
     converted(x).square().sum().backward()
-    scales = [each.grad for name, each in converted.named_parameters() if name.endswith("_rho")]
+    scales = [parameter.grad for name, parameter in converted.named_parameters() if name.endswith("_rho")]
     assert len(scales) == 11
-    assert all(each.abs().sum() > 0 for each in scales)
+    assert all(scale.abs().sum() > 0 for scale in scales)
     for other in (copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
         assert torch.equal(other.kl(), converted.kl())
         other.load_state_dict(converted.state_dict())
@@ -154,10 +154,10 @@ def test_a_plan_is_carried_out_more_than_once(kind):
         assert converted.first is converted.alias
         with bayesify.posterior_mean(converted):
             assert torch.equal(converted(x), expected)
-    tensors = {id(each) for each in (*one.parameters(), *model.parameters())}
-    assert not any(id(each) in tensors for each in other.parameters())
-    modules = {id(each) for each in (*one.modules(), *model.modules())}
-    assert not any(id(each) in modules for each in other.modules())
+    tensors = {id(parameter) for parameter in (*one.parameters(), *model.parameters())}
+    assert not any(id(parameter) in tensors for parameter in other.parameters())
+    modules = {id(module) for module in (*one.modules(), *model.modules())}
+    assert not any(id(module) in modules for module in other.modules())
     carry_out(made, model, inplace=True)
     assert not torch.equal(model(x), model(x))
 

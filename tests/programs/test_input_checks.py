@@ -85,6 +85,6 @@ class Images(nn.Module):
     [(Attention, (5, 3, 4), (0, 1), 1), (Pooled, (5, 3, 4), (0, 1), 1), (Images, (6, 7, 3, 2), (0, 1, 3), 3)],
 )
 def test_of_several_dynamic_sizes_the_batch_is_the_one_that_the_program_treats_as_such(net, shape, dynamic, dim):
-    sizes = {each: Dim(f"size{each}", min=2, max=64) for each in dynamic}
+    sizes = {size: Dim(f"size{size}", min=2, max=64) for size in dynamic}
     program = export(net(), (torch.randn(shape),), dynamic_shapes=(sizes,))
     assert batch_of(program.module().graph).dim == dim

@@ -99,7 +99,7 @@ def test_one_posterior_for_a_weight_with_two_uses(folder):
     model = bayesify.convert(open_program(folder / "tied mlp.pt2"))
     assert len(list(bayesify.variational_layers(model))) == 2
     parts = [layer for _, layer in bayesify.variational_layers(model)]
-    assert model.kl().item() == pytest.approx(sum(each.kl_divergence().item() for each in parts))
+    assert model.kl().item() == pytest.approx(sum(part.kl_divergence().item() for part in parts))
     gpt = bayesify.convert(open_program(folder / "gpt.pt2"))
     assert gpt.head.weight is gpt.wte.weight
     # torch's own reader gives two Parameters of one storage
@@ -190,11 +190,11 @@ def test_an_exported_program_converts_in_memory():
     model, x = bayesify.convert(program), torch.randn(3, 5, 8)
     with bayesify.posterior_mean(model):
         assert torch.equal(model(x), program.module()(x))
-    before = {name: each.clone() for name, each in program.state_dict.items()}
+    before = {name: tensor.clone() for name, tensor in program.state_dict.items()}
     with torch.no_grad():
-        for each in model.parameters():
-            each.zero_()
-    assert all(torch.equal(each, before[name]) for name, each in program.state_dict.items())
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in program.state_dict.items())
     assert torch.equal(rebuilt(model._text, state_of(model)).kl(), model.kl())
     with pytest.raises(UsageError, match="in place"):
         bayesify.convert(program, inplace=True)

@@ -61,8 +61,8 @@ def test_a_program_converts_without_the_library_that_it_is_of(library, method, t
     torch.manual_seed(2)
     noisy = tensors(model(*args, **kwargs))
     assert not torch.equal(noisy[0], expected[0])
-    sum((each * torch.randn_like(each)).sum() for each in noisy).backward()
-    scales = {name: each.grad for name, each in model.named_parameters() if name.endswith("_rho")}
+    sum((output * torch.randn_like(output)).sum() for output in noisy).backward()
+    scales = {name: parameter.grad for name, parameter in model.named_parameters() if name.endswith("_rho")}
     assert not [name for name, grad in scales.items() if grad is None or not grad.abs().sum()]
     assert 0 < model.kl() < float("inf")
     assert command(tmp_path, "revert", "out.pt", "-o", "plain.pt").returncode == 0

@@ -26,7 +26,7 @@ def _alternatives(part: str):
 
 
 def sized(names: dict[str, int], **kwargs) -> list[str]:
-    return [each.name for each in fold(names, str, size=names.__getitem__, **kwargs)]
+    return [row.name for row in fold(names, str, size=names.__getitem__, **kwargs)]
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ PARTS = st.sampled_from(["layer1", "layer2", "layer10", "0", "1", "2", "conv1", 
 @given(st.lists(st.lists(PARTS, min_size=1, max_size=4).map(".".join), unique=True), st.integers(1, 9))
 def test_expanding_gives_back_each_name_once(names, most):
     folds = fold(names, str, key=lambda name: name[-1] == "q", size=len, most=most)
-    assert [sorted(each.items) for each in folds] == [sorted(expanded(each.name)) for each in folds]
-    assert sorted(name for each in folds for name in each.items) == sorted(names)
-    firsts = [names.index(each.items[0]) for each in folds]
+    assert [sorted(fold.items) for fold in folds] == [sorted(expanded(fold.name)) for fold in folds]
+    assert sorted(name for fold in folds for name in fold.items) == sorted(names)
+    firsts = [names.index(fold.items[0]) for fold in folds]
     assert firsts == sorted(firsts)
-    assert all(len({name[-1] == "q" for name in each.items}) == 1 for each in folds)
+    assert all(len({name[-1] == "q" for name in fold.items}) == 1 for fold in folds)

@@ -25,8 +25,8 @@ def test_the_original_and_all_randomness_are_left_alone(make: Any, data: Any, me
     before = snapshot(model)
     converted = bayesify.convert(model, method)
     assert snapshot(model) == before
-    mine = {each.untyped_storage().data_ptr() for each in [*model.parameters(), *model.buffers()]}
-    theirs = {each.untyped_storage().data_ptr() for each in [*converted.parameters(), *converted.buffers()]}
+    mine = {parameter.untyped_storage().data_ptr() for parameter in [*model.parameters(), *model.buffers()]}
+    theirs = {parameter.untyped_storage().data_ptr() for parameter in [*converted.parameters(), *converted.buffers()]}
     assert mine.isdisjoint(theirs)
     assert not hasattr(model, "kl")
 
@@ -34,16 +34,16 @@ def test_the_original_and_all_randomness_are_left_alone(make: Any, data: Any, me
 @KINDS
 def test_in_place_keeps_every_object(make: Any, data: Any) -> None:
     model = make()
-    objects = {name: id(each) for name, each in model.named_parameters()}
-    modules = {name: id(each) for name, each in model.named_modules()}
-    values, before = [each.detach().clone() for each in model.parameters()], randomness()
+    objects = {name: id(parameter) for name, parameter in model.named_parameters()}
+    modules = {name: id(module) for name, module in model.named_modules()}
+    values, before = [parameter.detach().clone() for parameter in model.parameters()], randomness()
     assert bayesify.convert(model, inplace=True) is model
     assert randomness() == before
-    assert {name: id(each) for name, each in model.named_modules()} == modules
-    after = {name: id(each) for name, each in model.named_parameters()}
+    assert {name: id(module) for name, module in model.named_modules()} == modules
+    after = {name: id(parameter) for name, parameter in model.named_parameters()}
     assert objects.items() <= after.items()
     assert {name.rpartition("_")[2] for name in after.keys() - objects.keys()} == {"rho"}
-    kept = (each for name, each in model.named_parameters() if name in objects)
+    kept = (parameter for name, parameter in model.named_parameters() if name in objects)
     assert all(torch.equal(*pair) for pair in zip(values, kept, strict=True))
 
 
@@ -59,8 +59,8 @@ def test_what_a_layer_had_it_has(method: Any) -> None:
     assert (conv.note, conv.training, linear.training) == ("mine", True, False)
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(linear, nn.Linear)
-    for each in conv.parameters():
-        assert each.dtype is torch.float64
+    for parameter in conv.parameters():
+        assert parameter.dtype is torch.float64
     assert conv.weight_rho.is_contiguous(memory_format=torch.channels_last)
     assert (linear.weight_rho.requires_grad, linear.bias_rho.requires_grad) == (True, False)
 

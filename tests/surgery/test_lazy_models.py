@@ -54,13 +54,13 @@ def test_a_lazily_converted_model_is_the_one_that_is_converted_afterwards(method
     early = pickle.loads(pickle.dumps(copy.deepcopy(early)))
     early(image())
     late = bayesify.convert(bayesify.revert(early), policy)
-    assert [type(each) for each in early] == [type(each) for each in late]
-    assert [each._settings for _, each in bayesify.variational_layers(early)] == [
-        each._settings for _, each in bayesify.variational_layers(late)
+    assert [type(layer) for layer in early] == [type(layer) for layer in late]
+    assert [layer._settings for _, layer in bayesify.variational_layers(early)] == [
+        layer._settings for _, layer in bayesify.variational_layers(late)
     ]
     assert early.state_dict().keys() == late.state_dict().keys()
     assert all(torch.equal(value, late.state_dict()[name]) for name, value in early.state_dict().items())
-    assert [type(each) for each in bayesify.revert(bayesify.convert(model))] == [type(each) for each in model]
+    assert [type(layer) for layer in bayesify.revert(bayesify.convert(model))] == [type(layer) for layer in model]
 
 
 def test_a_plain_checkpoint_loads_into_a_lazy_model() -> None:

@@ -21,11 +21,11 @@ def is_scale(name: str) -> bool:
 
 
 def scales(model: nn.Module) -> set[int]:
-    return {id(each) for name, each in model.named_parameters() if is_scale(name)}
+    return {id(parameter) for name, parameter in model.named_parameters() if is_scale(name)}
 
 
 def ids(group: dict[str, Any]) -> list[int]:
-    return [id(each) for each in group["params"]]
+    return [id(parameter) for parameter in group["params"]]
 
 
 @pytest.mark.parametrize("policy", ["flipout", BIASES, {"posterior": {"parameterization": "multiplicative"}}])
@@ -33,7 +33,7 @@ def ids(group: dict[str, Any]) -> list[int]:
 def test_every_parameter_is_in_one_group_and_scales_are_apart(make: Any, policy: Any) -> None:
     model = bayesify.convert(make(), policy)
     others, fast = bayesify.param_groups(model, lr=0.01, weight_decay=0.1, betas=(0.8, 0.9))
-    assert sorted(ids(others) + ids(fast)) == sorted(id(each) for each in model.parameters())
+    assert sorted(ids(others) + ids(fast)) == sorted(id(parameter) for parameter in model.parameters())
     assert set(ids(fast)) == scales(model)
     assert len(ids(fast)) == len(scales(model)) > 0
     assert (others["lr"], others["weight_decay"], others["betas"]) == (0.01, 0.1, (0.8, 0.9))
@@ -70,10 +70,10 @@ def test_an_optimizer_made_before_learns_of_the_scales(optimizer: Any, options: 
     assert set(ids(fast)) == scales(model)
     assert {**fast, "params": 0, "lr": 0, "weight_decay": 0} == {**means, "params": 0, "lr": 0, "weight_decay": 0}
     assert (fast["lr"], fast["weight_decay"]) == (SCALE_SPEED * 0.1, 0.0)
-    everything = [each for group in stepper.param_groups for each in ids(group)]
-    assert sorted(everything) == sorted(id(each) for each in model.parameters())
+    everything = [key for group in stepper.param_groups for key in ids(group)]
+    assert sorted(everything) == sorted(id(parameter) for parameter in model.parameters())
     bayesify.extend_optimizer(stepper, model)
-    assert [each for group in stepper.param_groups for each in ids(group)] == everything
+    assert [key for group in stepper.param_groups for key in ids(group)] == everything
 
 
 def test_momentum_of_the_means_is_kept_and_scales_move() -> None:
@@ -93,7 +93,10 @@ def test_momentum_of_the_means_is_kept_and_scales_move() -> None:
 
 def test_each_scale_joins_as_its_mean_s_group_says() -> None:
     model = SmallResNet()
-    head, rest = list(model.fc.parameters()), [each for key, each in model.named_parameters() if "fc" not in key]
+    head, rest = (
+        list(model.fc.parameters()),
+        [parameter for key, parameter in model.named_parameters() if "fc" not in key],
+    )
     stepper = torch.optim.SGD(
         [{"params": rest, "lr": 0.1}, {"params": head, "lr": 0.01, "momentum": 0.5}], weight_decay=0.2
     )

@@ -47,8 +47,8 @@ def test_02_the_hook_is_what_keeps_them_noisy(method: str) -> None:
     for layer in model.layers:
         assert list(layer._forward_pre_hooks.values()) == [bayesify.nn.keep_unfused]
         layer._forward_pre_hooks.clear()
-        for each in (layer.self_attn, layer.self_attn.out_proj, layer.linear1, layer.linear2):
-            each._forward_hooks.clear()
+        for part in (layer.self_attn, layer.self_attn.out_proj, layer.linear1, layer.linear2):
+            part._forward_hooks.clear()
     assert not differs(model, torch.randn(3, 4, 8))
 
 

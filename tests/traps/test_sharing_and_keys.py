@@ -106,5 +106,5 @@ def test_31_frozen_layers() -> None:
     model.fc.requires_grad_(False)
     assert type(bayesify.convert(model).fc) is nn.Linear
     converted = bayesify.convert(model, {"method": "flipout", "frozen": "convert"})
-    assert [each.requires_grad for each in converted.fc.parameters()] == [False] * 3
+    assert [parameter.requires_grad for parameter in converted.fc.parameters()] == [False] * 3
     assert converted.layer1[0].conv1.weight_rho.requires_grad  # type: ignore[union-attr]

@@ -26,7 +26,7 @@ def test_21_checkpointing_replays_the_noise(method: str, use_reentrant: bool) ->
         torch.manual_seed(3)
         output = checkpoint(model, x, use_reentrant=use_reentrant) if wrapped else model(x)
         (output.square().sum() + model.kl(reached=True)).backward()  # type: ignore[operator]
-        return [each.grad.clone() for each in model.parameters()]  # type: ignore[union-attr]
+        return [parameter.grad.clone() for parameter in model.parameters()]  # type: ignore[union-attr]
 
     for ours, theirs in zip(gradients(True), gradients(False), strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -41,7 +41,7 @@ def test_22_compile(method: str) -> None:
     first, second = step(x), step(x)
     first.backward()
     assert not torch.equal(first, second)
-    assert all(each.grad is not None for each in model.parameters())
+    assert all(parameter.grad is not None for parameter in model.parameters())
     with bayesify.posterior_mean(model):
         assert torch.equal(step(x), step(x))
     assert not torch.equal(step(x), step(x))
@@ -81,8 +81,8 @@ def test_25_autocast(method: str, dtype: torch.dtype) -> None:
         output = model(x)
     assert output.dtype is dtype
     output.float().sum().backward()
-    for each in (x, *model.parameters()):
-        assert each.grad is not None
-        assert each.grad.isfinite().all()
+    for parameter in (x, *model.parameters()):
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
     assert x.grad.abs().sum() > 0  # type: ignore[union-attr]
     assert model[0].weight_rho.grad.abs().sum() > 0  # type: ignore[union-attr]

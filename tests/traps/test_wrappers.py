@@ -44,12 +44,12 @@ def test_17_the_kl_outside_of_ddp_s_forward(find_unused_parameters: bool) -> Non
     x = torch.randn(4, 3)
     torch.manual_seed(1)
     (wrapped(x).square().sum() + model.kl()).backward()  # type: ignore[operator]
-    got = [each.grad.clone() for each in model.parameters()]  # type: ignore[union-attr]
+    got = [parameter.grad.clone() for parameter in model.parameters()]  # type: ignore[union-attr]
     model.zero_grad()
     torch.manual_seed(1)
     (model(x).square().sum() + model.kl()).backward()  # type: ignore[operator]
-    for mine, each in zip(got, model.parameters(), strict=True):
-        torch.testing.assert_close(mine, each.grad)
+    for mine, parameter in zip(got, model.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad)
 
 
 @pytest.mark.usefixtures("group")
@@ -65,7 +65,7 @@ def test_18_sharded_models() -> None:
     assert isinstance(model.fc, bayesify.nn.FlipoutLinear)
     torch.testing.assert_close(model.kl(), whole)  # type: ignore[operator]
     (model(x).sum() + model.kl()).backward()  # type: ignore[operator]
-    assert all(each.grad is not None for each in model.parameters())
+    assert all(parameter.grad is not None for parameter in model.parameters())
     plain = SmallResNet()
     fully_shard(plain, mesh=mesh)
     with pytest.raises(WrappedModelError, match="convert the model first, then shard it"):

@@ -223,7 +223,7 @@ def test_gradients_are_left_alone() -> None:
     model: Any = bayesify.convert(moving(), "flipout")
     found = bayesify.predict(model, A.clone().requires_grad_())
     assert not found.mean.requires_grad
-    assert all(each.grad is None for each in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_generators_are_as_before_after_an_error() -> None:

@@ -128,21 +128,21 @@ def test_gradients_are_those_of_the_sampled_network(name: str, method: str) -> N
     weights = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     (output * weights).sum().backward()
     with torch.no_grad():
-        params = [each for each in model.parameters() if each.grad is not None]
-        assert any(each.grad.abs().sum() > 0 for each in params)
+        params = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        assert any(param.grad.abs().sum() > 0 for param in params)
         layers = [layer for _, layer in bayesify.variational_layers(model)]
         scales = [layer.scale_of(mean) for layer in layers for mean in layer.means()]
         assert all(scale.grad is not None and scale.grad.abs().sum() > 0 for scale in scales)
         # a padding row has no gradient by torch's rule
-        direction = [torch.randn_like(each) * (each.grad != 0) for each in params]
-        slope = sum(float((each.grad * along).sum()) for each, along in zip(params, direction, strict=True))
+        direction = [torch.randn_like(param) * (param.grad != 0) for param in params]
+        slope = sum(float((param.grad * along).sum()) for param, along in zip(params, direction, strict=True))
 
         def value(step: float) -> float:
-            for each, along in zip(params, direction, strict=True):
-                each += step * along
+            for param, along in zip(params, direction, strict=True):
+                param += step * along
             found = (called(bayesify.sample(model, seed=5), x) * weights).sum()
-            for each, along in zip(params, direction, strict=True):
-                each -= step * along
+            for param, along in zip(params, direction, strict=True):
+                param -= step * along
             return float(found)
 
         assert (value(1e-5) - value(-1e-5)) / 2e-5 == pytest.approx(slope, rel=1e-4, abs=1e-5)

@@ -34,8 +34,8 @@ def test_loop_and_fold_have_one_law(method: str, monkeypatch: pytest.MonkeyPatch
 
         judge(f"mean of the {name}", loop.mean(0) - fold.mean(0), (errors(loop) + errors(fold)).sqrt())
         deviations = [(samples - samples.mean(0)).square() for samples in (loop, fold)]
-        spread = [each.mean(0) for each in deviations]
-        error = sum(errors(each) for each in deviations)
+        spread = [deviation.mean(0) for deviation in deviations]
+        error = sum(errors(deviation) for deviation in deviations)
         assert isinstance(error, Tensor)
         judge(f"variance of the {name}", spread[0] - spread[1], error.sqrt())
 

@@ -73,9 +73,9 @@ def test_a_loader_one_batch_and_chunks_agree(linear: Any) -> None:
         torch.testing.assert_close(each.mean, found[0].mean)
         assert each.total.abs().max() < 1e-10
     noisy = [bayesify.predict(linear, given, samples=100, chunk=chunk, task="classification") for given, chunk in ways]
-    for each in noisy[1:]:
-        judge("mean", each.mean - noisy[0].mean, ((each.std**2 + noisy[0].std ** 2) / 100).sqrt())
-        assert (each.epistemic.mean() / noisy[0].epistemic.mean() - 1).abs() < 0.4
+    for draw in noisy[1:]:
+        judge("mean", draw.mean - noisy[0].mean, ((draw.std**2 + noisy[0].std ** 2) / 100).sqrt())
+        assert (draw.epistemic.mean() / noisy[0].epistemic.mean() - 1).abs() < 0.4
 
 
 def test_kept_samples_of_a_loader(linear: Any) -> None:

@@ -100,10 +100,10 @@ def _refuse_other_classes(modules: Mapping[str, nn.Module], classes: Mapping[str
         hint = did_you_mean(missing[0], modules) if len(modules) < 2000 else ""
         raise FileRefusedError(f"has a layer {missing[0]!r}, which the network that was given has not.{hint}")
     for name, module in modules.items():
-        expected, found = classes.get(name, ""), type(module)
-        if expected.rpartition(".")[2] != found.__qualname__.rpartition(".")[2]:
+        expected, cls = classes.get(name, ""), type(module)
+        if expected.rpartition(".")[2] != cls.__qualname__.rpartition(".")[2]:
             what = f"is a {expected}" if expected else "is not in the file"
-            raise FileRefusedError(f"layer {name!r} {what}, and a {_path(found)} in the network that was given")
+            raise FileRefusedError(f"layer {name!r} {what}, and a {_path(cls)} in the network that was given")
 
 
 def _reroute(module: Any, reads: tuple[str, ...], uncompiled: bool) -> None:
@@ -129,9 +129,9 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor | None]) -> None:
     problems = [f"has a tensor {missing[0]!r}, which the network has not"] if missing else []
     problems += [f"has no tensor {unexpected[0]!r}, which the network has"] if unexpected else []
     for name, place in places.items():
-        found, value = place.table[place.leaf], tensors.get(name)
-        if value is not None and not is_lazy(value) and not is_lazy(found) and found.shape != value.shape:
-            problems.append(f"{name} is {tuple(value.shape)}, and {tuple(found.shape)} in the network")
+        present, value = place.table[place.leaf], tensors.get(name)
+        if value is not None and not is_lazy(value) and not is_lazy(present) and present.shape != value.shape:
+            problems.append(f"{name} is {tuple(value.shape)}, and {tuple(present.shape)} in the network")
     tied: dict[int, tuple[str, Tensor | None]] = {}
     for name, place in places.items():
         first, value = tied.setdefault(id(place.table[place.leaf]), (name, tensors.get(name)))
@@ -146,14 +146,14 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor | None]) -> None:
             place.table[place.leaf] = filled.setdefault(id(value), _filled(place.table[place.leaf], value))
 
 
-def _filled(found: Tensor, value: Tensor) -> Tensor:
+def _filled(present: Tensor, value: Tensor) -> Tensor:
     """The network's own Parameter with the file's values; where it has no memory, the file's."""
-    apart = isinstance(found, Parameter) != isinstance(value, Parameter)
-    if apart or any(tensor.is_meta or is_lazy(tensor) for tensor in (found, value)):
+    apart = isinstance(present, Parameter) != isinstance(value, Parameter)
+    if apart or any(tensor.is_meta or is_lazy(tensor) for tensor in (present, value)):
         return value
-    found.requires_grad_(value.requires_grad)
-    found.data = value.data.to(found.device)
-    return found
+    present.requires_grad_(value.requires_grad)
+    present.data = value.data.to(present.device)
+    return present
 
 
 def _places(network: nn.Module) -> Iterator[_Place]:

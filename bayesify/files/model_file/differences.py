@@ -23,7 +23,7 @@ def first_difference(model: nn.Module, opened: nn.Module) -> str | None:
 
 
 def _differences(model: nn.Module, opened: nn.Module) -> Iterator[str]:
-    mine, theirs = (dict(each.named_modules(remove_duplicate=False)) for each in (model, opened))
+    mine, theirs = (dict(root.named_modules(remove_duplicate=False)) for root in (model, opened))
     yield from (f"layer {name!r}" for name in mine if name not in theirs)
     yield from (f"layer {name!r}" for name in theirs if name not in mine)
     for name, module in mine.items():

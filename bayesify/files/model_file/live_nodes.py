@@ -35,8 +35,8 @@ def nodes_of(value: Any, names: dict[int, str]) -> LiveNodes:
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, names)
     pickler.dump(value)
-    found = read_pickle(Content(buffer, 0, buffer.tell()))
-    return LiveNodes(found.root, pickler.storages)
+    pickle = read_pickle(Content(buffer, 0, buffer.tell()))
+    return LiveNodes(pickle.root, pickler.storages)
 
 
 def storage_names(model: nn.Module) -> dict[int, str]:

@@ -50,10 +50,10 @@ class OwnFile:
 
     def tensors(self) -> dict[str, Tensor]:
         """The Parameters and buffers by name."""
-        found = self._values(self.description.tensors)
-        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        tensors = self._values(self.description.tensors)
+        if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
             raise FileRefusedError(f"has other things than tensors among its tensors; {SHORT}")
-        return found
+        return tensors
 
     def _values(self, value: Any) -> Any:
         root = self._node(value)

@@ -9,7 +9,7 @@ _LONGEST_LINE = 1 << 16
 
 
 class MalformedPickleError(Exception):
-    """The bytes are no pickle, or one that no pickler writes."""
+    """The bytes are not a pickle, or one that no pickler writes."""
 
 
 class ByteStream:
@@ -32,9 +32,9 @@ class ByteStream:
             raise MalformedPickleError("a text of negative length")
         if self.at + size > len(self.buffer):
             self._refill(size)
-        found = self.buffer[self.at : self.at + size]
+        read = self.buffer[self.at : self.at + size]
         self.at += size
-        return found
+        return read
 
     def line(self) -> bytes:
         """The bytes to the next end of a line, which is left out."""
@@ -43,9 +43,9 @@ class ByteStream:
             left = self.content.size - self.position
             self._refill(min(left, _LONGEST_LINE))
             end = self.buffer.index(b"\n")
-        found = self.buffer[self.at : end]
+        line = self.buffer[self.at : end]
         self.at = end + 1
-        return found
+        return line
 
     def _refill(self, size: int) -> None:
         place = self.position

@@ -30,10 +30,10 @@ class Content:
             FileRefusedError: it has fewer.
         """
         self._seek(at, size)
-        found = self._file.read(size)
-        if len(found) != size:
+        read = self._file.read(size)
+        if len(read) != size:
             raise FileRefusedError(SHORT)
-        return found
+        return read
 
     def read_into(self, at: int, buffer: memoryview) -> None:
         """Fill a buffer with the bytes from `at`.

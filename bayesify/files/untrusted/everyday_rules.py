@@ -126,10 +126,10 @@ def _numpy_dtype(builder: Builder, node: Call) -> np.dtype[Any]:
         raise FileRefusedError(f"has numpy numbers of the type {str(code)[:20]!r}, which are not plain; refused")
     try:
         unit = state[8][1][0].decode() if len(state) > 8 and code[0] in "Mm" else ""
-        found = np.dtype(f"{code}[{unit}]" if re.fullmatch(r"[A-Za-z]{1,2}", unit) else code)
+        dtype = np.dtype(f"{code}[{unit}]" if re.fullmatch(r"[A-Za-z]{1,2}", unit) else code)
     except (TypeError, ValueError, IndexError, AttributeError):
         raise _damaged(node) from None
-    return found.newbyteorder(state[1]) if len(state) > 1 and state[1] in ("<", ">") else found
+    return dtype.newbyteorder(state[1]) if len(state) > 1 and state[1] in ("<", ">") else dtype
 
 
 def _numpy_scalar(builder: Builder, node: Call) -> Any:

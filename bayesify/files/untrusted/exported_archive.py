@@ -50,13 +50,13 @@ def open_program(path: str | PathLike[str], *, meta: bool = False) -> Program:
         meta: read no weights; the program's tensors are on the meta device.
 
     Raises:
-        FileRefusedError: it is broken, names anything beyond tensors and plain values, or calls what is no operator.
+        FileRefusedError: it is broken, names more than tensors and plain values, or calls what is not an operator.
         UsageError: there is no such file.
     """
     with opened(path) as content:
-        found = kind_of(content)
-        if found.kind != "torch.export":
-            raise FileRefusedError(found.refusal or "is not an archive of torch.export")
+        kind = kind_of(content)
+        if kind.kind != "torch.export":
+            raise FileRefusedError(kind.refusal or "is not an archive of torch.export")
         return program_in(content, meta=meta)
 
 
@@ -108,14 +108,14 @@ class _Archive:
 
     def text(self) -> str:
         """The program, pruned. An archive with several models is asked for `model`, as torch.export.load does."""
-        found = [name for name in ("models/model.json", "serialized_exported_program.json") if name in self.names]
-        if not found:
+        names = [name for name in ("models/model.json", "serialized_exported_program.json") if name in self.names]
+        if not names:
             raise FileRefusedError(
                 "holds no exported program 'model'; save it again with torch.export.save(program, path)"
             )
         if "byteorder" in self.names and self.read("byteorder").strip() != b"little":
             raise FileRefusedError("was written on a big-endian machine; export it again on this one")
-        return pruned(self.read(found[0]))
+        return pruned(self.read(names[0]))
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The program's Parameters and buffers, and its constants."""
@@ -129,13 +129,13 @@ class _Archive:
         paths = [f"data/{folder}/{_payload(payload)}" for payload in config.values()]
         files = {path: self.directory.stored(self.names[path]).size for path in paths if path in self.names}
         raw = Storages(files, lambda path, buffer: self.directory.read_into(self.names[path], buffer), meta=self.meta)
-        made, shared, found = Tensors(raw), {}, {}
+        made, shared, tensors = Tensors(raw), {}, {}
         for (name, payload), path in zip(config.items(), paths, strict=True):
             key = json.dumps(payload, sort_keys=True)
             if key not in shared:
                 shared[key] = self._tensor(path, payload, made)
-            found[name] = shared[key]
-        return found
+            tensors[name] = shared[key]
+        return tensors
 
     def _tensor(self, path: str, payload: Mapping[str, Any], made: Tensors) -> Tensor:
         form = payload["tensor_meta"]
@@ -177,7 +177,7 @@ def refuse_unplain(name: str, content: Content) -> None:
         return
     try:
         pickle = open_archive(content, "torch zip", meta=True).pickle if head[:2] == b"PK" else read_pickle(content)
-        foreign = [found for found in pickle.names if not _is_plain(found)]
+        foreign = [name for name in pickle.names if not _is_plain(name)]
     except (FileRefusedError, MalformedPickleError):
         raise FileRefusedError(f"its {name} is damaged, or not a plain file of torch.save; refused") from None
     if foreign:
@@ -197,10 +197,10 @@ def _load(content: Content, meta: bool) -> Any:
 
 
 def _unpickled(name: str, content: Content, meta: bool) -> dict[str, Tensor]:
-    found = _load(content, meta) if content.size else {}
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    loaded = _load(content, meta) if content.size else {}
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise FileRefusedError(f"its {name} holds something else than tensors; save it again")
-    return dict(found)
+    return dict(loaded)
 
 
 def _unreadable(error: Exception) -> str:

@@ -149,5 +149,5 @@ _REFUSALS: dict[Kind, str] = {
     "web page": "is a web page, not a model: the download went wrong; fetch the file itself",
     "git-lfs pointer": "is a git-lfs pointer, not the model itself; run `git lfs pull`",
     "truncated": "is cut off or damaged; copy, download or save it again",
-    "unknown": "is no file that torch.save or safetensors writes; is the path right?",
+    "unknown": "is not a file that torch.save or safetensors writes; is the path right?",
 }

@@ -91,9 +91,9 @@ def _handle(builder: Any, node: Call) -> RemovableHandle:
     state = node.state if isinstance(node.state, tuple) and len(node.state) in (2, 3) else (None, None)
     table, number, *more = (builder.value(part) for part in state)
     tables = [table, *(more[0] or () if more else ())]
-    if not all(isinstance(each, OrderedDict | None) for each in tables):
+    if not all(isinstance(table, OrderedDict | None) for table in tables):
         raise FileRefusedError(f"has a handle of a hook that is nowhere; {SHORT}")
-    made.hooks_dict_ref, *extra = (weakref.ref(each if each is not None else OrderedDict()) for each in tables)
+    made.hooks_dict_ref, *extra = (weakref.ref(table if table is not None else OrderedDict()) for table in tables)
     made.id, made.extra_dict_ref = builder.hooks.number(number), tuple(extra)
     return made
 

@@ -72,10 +72,10 @@ class ModelBuilder(Builder):
 
     def name(self, name: Name) -> Any:
         """A class, a function or a constant that is stored."""
-        found = self.trusted[name].target
-        if found is None:
+        target = self.trusted[name].target
+        if target is None:
             raise FileRefusedError(f"stores {name}, which saved models only call; refused, and no --allow lifts this")
-        return found
+        return target
 
     def object(self, node: Call) -> Any:
         """An object of a trusted class, or what a rule makes of a call."""

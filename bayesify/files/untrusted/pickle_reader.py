@@ -44,7 +44,7 @@ def read_pickle(content: Content, at: int = 0) -> Pickle:
     """Read one pickle, from its start to its STOP.
 
     Raises:
-        MalformedPickleError: the bytes are no pickle, or one that no pickler writes.
+        MalformedPickleError: the bytes are not a pickle, or one that no pickler writes.
         FileRefusedError: it ends too early, or is larger than any that a model needs.
     """
     machine = _Machine(ByteStream(content, at))
@@ -54,13 +54,13 @@ def read_pickle(content: Content, at: int = 0) -> Pickle:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, struct.error) as error:
         raise MalformedPickleError(f"{type(error).__name__}: {error}"[:200]) from None
-    return machine.found
+    return machine.pickle
 
 
 class _Machine:
     def __init__(self, stream: ByteStream) -> None:
         self.stream = stream
-        self.found = Pickle()
+        self.pickle = Pickle()
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -71,7 +71,7 @@ class _Machine:
         for _ in range(MAX_OPERATIONS):
             code = take(1)
             if code == b".":
-                self.found.root, self.found.end = self.stack.pop(), self.stream.position
+                self.pickle.root, self.pickle.end = self.stack.pop(), self.stream.position
                 if self.stack or self.below:
                     raise MalformedPickleError("it ends with values left over")
                 return
@@ -96,7 +96,7 @@ class _Machine:
         if not isinstance(module, str) or not isinstance(qualname, str):
             raise MalformedPickleError("a global whose name is not a text")
         name = modern(module, qualname)
-        self.found.names[name] = None
+        self.pickle.names[name] = None
         self.stack.append(name)
 
     def called(self, maker: Any, args: Any) -> None:
@@ -107,7 +107,7 @@ class _Machine:
         if maker == _GETATTR and isinstance(owner, Name) and isinstance(attribute, str):
             return self.name(owner.module, f"{owner.qualname}.{attribute}")
         if isinstance(maker, Name):
-            self.found.called.add(maker)
+            self.pickle.called.add(maker)
         return self.made(Call(maker, args, new=False))
 
     def put(self, index: int) -> None:
@@ -256,7 +256,7 @@ def _persistent(machine: _Machine) -> None:
         machine.stack.append(identifier[1])  # an old file's note about a class's source code
         return
     node = Persistent(identifier)
-    machine.found.storages.append(node)
+    machine.pickle.storages.append(node)
     machine.made(node)
 
 

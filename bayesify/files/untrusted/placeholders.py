@@ -62,9 +62,9 @@ def torch_constant(name: Name) -> Any:
     return value if isinstance(value, kinds) else None
 
 
-def dangerous(found: Pickle) -> list[Name]:
+def dangerous(pickle: Pickle) -> list[Name]:
     """The names that weights have no need of and that run code where a pickle is opened without care."""
-    return [name for name in found.names if is_dangerous(name, name in found.called)]
+    return [name for name in pickle.names if is_dangerous(name, name in pickle.called)]
 
 
 def is_dangerous(name: Name, called: bool) -> bool:

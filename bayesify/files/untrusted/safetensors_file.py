@@ -74,10 +74,10 @@ def read_tensor(content: Content, entry: Entry, *, meta: bool) -> Tensor:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise ValueError("a name twice")
-    return found
+    return members
 
 
 def _entry(name: str, entry: dict[str, Any], start: int) -> Entry:

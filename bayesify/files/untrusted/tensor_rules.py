@@ -114,10 +114,10 @@ def _device(builder: Builder, node: Call) -> torch.device:
 def _layout(builder: Builder, node: Call) -> torch.layout:
     refuse_extras(node)
     (name,) = builder.args(node, 1)
-    found = getattr(torch, name.removeprefix("torch."), None) if isinstance(name, str) else None
-    if not isinstance(found, torch.layout):
+    layout = getattr(torch, name.removeprefix("torch."), None) if isinstance(name, str) else None
+    if not isinstance(layout, torch.layout):
         raise FileRefusedError(f"has a layout that torch has not; {SHORT}")
-    return found
+    return layout
 
 
 _TENSOR_TYPES = words("torch.Tensor torch._C.TensorBase torch.nn.parameter.Parameter torch.nn.parameter.Buffer")

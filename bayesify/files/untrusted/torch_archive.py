@@ -36,7 +36,7 @@ def open_archive(content: Content, kind: str, *, meta: bool) -> Archive:
 
 
 def open_zip(content: Content, *, meta: bool) -> Archive:
-    """A file in torch's present format. Every member is held to its checksum, but for storages under `meta`.
+    """A file in torch's present format. Every member is held to its checksum, except storages under `meta`.
 
     Raises:
         FileRefusedError: it is damaged, or not as torch writes it.
@@ -50,7 +50,7 @@ def open_zip(content: Content, *, meta: bool) -> Archive:
     pickle = _read(content.part(member.start, member.size))
     folder, order = f"{root}data/", f"{root}byteorder"
     sizes = {
-        name.removeprefix(folder): found.size for name, found in directory.members.items() if name.startswith(folder)
+        name.removeprefix(folder): member.size for name, member in directory.members.items() if name.startswith(folder)
     }
     if not meta:
         used = {f"{folder}{described(node)[0]}" for node in pickle.storages}

@@ -119,8 +119,8 @@ def _of_torch(name: Name) -> Trusted | None:
     if constant is not None:
         return Trusted("value", constant)
     if name.module in ("torch.nn.functional", "torch._C._nn") and name.qualname in ACTIVATIONS:
-        found = getattr(importlib.import_module(name.module), name.qualname, None)
-        return None if found is None else Trusted("value", found)
+        value = getattr(importlib.import_module(name.module), name.qualname, None)
+        return None if value is None else Trusted("value", value)
     owner, _, activation = str(name).rpartition(".")
     if owner == _VARIABLE_FUNCTIONS and activation in ACTIVATIONS and hasattr(torch, activation):
         return Trusted("value", getattr(torch, activation))
@@ -128,17 +128,17 @@ def _of_torch(name: Name) -> Trusted | None:
 
 
 def _of_library(name: Name) -> Trusted | Refused:
-    found = _find(name)
-    if isinstance(found, Refused):
-        return found
-    if isinstance(found, enum.Enum) and within(type(found).__module__, LIBRARIES):
-        return Trusted("value", found)
-    if not within(getattr(found, "__module__", None) or "", (*LIBRARIES, *PINNED)):
+    thing = _find(name)
+    if isinstance(thing, Refused):
+        return thing
+    if isinstance(thing, enum.Enum) and within(type(thing).__module__, LIBRARIES):
+        return Trusted("value", thing)
+    if not within(getattr(thing, "__module__", None) or "", (*LIBRARIES, *PINNED)):
         return Refused()
-    if isinstance(found, type):
-        return _class(found) or Refused()
+    if isinstance(thing, type):
+        return _class(thing) or Refused()
     listed = str(name) in HELPERS or name.module.startswith("timm.layers.activations")
-    return Trusted("value", found) if listed and callable(found) else Refused()
+    return Trusted("value", thing) if listed and callable(thing) else Refused()
 
 
 def _class(cls: type) -> Trusted | None:
@@ -158,26 +158,26 @@ def _class(cls: type) -> Trusted | None:
 
 def _of_user(name: Name, exact: bool) -> Trusted | Refused:
     with current_directory_first():
-        found = _find(name)
-    if isinstance(found, Refused):
-        return found
-    if isinstance(found, enum.Enum) and exact:
-        return Trusted("value", found)
-    if not isinstance(found, type) or found.__module__.partition(".")[0] in _STANDARD:
+        thing = _find(name)
+    if isinstance(thing, Refused):
+        return thing
+    if isinstance(thing, enum.Enum) and exact:
+        return Trusted("value", thing)
+    if not isinstance(thing, type) or thing.__module__.partition(".")[0] in _STANDARD:
         return Refused()
-    if issubclass(found, nn.Module):
-        return Refused() if issubclass(found, _RUNS_CODE) else Trusted("module", found)
+    if issubclass(thing, nn.Module):
+        return Refused() if issubclass(thing, _RUNS_CODE) else Trusted("module", thing)
     if not exact:
         return Refused(never=False)
-    return Trusted("enum" if issubclass(found, enum.Enum) else "plain", found)
+    return Trusted("enum" if issubclass(thing, enum.Enum) else "plain", thing)
 
 
 def _is_no_class(name: Name) -> bool:
     """Whether a module that is imported already has something else than a class, or its member, under this name."""
-    found: Any = sys.modules.get(name.module)
+    thing: Any = sys.modules.get(name.module)
     for part in name.qualname.split("."):
-        found = vars(found).get(part) if hasattr(found, "__dict__") else None
-    return found is not None and not isinstance(found, type | enum.Enum)
+        thing = vars(thing).get(part) if hasattr(thing, "__dict__") else None
+    return thing is not None and not isinstance(thing, type | enum.Enum)
 
 
 def _find(name: Name) -> Any:
@@ -187,18 +187,18 @@ def _find(name: Name) -> Any:
     """
     top = name.module.partition(".")[0]
     try:
-        found: Any = importlib.import_module(name.module)
+        thing: Any = importlib.import_module(name.module)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == top:
             return Refused(why=f"{name}: {top} is not installed or not on the path")
         return Refused(why=f"{name}: importing {name.module} fails ({_line(error)})")
     for part in name.qualname.split("."):
-        known = vars(found) if hasattr(found, "__dict__") else {}
+        known = vars(thing) if hasattr(thing, "__dict__") else {}
         inner = known.get(part)
         if inner is None or isinstance(inner, type(sys)):
             return Refused(why=f"{name}: {name.module} has no {name.qualname!r}.{did_you_mean(part, known)}")
-        found = inner
-    return found
+        thing = inner
+    return thing
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ class ZipDirectory:
 def _members(content: Content) -> dict[str, Member]:
     start, size, count = _directory(content)
     directory = content.read(start, size)
-    found: list[tuple[int, int, Member]] = []
+    places: list[tuple[int, int, Member]] = []
     at = 0
     for _ in range(count):
         header = _unpacked(_CENTRAL, directory, at, b"PK\x01\x02")
@@ -109,12 +109,12 @@ def _members(content: Content) -> dict[str, Member]:
         at += sum(lengths)
         if at > size:
             raise FileRefusedError(SHORT)
-        found.append(_member(content, header, raw, extra))
+        places.append(_member(content, header, raw, extra))
     if at != size:
         raise FileRefusedError(f"{_STRANGE}: its directory has a gap")
-    _check_layout(found, start)
-    _check_names([member.name for _, _, member in found])
-    return {member.name: member for _, _, member in found}
+    _check_layout(places, start)
+    _check_names([member.name for _, _, member in places])
+    return {member.name: member for _, _, member in places}
 
 
 def _directory(content: Content) -> tuple[int, int, int]:
@@ -169,20 +169,20 @@ def _member(content: Content, header: tuple[int, ...], raw: bytes, extra: bytes)
 def _large(extra: bytes, packed: int, size: int, disk: int, place: int) -> tuple[int, int, int, int]:
     """The sizes and the place of a member, with those that need 64 bits read from where a zip file keeps them."""
     kinds = [(size, _FULL, 8), (packed, _FULL, 8), (place, _FULL, 8), (disk, _FULL_16, 4)]
-    found, at = {}, 0
+    fields, at = {}, 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, at)
-        if kind in found or at + 4 + length > len(extra):
+        if kind in fields or at + 4 + length > len(extra):
             raise FileRefusedError(f"{_STRANGE}: an entry says two things about itself")
-        found[kind] = extra[at + 4 : at + 4 + length]
+        fields[kind] = extra[at + 4 : at + 4 + length]
         at += 4 + length
     wanted = [width for value, full, width in kinds if value == full]
-    if len(found.get(1, b"")) != sum(wanted) or at != len(extra):
+    if len(fields.get(1, b"")) != sum(wanted) or at != len(extra):
         raise FileRefusedError(f"{_STRANGE}: an entry says two things about itself")
     read, values = 0, []
     for value, full, width in kinds:
         if value == full:
-            value, read = int.from_bytes(found[1][read : read + width], "little"), read + width
+            value, read = int.from_bytes(fields[1][read : read + width], "little"), read + width
         values.append(value)
     return values[1], values[0], values[3], values[2]
 
@@ -198,9 +198,9 @@ def _name(raw: bytes) -> str:
     return name
 
 
-def _check_layout(found: list[tuple[int, int, Member]], directory: int) -> None:
+def _check_layout(places: list[tuple[int, int, Member]], directory: int) -> None:
     """Members follow each other from the file's first byte to its directory, with nothing hidden between."""
-    spans = sorted((place, end) for place, end, _ in found)
+    spans = sorted((place, end) for place, end, _ in places)
     ends = [0, *(end for _, end in spans)]
     starts = [*(place for place, _ in spans), directory]
     for number, (end, start) in enumerate(zip(ends, starts, strict=True)):

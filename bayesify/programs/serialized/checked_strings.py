@@ -49,8 +49,8 @@ def refuse_operator(target: str) -> None:
     Raises:
         FileRefusedError: another one.
     """
-    found = _OPERATOR.fullmatch(target)
-    if found and found[2] in _NAMES[found[1]]:
+    match = _OPERATOR.fullmatch(target)
+    if match and match[2] in _NAMES[match[1]]:
         return
     if any(form.fullmatch(target) for form in (_SYMBOLIC, _PYTHON, _MATH, _HIGHER)):
         return
@@ -73,7 +73,7 @@ def refuse_expression(text: str) -> None:
     else:
         if at and len(text) <= _LONGEST and text.count("(") <= _MOST_CALLS and _is_small(text):
             return
-    raise FileRefusedError(f"its program has the size {text[:80]!r}, which is no arithmetic of symbols; refused")
+    raise FileRefusedError(f"its program has the size {text[:80]!r}, which is not arithmetic of symbols; refused")
 
 
 def _is_small(text: str) -> bool:
@@ -95,7 +95,7 @@ def _powers(node: ast.AST) -> int:
         return depth
     exponent = node.right if isinstance(node, ast.BinOp) else node.args[-1]  # type: ignore[attr-defined]
     if _largest(exponent) > _HIGHEST:
-        raise ValueError("an exponent that is no small number")
+        raise ValueError("an exponent that is not a small number")
     return depth + 1
 
 
@@ -107,21 +107,21 @@ def _largest(number: ast.AST) -> float:
         return max(map(_largest, number.args))
     if isinstance(number, ast.Constant):
         return abs(float(number.value))  # type: ignore[arg-type]
-    raise ValueError("an exponent that is no number")
+    raise ValueError("an exponent that is not a number")
 
 
 def plain_structure(text: str) -> str:
     """A structure of inputs or outputs as tuples, lists and dicts: objects of other classes become dicts or tuples.
 
     Raises:
-        ValueError, TypeError, KeyError: it is no structure as torch writes it.
+        ValueError, TypeError, KeyError: it is not a structure that torch writes.
     """
     version, spec = json.loads(text)
     return json.dumps([int(version), _plain(spec)])
 
 
 def _plain(spec: dict[str, Any]) -> dict[str, Any]:
-    children = [_plain(each) for each in spec["children_spec"]]
+    children = [_plain(child) for child in spec["children_spec"]]
     kind, context = spec["type"], spec["context"]
     if kind is None:
         return {"type": None, "context": None, "children_spec": []}
@@ -131,7 +131,7 @@ def _plain(spec: dict[str, Any]) -> dict[str, Any]:
     if keys is not None and kind in ("builtins.dict", "collections.OrderedDict"):
         return {"type": kind, "context": json.dumps(keys), "children_spec": children}
     if kind in ("builtins.dict", "collections.OrderedDict"):
-        raise ValueError("a dict whose keys are no plain values")
+        raise ValueError("a dict with keys that are not plain values")
     return {"type": kind, "context": "null", "children_spec": children}
 
 

@@ -36,7 +36,7 @@ def pruned(text: str | bytes) -> str:
     """The program's text without what rebuilding it has no need of: guards, traces of source code, other metadata.
 
     Raises:
-        FileRefusedError: it is no text of an exported program.
+        FileRefusedError: it is not the text of an exported program.
     """
     try:
         program = json.loads(text)
@@ -80,8 +80,8 @@ def _refuse_misfit(program: ExportedProgram, tensors: Mapping[str, Tensor]) -> N
     for node, spec in zip(inputs, program.graph_signature.input_specs, strict=True):
         given, expected = tensors.get(str(spec.target)), node.meta.get("val")
         if isinstance(given, Tensor) and isinstance(expected, Tensor) and given.shape != expected.shape:
-            found, told = tuple(given.shape), tuple(expected.shape)
-            raise FileRefusedError(f"its {spec.target} has sizes {found}, where its program has {told}; save it again")
+            shape, told = tuple(given.shape), tuple(expected.shape)
+            raise FileRefusedError(f"its {spec.target} has sizes {shape}, where its program has {told}; save it again")
 
 
 def refuse(text: str) -> Any:
@@ -119,14 +119,14 @@ def _check(value: Any, hint: Any, place: tuple[str, str]) -> None:
         _check(value, inside[0], place)
     elif origin in (typing.Union, types.UnionType):
         if value is not None:
-            _check(value, next(each for each in inside if each is not type(None)), place)
+            _check(value, next(option for option in inside if option is not type(None)), place)
     elif origin is list and isinstance(value, list):
-        for each in value:
-            _check(each, inside[0], place)
+        for item in value:
+            _check(item, inside[0], place)
     elif origin is dict and isinstance(value, dict):
-        for key, each in value.items():
+        for key, item in value.items():
             _check_text(key, (place[0], f"{place[1]} key"))
-            _check(each, inside[1], place)
+            _check(item, inside[1], place)
     elif dataclasses.is_dataclass(hint) and isinstance(value, hint):  # type: ignore[arg-type]
         _check_record(value)
     elif hint is str and type(value) is str:

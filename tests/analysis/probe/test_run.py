@@ -39,14 +39,14 @@ def test_the_run_leaves_no_trace() -> None:
     model = _Traces()
     model.fc.requires_grad_(False)
     state = copy.deepcopy(model.state_dict())
-    keys, flags = vars(model).keys() | set(), [each.training for each in model.modules()]
+    keys, flags = vars(model).keys() | set(), [module.training for module in model.modules()]
     buffers, rng, python = dict(model.named_buffers()), torch.get_rng_state(), random.getstate()
     seeds = torch.cuda._lazy_seed_tracker.get_calls()  # for a device that is not used yet
     bayesify.plan(model, {"frozen": "convert"}, example_inputs=torch.zeros(4, 3))
     assert torch.cuda._lazy_seed_tracker.get_calls() == seeds
-    assert all(torch.equal(state[name], each) for name, each in model.state_dict().items())
-    assert (vars(model).keys(), model.steps, [each.training for each in model.modules()]) == (keys, 0, flags)
-    assert all(each is buffers[name] for name, each in model.named_buffers())
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert (vars(model).keys(), model.steps, [module.training for module in model.modules()]) == (keys, 0, flags)
+    assert all(buffer is buffers[name] for name, buffer in model.named_buffers())
     assert torch.equal(torch.get_rng_state(), rng)
     assert random.getstate() == python
     assert not model.fc.weight.requires_grad
