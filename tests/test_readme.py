@@ -17,7 +17,10 @@ def test_python_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     exec(block, names)
     assert "2 layers convert" in capsys.readouterr().out
-    assert names["probabilities"].shape == (512, 10)
+    prediction = names["prediction"]
+    assert prediction.mean.shape == (256, 10)
+    assert prediction.total.allclose(prediction.aleatoric + prediction.epistemic)
+    assert names["same"]
     assert type(names["plain"][0]).__name__ == "Linear"
 
 
