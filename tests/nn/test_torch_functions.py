@@ -156,7 +156,7 @@ def conv(draw: Any) -> Form:
     wide = (2 * groups, draw(st.integers(1, 2)))
     channels = (wide[0], wide[1] * groups)  # of the weight's first dimension, and of the other side
     weight = (wide[0], wide[1], *(kernel,) * dims)
-    x = Data((channels[0] if transposed else channels[1], *(5,) * dims))
+    x = Data((channels[0] if transposed else channels[1], *(7,) * dims))  # so long that some output touches no padding
     dilation = draw(st.integers(1, 2))
     if transposed:
         options = {"stride": 1, "padding": draw(st.integers(0, 1)), "groups": groups, "dilation": dilation}
