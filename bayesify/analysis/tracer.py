@@ -110,7 +110,7 @@ class Tracer(fx.Tracer):
 
 
 def _import_dynamo_if_used(root: nn.Module) -> None:
-    """Before the trace: torch's `checkpoint` imports it, and it would take what is replaced meanwhile for Python's own."""
+    """Before a trace: `checkpoint` imports it, and it would take what is replaced meanwhile for Python's own."""
     if any("checkpoint" in name for cls in {type(module) for module in root.modules()} for name in reached_names(cls)):
         importlib.import_module("torch._dynamo")
 
