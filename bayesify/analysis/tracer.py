@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import os
 import sys
@@ -17,6 +18,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx._symbolic_trace import _constant_attribute_types
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from .bytecode import reached_names
 from .tracing import TRACING, Replacements, replacing_modules
 
 NOT_THE_USERS = (os.path.join(torch.__path__[0], ""), os.path.join(os.path.dirname(os.path.dirname(__file__)), ""))
@@ -52,6 +54,7 @@ class Tracer(fx.Tracer):
         forward = type(root).forward
         function, args = self.create_args_for_root(forward, True, concrete_args)
         replaced = Replacements()
+        _import_dynamo_if_used(root)
         with TRACING:
             try:
                 try:
@@ -104,6 +107,12 @@ class Tracer(fx.Tracer):
         if kind == "get_attr" and target not in self.read_at:
             self.read_at[target] = user_code(sys._getframe())
         return super().create_node(kind, target, *args, **kwargs)
+
+
+def _import_dynamo_if_used(root: nn.Module) -> None:
+    """Before a trace: `checkpoint` imports it, and it would take what is replaced meanwhile for Python's own."""
+    if any("checkpoint" in name for cls in {type(module) for module in root.modules()} for name in reached_names(cls)):
+        importlib.import_module("torch._dynamo")
 
 
 def _tensors_by_attribute(root: nn.Module) -> dict[Any, str]:

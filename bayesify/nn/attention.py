@@ -67,6 +67,7 @@ class AttentionFamily(Variational):
         """
         masks: dict[str, Any] = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask, "is_causal": is_causal}
         wanted: dict[str, Any] = {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
+        self._reached = True
         if is_quiet(self):
             output = super().forward(query, key, value, **masks, **wanted)
         elif query.is_nested or key.is_nested or value.is_nested:

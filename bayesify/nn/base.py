@@ -7,15 +7,14 @@
 
 from __future__ import annotations
 
-import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import Parameter, UninitializedParameter
 
-from ..errors import NoPosteriorError, ShapeError, UsageError, did_you_mean
+from ..errors import NoPosteriorError, ShapeError, did_you_mean
 from ..estimators import noise
 from ..estimators.eager import recorded
 from ..estimators.flipout import flipout
@@ -29,10 +28,11 @@ from .hooks import mark_reached
 from .layer_kinds import bias_names, weight_names
 from .parametrized_weights import mask, value
 from .posterior_kl import kl_of, normal_prior_of
-from .posterior_tensors import added_names, posterior_tensors
+from .posterior_tensors import added_names, posterior_tensors, save_added
 from .replaced_means import RemembersMeans, forget_replaced
 from .settings import Method, Settings
-from .switches import Switchable, draws_of_forward, is_quiet, way_of
+from .signatures import keep_signatures
+from .switches import Switchable, draws_of_forward, is_quiet
 
 
 class Variational(RemembersMeans, Switchable):
@@ -60,9 +60,7 @@ class Variational(RemembersMeans, Switchable):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        plain = next((base for base in cls.__mro__ if base.__module__.startswith("torch.nn.modules.")), nn.Module)
-        if plain is not nn.Module:
-            cls.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
+        keep_signatures(cls)
 
     weight: Any
     bias: Any
@@ -71,6 +69,7 @@ class Variational(RemembersMeans, Switchable):
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The plain layer's forward, with noise. With `return_kl`, (output, KL of this layer in nats)."""
+        self._reached = True  # though it is called as `layer.forward(x)`, past its hooks
         if is_quiet(self):
             output = super().forward(*inputs, **kwargs)
         else:
@@ -105,14 +104,7 @@ class Variational(RemembersMeans, Switchable):
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         with unrouted():  # the mean, from inside a forward that computes with a draw too
             super()._save_to_state_dict(*args, **kwargs)
-
-    def _replicate_for_data_parallel(self) -> Any:
-        if way_of(self) is not None:
-            raise UsageError(
-                "nn.DataParallel runs copies of the model in threads of its own, where posterior_mean and draw do not "
-                "hold: call the model that it wraps, or use DistributedDataParallel"
-            )
-        return super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+            save_added(self, *args, **kwargs)
 
     @property
     def weight_std(self) -> Tensor:

@@ -93,6 +93,7 @@ class EmbeddingFamily(RowsFamily):
 
     def forward(self, input: Tensor, *, return_kl: bool = False) -> Any:  # type: ignore[override]
         """The plain layer's forward, with noise."""
+        self._reached = True
         if is_quiet(self):
             output = super().forward(input)
         else:
@@ -130,6 +131,7 @@ class EmbeddingBagFamily(RowsFamily):
         *, return_kl: bool = False,
     ) -> Any:  # fmt: skip
         """The plain layer's forward, with noise."""
+        self._reached = True
         if is_quiet(self):
             output = super().forward(input, offsets, per_sample_weights)
         else:

@@ -31,7 +31,7 @@ def kl_of(layer: Any, name: str) -> Tensor:
     if isinstance(layer, LazyModuleMixin):
         raise UninitializedLayerError("has not seen data yet, so that it has no KL: run one batch first")
     if scale.is_meta or mean.is_meta:
-        if hasattr(layer, "_hf_hook"):
+        if "_hf_hook" in vars(layer):
             raise UninitializedLayerError(
                 "was offloaded by accelerate and has its weights only while it runs: take its KL before that, or after "
                 "accelerate.hooks.remove_hook_from_module(model, recurse=True), which loads them"

@@ -28,6 +28,14 @@ def mean_of(added: str) -> str:
     return next(added.removesuffix(f"_{suffix}") for suffix in SUFFIXES if added.endswith(f"_{suffix}"))
 
 
+def save_added(layer: nn.Module, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+    """Put what a posterior added into a state_dict, where the class's own `_save_to_state_dict` left it out."""
+    for name in added_names(layer):
+        tensor = layer._parameters.get(name, layer._buffers.get(name))
+        if tensor is not None and prefix + name not in destination:
+            destination[prefix + name] = tensor if keep_vars else tensor.detach()
+
+
 def posterior_tensors(layer: nn.Module, settings: Settings) -> dict[str, Tensor]:
     """The parameters and buffers to add to `layer`, by name, for settled settings. The layer is not changed.
 

@@ -57,6 +57,7 @@ class RecurrentFamily(Variational):
 
     def forward(self, input: Any, hx: Any = None, *, return_kl: bool = False) -> Any:  # type: ignore[override]
         """The plain layer's forward, with noise; an example is a sequence of the batch, in either layout."""
+        self._reached = True
         if is_quiet(self):
             output = super().forward(input, hx)
         else:
@@ -131,6 +132,7 @@ class CellFamily(Variational):
 
     def forward(self, input: Tensor, hx: Any = None, *, return_kl: bool = False) -> Any:  # type: ignore[override]
         """The plain cell's forward, with noise of this call's own."""
+        self._reached = True
         output = super().forward(input, hx) if is_quiet(self) else self._step(input, hx)
         return (output, self.kl_divergence()) if return_kl else output
 

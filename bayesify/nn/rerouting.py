@@ -23,6 +23,7 @@ from .base import LRT, Flipout, Variational
 from .held_draws import Spread, mapped
 from .product_readers import Use
 from .recomputation import Region, refuse_other_noise, region, region_with_reentry
+from .signatures import keep_signatures
 from .switches import Switchable, draws_of_forward, is_quiet, set_draws_of_forward
 from .torch_functions import BODIES, MULTIPLICATIONS, Role, role
 
@@ -35,6 +36,10 @@ class Rerouting(Switchable):
 
     _reads: tuple[str, ...] = ()
     _uncompiled = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        keep_signatures(cls)
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The module's own forward, its products with weights that have a posterior answered by the estimator."""
@@ -76,6 +81,7 @@ class Rerouted(Rerouting, Variational):
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The layer's own forward, its products answered by the estimator."""
+        self._reached = True
         layers = [layer for layer in (self, *self._rerouted()) if not is_quiet(layer)]
         forward = super(Variational, self).forward
         output = _rerouted(layers, inputs, kwargs, self._eager(forward)) if layers else forward(*inputs, **kwargs)

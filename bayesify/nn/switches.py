@@ -187,6 +187,14 @@ class Switchable(nn.Module):
                 return value.tracer.create_proxy("call_module", _path(value.tracer, self), args, kwargs)
         return super()._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
+    def _replicate_for_data_parallel(self) -> Any:
+        if way_of(self) is not None:
+            raise UsageError(
+                "nn.DataParallel runs copies of the model in threads of its own, where posterior_mean and draw do not "
+                "hold: call the model that it wraps, or use DistributedDataParallel"
+            )
+        return super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script asks each module for.
 

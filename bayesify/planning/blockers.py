@@ -218,7 +218,7 @@ def replaced_method(module: nn.Module, means: list[str]) -> str | None:
     replaced = sorted(name for name in used & vars(module).keys() if callable(getattr(type(module), name, None)))
     if not replaced:
         return None
-    undo = "accelerate.hooks.remove_hook_from_module(layer)" if hasattr(module, "_hf_hook") else "undo that"
+    undo = "accelerate.hooks.remove_hook_from_module(layer)" if "_hf_hook" in vars(module) else "undo that"
     return f"its {_listed(replaced)} was replaced on the instance, and would run past any noise: {undo} first"
 
 

@@ -90,7 +90,7 @@ def _knows_its_layout(site: Site) -> bool:
 
 def folds_windows(site: Site) -> bool:
     """Whether a block of windowed attention holds the layer: such a block calls its layers with windows as examples."""
-    return any(hasattr(parent, "window_size") and "Attention" in type(parent).__name__ for _, parent in site.parents)
+    return any("window_size" in vars(parent) and "Attention" in type(parent).__name__ for _, parent in site.parents)
 
 
 def unregistered(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -91,9 +91,15 @@ def refuse_clash(model: object, kl_name: str) -> None:
     another = "name another one by kl_name='kl_q' (on the command line --kl-name kl_q)"
     if not kl_name.isidentifier() or iskeyword(kl_name):
         raise UsageError(f"kl_name={kl_name!r} is not a name for an attribute: {another}")
-    if hasattr(model, kl_name) or kl_name in _RESERVED:
-        whose = type(model).__name__ if hasattr(model, kl_name) else "a variational layer"
+    if _has(model, kl_name) or kl_name in _RESERVED:
+        whose = type(model).__name__ if _has(model, kl_name) else "a variational layer"
         raise NameClashError(f"{whose} has an attribute {kl_name!r} already, and the model's KL needs one: {another}")
+
+
+def _has(model: object, name: str) -> bool:
+    """Whether it has an attribute of that name in truth: a `__getattr__` may answer to every name."""
+    registered = (getattr(model, kind, {}) for kind in ("_parameters", "_buffers", "_modules"))
+    return name in dir(type(model)) or name in getattr(model, "__dict__", {}) or any(name in own for own in registered)
 
 
 def _unknown_argument(name: str, given: dict[str, Any]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
+from ..analysis.tracer import without_weights
 from ..errors import UninitializedLayerError, UsageError, did_you_mean
 from ..nn.base import Variational
 from ..nn.kl import Term, layers_of, terms
@@ -152,8 +154,20 @@ def _refuse_misfit(model: nn.Module, given: Mapping[str, Tensor]) -> None:
         tensors = isinstance(here, Tensor) and isinstance(there, Tensor) and not is_lazy(here) and not is_lazy(there)
         if tensors and here.shape != there.shape:
             problems.append(f"{name!r} has shape {tuple(there.shape)} and should have {tuple(here.shape)}")
-    if problems:
+    if problems and not _loads(model, given, added):
         raise UsageError(f"the checkpoint does not fit {type(model).__name__}: {'; '.join(problems)}")
+
+
+def _loads(model: nn.Module, given: Mapping[str, Tensor], added: set[str]) -> bool:
+    """Whether `load_state_dict` takes it strictly but for what conversion added: modules may rename or fill in keys."""
+    twin = without_weights(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that nothing is copied to the meta device: so it should be
+        try:
+            result = twin.load_state_dict(dict(given), strict=False)
+        except RuntimeError:  # shapes
+            return False
+    return added.issuperset(result.missing_keys) and not result.unexpected_keys
 
 
 def _aliases(model: nn.Module) -> Iterator[tuple[str, Variational]]:
