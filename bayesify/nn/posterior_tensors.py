@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,18 @@ def added_names(layer: nn.Module) -> list[str]:
 def mean_of(added: str) -> str:
     """The name of the Parameter that an added name belongs to: `weight` for `weight_prior_mean`."""
     return next(added.removesuffix(f"_{suffix}") for suffix in SUFFIXES if added.endswith(f"_{suffix}"))
+
+
+def keeping_wide(scales: Sequence[Tensor], move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same move or cast of a module's tensors, except that these and their gradients stay at least float32."""
+    wide = {id(tensor) for scale in scales for tensor in (scale, scale.grad) if tensor is not None}
+
+    def moved(tensor: Tensor) -> Tensor:
+        result = move(tensor)
+        narrowed = id(tensor) in wide and result.is_floating_point() and result.dtype.itemsize < 4
+        return tensor.to(result.device, torch.float32) if narrowed else result
+
+    return moved
 
 
 def posterior_tensors(layer: nn.Module, settings: Settings) -> dict[str, Tensor]:
