@@ -82,7 +82,6 @@ VALUES = [
     ("../../x",), (name("torch.nn.modules.linear.Linear"),),
 ]  # fmt: skip
 WITH_STATE = (0, 3, 6, 9, 13)
-WITH_STATE = (0, 3, 6, 9, 13)
 
 
 def rules() -> Files:
