@@ -28,7 +28,7 @@ from .hooks import mark_reached
 from .layer_kinds import bias_names, weight_names
 from .parametrized_weights import mask, value
 from .posterior_kl import kl_of, normal_prior_of
-from .posterior_tensors import added_names, posterior_tensors, save_added
+from .posterior_tensors import added_names, keeping_wide, posterior_tensors, save_added
 from .replaced_means import RemembersMeans, forget_replaced
 from .settings import Method, Settings
 from .signatures import keep_signatures
@@ -92,14 +92,7 @@ class Variational(RemembersMeans, Switchable):
         if "_settings" not in self.__dict__:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         scales = [scale for scale in map(self.scale_of, self.means()) if scale is not None]
-        wide = {id(tensor) for scale in scales for tensor in (scale, scale.grad) if tensor is not None}
-
-        def kept(tensor: Tensor) -> Tensor:
-            moved: Tensor = fn(tensor)
-            narrowed = id(tensor) in wide and moved.is_floating_point() and moved.dtype.itemsize < 4
-            return tensor.to(moved.device, torch.float32) if narrowed else moved
-
-        return super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(keeping_wide(scales, fn), recurse)  # type: ignore[no-untyped-call]
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         with unrouted():  # the mean, from inside a forward that computes with a draw too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,18 @@ def save_added(layer: nn.Module, destination: dict[str, Tensor], prefix: str, ke
         tensor = layer._parameters.get(name, layer._buffers.get(name))
         if tensor is not None and prefix + name not in destination:
             destination[prefix + name] = tensor if keep_vars else tensor.detach()
+
+
+def keeping_wide(scales: Sequence[Tensor], move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same move or cast of a module's tensors, except that these and their gradients stay at least float32."""
+    wide = {id(tensor) for scale in scales for tensor in (scale, scale.grad) if tensor is not None}
+
+    def moved(tensor: Tensor) -> Tensor:
+        result = move(tensor)
+        narrowed = id(tensor) in wide and result.is_floating_point() and result.dtype.itemsize < 4
+        return tensor.to(result.device, torch.float32) if narrowed else result
+
+    return moved
 
 
 def posterior_tensors(layer: nn.Module, settings: Settings) -> dict[str, Tensor]:
