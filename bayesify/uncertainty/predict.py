@@ -61,11 +61,8 @@ def predict(
     noise = settled_noise(task, noise, fitted)
     reader = _Reader(model, task, output, dim, noise, keep, fitted)
     with undisturbed(model, seed):
-        pieces = [
-            reader.read(piece, samples)
-            for call in _calls(model, inputs, progress)
-            for piece in reader.chunks(call, chunk)
-        ]
+        calls = _calls(model, inputs, progress)
+        pieces = [reader.read(piece, samples) for call in calls for piece in reader.chunks(call, chunk)]
     if not pieces:
         raise UsageError("the loader gave no batch")
     return with_noise(reader.joined(pieces), noise)

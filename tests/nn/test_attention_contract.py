@@ -121,7 +121,7 @@ def test_copies(method: Method, way: str) -> None:
 @every_option
 def test_names_stay_and_plain_checkpoints_load(options: Any, method: Method) -> None:
     plain = attention(**options)
-    layer = bayesify.convert(plain, method)
+    layer = bayesify.convert(plain, {"method": method, "prior": {"mean": "pretrained", "std": {"init_std": 3.0}}})
     own = ["in_proj_weight"] if plain._qkv_same_embed_dim else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
     added = {f"{name}_{suffix}" for name in (*own, "out_proj.weight") for suffix in ("rho", "prior_mean")}
     assert layer.state_dict().keys() - plain.state_dict().keys() == added
