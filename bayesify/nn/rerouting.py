@@ -74,7 +74,10 @@ class Rerouted(Rerouting, Variational):
         self._reached = True
         layers = [layer for layer in (self, *self._rerouted()) if not is_quiet(layer)]
         forward = super(Variational, self).forward
-        output = rerouted_products(layers, inputs, kwargs, self._eager(forward)) if layers else forward(*inputs, **kwargs)
+        if layers:
+            output = rerouted_products(layers, inputs, kwargs, self._eager(forward))
+        else:
+            output = forward(*inputs, **kwargs)
         return (output, self.kl_divergence()) if return_kl else output
 
 
