@@ -115,6 +115,8 @@ def structures() -> Files:
         yield f"{table} has a name of Python's", module(linear, **{table: {"__class__": None}}).file()
     yield "a weight that is a text", module(linear, weight="x").file()
     yield "a weight that is a list", module(linear, weight=[1.0]).file()
+    yield "a layer without its weight", module(linear, in_features=1, out_features=1).file()
+    yield "a layer whose weight is None", module(linear, _parameters={"weight": None, "bias": None}).file()
     yield "names of buffers that are numbers", module(_non_persistent_buffers_set=name("builtins.set").call([3])).file()
     yield "training that is a text", module(training="x").file()
     yield "training that is a module", module(training=module()).file()

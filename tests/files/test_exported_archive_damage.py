@@ -2,8 +2,10 @@
 
 import json
 import zipfile
+from random import Random
 
 import pytest
+import torch
 
 from bayesify.errors import FileRefusedError
 from bayesify.files.load_model import load_model as load
@@ -62,3 +64,26 @@ def test_a_weight_that_does_not_fit_is_refused(how, meta, archive, tmp_path):
     path = rewritten(archive, tmp_path, more={name: json.dumps(found)})
     with pytest.raises(FileRefusedError, match="save it again"):
         load(path, meta=meta)
+
+
+def opens_as(content, path):
+    """The weights of a file with this content, None if it is refused."""
+    path.write_bytes(content)
+    try:
+        return load(path).state_dict()
+    except FileRefusedError:
+        return None
+
+
+def test_flipped_bits_and_cuts_never_give_other_weights(archive, tmp_path):
+    good, path, random = archive.read_bytes(), tmp_path / "damaged.pt2", Random(0)
+    expected = opens_as(good, path)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(good)
+        damaged[random.randrange(len(good))] ^= 1 << random.randrange(8)
+        opened = opens_as(bytes(damaged), path)
+        refused += opened is None
+        assert opened is None or all(torch.equal(opened[name], value) for name, value in expected.items())
+    assert refused > 200
+    assert all(opens_as(good[: random.randrange(len(good))], path) is None for _ in range(100))

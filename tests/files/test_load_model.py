@@ -154,3 +154,18 @@ def test_what_is_not_a_file_is_refused_at_once(place, tmp_path, monkeypatch):
     os.mkfifo("pipe")
     with pytest.raises(FileRefusedError, match=r"is a (folder|pipe)"):
         load_model(place)
+
+
+@pytest.mark.parametrize("gone", [None, "deleted"])
+def test_a_layer_without_a_parameter_that_it_needs_is_refused_by_its_name(gone, file):
+    model = net()
+    model[3]._parameters["weight"] = None
+    if gone:
+        del model[3]._parameters["weight"]
+    for meta in (False, True):
+        with pytest.raises(FileRefusedError, match="layer '3' is a Linear without its weight"):
+            load_model(file(saved(model)), meta=meta)
+
+
+def test_a_bias_may_be_none(file):
+    assert load_model(file(saved(nn.Sequential(nn.Linear(2, 2, bias=False)))))[0].bias is None

@@ -1,6 +1,8 @@
 """The narrow places: what is judged by what it is, not only by where it is named."""
 
 import enum
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from torch import nn
 from bayesify.errors import FileRefusedError
 from bayesify.files.load_model import load_model
 from bayesify.files.untrusted.global_names import Name
-from bayesify.files.untrusted.trust import Refused, judge
+from bayesify.files.untrusted.trust import Refused, Trusted, judge
 from tests.files.made_files import Evil, saved
 
 
@@ -68,3 +70,31 @@ def test_numpys_objects_are_refused(file):
     model.extra = np.array([print, len])
     with pytest.raises(FileRefusedError):
         load_model(file(saved(model)))
+
+
+def coder(**methods):
+    """A class of torchvision's models, made here, whose objects stand beside layers."""
+    return type("Coder", (), {"__module__": "torchvision.models.made_here", "__init__": lambda self: None, **methods})
+
+
+HELPERS = {
+    "methods with names of its own": (coder(encode=lambda self, boxes: boxes), True),
+    "a text of itself": (coder(__repr__=lambda self: "Coder()"), True),
+    "a call": (coder(__call__=lambda self: None), False),
+    "an index": (coder(__getitem__=lambda self, key: key), False),
+    "a state setter": (coder(__setstate__=lambda self, state: None), False),
+    "attributes that are computed": (coder(__getattr__=lambda self, name: name), False),
+    "an end": (coder(__del__=lambda self: None), False),
+    "a base": (type("Coder", (coder(),), {"__module__": "torchvision.models.made_here"}), False),
+}
+
+
+@pytest.mark.parametrize("what", HELPERS)
+def test_objects_beside_layers_are_built_if_they_do_nothing_by_themselves(what, monkeypatch):
+    cls, trusted = HELPERS[what]
+    module = types.ModuleType("torchvision.models.made_here")
+    module.Coder = cls
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    verdict = judge(Name(module.__name__, "Coder"), ())
+    assert (verdict == Trusted("plain", cls)) == trusted
+    assert isinstance(verdict, Trusted) == trusted

@@ -154,6 +154,7 @@ class ModelBuilder(Builder):
             if table not in given:
                 raise FileRefusedError(f"has a {cls.__name__} without its {table}; {SHORT}")
         _refuse_wrong_tensors(made)
+        _refuse_missing_parameters(made)
         for owner in setters(cls):
             if f"{owner.__module__}.{owner.__qualname__}" not in _SETTERS:
                 raise FileRefusedError(
@@ -250,9 +251,25 @@ def _refuse_wrong_tensors(made: nn.Module) -> None:
     for base in type(made).__mro__:
         for name, kind in vars(base).get("__annotations__", {}).items():
             value = vars(made).get(name)
-            if kind in (Tensor, "Tensor", Parameter, "Parameter") and not isinstance(value, Tensor | None):
+            if kind in _TENSOR_KINDS and not isinstance(value, Tensor | None):
                 raise FileRefusedError(f"has a {type(made).__name__} whose {name} is a {type(value).__name__}; {SHORT}")
 
 
+def _refuse_missing_parameters(made: nn.Module) -> None:
+    """What one of torch's layers declares as a Tensor, and never as None, is there: itself, or what computes it."""
+    if "parametrizations" in made._modules:
+        return
+    for base in type(made).__mro__:
+        if not base.__module__.startswith("torch.nn.modules."):
+            continue
+        for name, kind in vars(base).get("__annotations__", {}).items():
+            computed = isinstance(getattr(type(made), name, None), property)
+            if kind not in _TENSOR_KINDS or computed:
+                continue
+            if all(table.get(name) is None for table in (vars(made), made._parameters, made._buffers)):
+                raise FileRefusedError(f"is a {type(made).__name__} without its {name}; {SHORT}")
+
+
 _MISUSE = "which saved models never do; refused, and no --allow lifts this"
+_TENSOR_KINDS = (Tensor, "Tensor", Parameter, "Parameter")
 _PARTS: dict[str, type] = {"_parameters": Parameter, "_buffers": Tensor, "_modules": nn.Module}

@@ -151,9 +151,19 @@ def _class(cls: type) -> Trusted | None:
         return Trusted("call", cls)
     name = f"{cls.__module__}.{cls.__qualname__}"
     plain = dataclasses.is_dataclass(cls) or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
-    if plain or name in HELPERS or any(base.__name__ in _CONFIGS for base in cls.__mro__):
+    if plain or _only_holds_data(cls) or name in HELPERS or any(base.__name__ in _CONFIGS for base in cls.__mro__):
         return Trusted("plain", cls)
     return None
+
+
+def _only_holds_data(cls: type) -> bool:
+    """Whether a class beside the layers does nothing by itself: without a base, and without a method that Python calls.
+
+    Where such an object stands in the place of another, there is no call, no iteration and no index that it answers.
+    """
+    inside = within(cls.__module__, ("torchvision.models", "torchvision.ops", "timm.models", "timm.layers"))
+    special = {name for name in vars(cls) if name.startswith("__") and callable(vars(cls)[name])}
+    return inside and cls.__bases__ == (object,) and special <= {"__init__", "__repr__"}
 
 
 def _of_user(name: Name, exact: bool) -> Trusted | Refused:
@@ -234,8 +244,8 @@ ACTIVATIONS = words("""
 # The handful of plain things that trained models of the four libraries store beside modules.
 HELPERS = HOOK_CLASSES | words("""
     torchvision.ops.boxes.box_iou torchvision.models.optical_flow.raft._pass_through_h
-    torchvision.models.detection._utils.BoxCoder torchvision.models.detection._utils.Matcher
-    torchvision.models.detection._utils.SSDMatcher torchvision.models.detection._utils.BalancedPositiveNegativeSampler
+    torchvision.models.detection._utils.Matcher torchvision.models.detection._utils.SSDMatcher
+    torchvision.models.detection._utils.BalancedPositiveNegativeSampler
     timm.models._features.FeatureInfo bayesify.nn.Ledger
 """)
 
