@@ -121,6 +121,8 @@ def structures() -> Files:
     yield "training that is a text", module(training="x").file()
     yield "training that is a module", module(training=module()).file()
     yield "an attribute without a name", name(linear).new().build({**EMPTY, 3: 4}).file()
+    for kind, key in {"set": name("builtins.set").call([]), "dict": P(b"}")}.items():
+        yield f"an attribute named by a {kind}", P(name(linear).new().text + b"}" + key.text + b"Nsb").file()
     yield "a child that is a dict", module(_modules={"a": {}}).file()
     yield "a recurrent layer without weights", module("torch.nn.modules.rnn.LSTM", mode="LSTM").file()
     yield "a recurrent layer of endless layers", module(

@@ -107,7 +107,7 @@ class ModelBuilder(Builder):
         made.__dict__.update(template)
         given: dict[str, None] = {}
         for key, value in self._pairs(node.state, f"the state of a {cls.__name__}"):
-            name = self.value(key)
+            name = self._attribute_name(cls, key)
             given[name] = None
             if name in ("_parameters", "_buffers", "_modules") or name in HOOK_TABLES:
                 self._fill(made, name, value)
@@ -116,6 +116,12 @@ class ModelBuilder(Builder):
                 made.__dict__[name] = self._attribute(cls, name, value)
         self._check_module(made, given)
         return made  # type: ignore[no-any-return]
+
+    def _attribute_name(self, cls: type, key: Any) -> str:
+        name = self.value(key)
+        if not isinstance(name, str):
+            raise FileRefusedError(f"sets an attribute of a {cls.__name__} that has no name; {SHORT}")
+        return name
 
     def _attribute(self, cls: type, name: str, node: Any) -> Any:
         value = self.value(node)
@@ -189,7 +195,7 @@ class ModelBuilder(Builder):
         for state in node.state if isinstance(node.state, tuple) and len(node.state) == 2 else (node.state,):
             if state is not None:
                 pairs = self._pairs(state, f"the state of a {cls.__name__}")
-                set_attributes(made, {self.value(key): self.value(value) for key, value in pairs})
+                set_attributes(made, {self._attribute_name(cls, key): self.value(value) for key, value in pairs})
         refuse_wrong_record(made)
         return made
 
