@@ -9,6 +9,7 @@ import dis
 import inspect
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from types import CodeType
 
 from torch import nn
@@ -38,6 +39,48 @@ def read_by_code(parent: nn.Module) -> frozenset[int]:
     """The ids of Parameters, of modules below the parent, that its forward's code reads as `self.<path>.<name>`."""
     chains = (chain for code in _code_from(type(parent), "forward") for chain in self_chains(code))
     return frozenset(id(parameter) for chain in chains for parameter in _parameters_at(parent, chain))
+
+
+def read_by_train(module: nn.Module) -> frozenset[int]:
+    """The ids of the Parameters that the class's own `train` or `eval` computes with, as LoRA layers do that merge."""
+    methods = [name for name in ("train", "eval") if getattr(type(module), name) is not getattr(nn.Module, name)]
+    chains = {chain for name in methods for code in _code_from(type(module), name) for chain in self_chains(code)}
+    return frozenset(id(parameter) for chain in chains for parameter in _parameters_at(module, chain, own=True))
+
+
+def kept_on_self(cls: type) -> tuple[str, ...]:
+    """The attributes that the class's forward sets on `self`."""
+    names: list[str] = []
+    for code in _code_from(cls, "forward"):
+        steps = [*dis.get_instructions(code)]
+        for before, step in pairwise(steps):
+            loaded = before.argval[-1] if isinstance(before.argval, tuple) else before.argval
+            if step.opname == "STORE_ATTR" and loaded == "self":
+                names.append(step.argval)
+    return tuple(dict.fromkeys(names))
+
+
+def asks_for_class(cls: type, names: frozenset[str]) -> str | None:
+    """Which of these class names the class's forward compares a module's exact class with, if any.
+
+    `type(layer) is nn.Linear` and `layer.__class__.__name__ == "Linear"` are no longer true of a converted layer.
+    """
+    for code in _code_from(cls, "forward"):
+        if not {"type", "__class__"} & {*code.co_names}:
+            continue
+        mentioned = {*code.co_names, *(constant for constant in code.co_consts if isinstance(constant, str))}
+        groups = (constant for constant in code.co_consts if isinstance(constant, tuple | frozenset))
+        mentioned.update(part for group in groups for part in group)
+        if names & mentioned:
+            return min(names & mentioned)
+    return None
+
+
+def goes_over_parameters(cls: type) -> bool:
+    """Whether the class's forward goes over `self.parameters()`; to take the first one, for its device, is not that."""
+    over = ("parameters", "named_parameters", "state_dict")
+    codes = (code for code in _code_from(cls, "forward") if "next" not in code.co_names)
+    return any(chain[-1:] and chain[-1] in over for code in codes for chain in self_chains(code))
 
 
 def reached_names(cls: type) -> frozenset[str]:

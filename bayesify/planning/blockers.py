@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from ..analysis.bytecode import reached_names
+from ..analysis.bytecode import asks_for_class, kept_on_self, reached_names, read_by_train
 from ..analysis.registration import forwards_to
 from ..analysis.site import Site
 from ..analysis.weight_uses import UNTRACED, UNUSED, matrices
@@ -32,14 +32,44 @@ def blocker(site: Site) -> str | None:
         return None
     if "exported_problems" in vars(module) and not isinstance(module, Part):
         return exported(module)
-    place = inside_computation(site) or inside_adapter(site) or read_by_parent(site)
+    places = inside_computation, inside_adapter, read_by_parent, merged, told_apart
+    place = next(filter(None, (check(site) for check in places)), None)
     reason = scripted(module) or place or quantized(module)
     reason = reason or (computed(module) if site.known else parametrized(module) or unknown_class(site))
     if reason or not (site.known or site.weights):
         return reason
     means = [name for name, _ in site.weights] or [*weight_names(module), *bias_names(module)]
     checks = tensor_type, number_type, name_clash, replaced_method, renormalized
-    return next(filter(None, (check(module, means) for check in checks)), None)
+    return next(filter(None, (check(module, means) for check in checks)), None) or kept_draw(site)
+
+
+def merged(site: Site) -> str | None:
+    """A weight that `train()` or `eval()` computes with, as to merge adapters: noise would not be in the sum."""
+    own = {id(parameter) for parameter in site.module.parameters(recurse=False)}
+    for module in (site.module, *(parent for _, parent in site.parents)):
+        if own & read_by_train(module):
+            return f"{_title(type(module))}.train() computes with its weight, as to merge it, past any noise"
+    return None
+
+
+def told_apart(site: Site) -> str | None:
+    """A layer that a forward knows by its exact class, which conversion changes."""
+    names = frozenset({type(site.module).__name__})
+    for _, parent in site.parents:
+        if asks_for_class(type(parent), names):
+            asked = f"{_title(type(parent))}'s forward asks whether a layer's class is {type(site.module).__name__}"
+            return f"{asked}, and a converted layer's is a subclass of it: isinstance() would do"
+    return None
+
+
+def kept_draw(site: Site) -> str | None:
+    """A weight that a forward computes another from, and keeps it on the module: one draw would last for ever."""
+    readers = [site.module, *(parent for _, parent in site.rerouting)] if site.drawn else []
+    for module in readers:
+        if names := kept_on_self(type(module)):
+            kept = ", ".join(f"self.{name}" for name in names)
+            return f"{_title(type(module))}'s forward computes with it and sets {kept}: a draw would be kept there"
+    return None
 
 
 def bears_weight(module: nn.Module) -> bool:

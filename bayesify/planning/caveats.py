@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from ..analysis.bytecode import goes_over_parameters
 from ..analysis.probe.findings import Finding
 from ..analysis.site import Site
+from ..analysis.weight_uses import matrices
 from ..nn.layer_kinds import layer_kind
 from ..nn.settings import Method, Settings
 from ..programs.part import Part
@@ -29,6 +31,7 @@ def notes(
         finding: what example inputs told about it, if there were any.
     """
     yield from _without_posterior(site, settings)
+    yield from _seen_elsewhere(site)
     if settings.drawn:
         names = ", ".join(settings.drawn)
         yield f"one draw of {names} serves the whole batch: its forward computes with it before it multiplies"
@@ -53,6 +56,19 @@ def notes(
         yield f"examples along dimension {settings.batch_dim}"
     else:
         yield from _unseen_layout(site)
+
+
+def _seen_elsewhere(site: Site) -> Iterator[str]:
+    """Code around the layer that takes its weight, or all Parameters, beside calling it."""
+    for _, parent in site.readers if site.called else ():
+        uses = site.forwards.uses(parent)
+        problems = (uses.problems.get(id(matrix)) for matrix in matrices(site.module).values())
+        problem = next(filter(None, problems), None)
+        if problem is not None:
+            yield f"{type(parent).__name__} takes its weight beside, without noise: {problem}"
+    for _, parent in (*site.parents, (site.name, site.module)):
+        if not type(parent).__module__.startswith("torch.nn.") and goes_over_parameters(type(parent)):
+            yield f"{type(parent).__name__}'s forward goes over its Parameters, among which the scales are now"
 
 
 def _without_posterior(site: Site, settings: Settings) -> Iterator[str]:
