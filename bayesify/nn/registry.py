@@ -192,16 +192,36 @@ def by_saved_name(path: str) -> Any:
         raise UnregisteredLayerError(
             f"{path!r} belongs to a layer class that is not imported or registered in this process"
         )
-    prefix = path.partition("/")[0]
+    return _under(path.partition("/")[0], cls)
+
+
+def new_derived(prefix: str, cls: type[nn.Module]) -> nn.Module:
+    """A bare instance of the class that is derived from `cls` under this prefix: its state comes with the pickle."""
+    if prefix in _PREFIXES.values() and cls not in _VARIANTS:  # it was registered where the pickle was made
+        like = next(base for base in cls.__mro__ if base in _VARIANTS)
+        enter(cls, variants_like(cls, like))
+    derived: Any = _under(prefix, cls)
+    made: nn.Module = derived.__new__(derived)
+    return made
+
+
+def _under(prefix: str, cls: type[nn.Module]) -> type[nn.Module]:
     if prefix == _REROUTING:
         return rerouting(cls)
     method: Method = "flipout" if prefix.startswith("Flipout") else "lrt"
     derived = rerouted(cls, method) if prefix.endswith(_REROUTED) else variant(cls, method)
     if derived is None:
         raise UnregisteredLayerError(
-            f"{cls.__name__} was registered where {path!r} was made: bayesify.register it here too"
+            f"{cls.__name__} was registered where this was made, as {prefix}: bayesify.register it here too"
         )
     return derived
+
+
+def _reduced_with_origin(layer: nn.Module, protocol: Any) -> Any:
+    """cloudpickle sends a class of `__main__` by value: a worker that looks for the derived one by name has neither."""
+    _, _, *state = nn.Module.__reduce_ex__(layer, protocol)
+    cls: Any = type(layer)
+    return new_derived, (cls.__qualname__.partition("/")[0], cls._plain), *state
 
 
 def _made(prefix: str, cls: type[nn.Module], bases: tuple[type, ...], members: dict[str, Any]) -> Any:
@@ -212,6 +232,9 @@ def _made(prefix: str, cls: type[nn.Module], bases: tuple[type, ...], members: d
         return known
     doc = f"{cls.__qualname__} under {prefix}."
     own = {"__module__": DERIVED_IN, "__qualname__": path, "__doc__": doc, "_plain": cls}
+    if cls.__module__ == "__main__":
+        own["__reduce_ex__"] = _reduced_with_origin
+        torch.serialization.add_safe_globals([new_derived])
     # what only reroutes bears its class's name: libraries write it into their files
     name = cls.__name__ if prefix == _REROUTING else prefix.removesuffix(_REROUTED) + cls.__name__
     _DERIVED[path] = type(name, bases, own | members)
