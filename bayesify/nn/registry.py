@@ -219,9 +219,9 @@ def _under(prefix: str, cls: type[nn.Module]) -> type[nn.Module]:
 
 def _reduced_with_origin(layer: nn.Module, protocol: Any) -> Any:
     """cloudpickle sends a class of `__main__` by value: a worker that looks for the derived one by name has neither."""
-    _, _, *state = nn.Module.__reduce_ex__(layer, protocol)
+    reduced: Any = nn.Module.__reduce_ex__(layer, protocol)
     cls: Any = type(layer)
-    return new_derived, (cls.__qualname__.partition("/")[0], cls._plain), *state
+    return new_derived, (cls.__qualname__.partition("/")[0], cls._plain), *reduced[2:]
 
 
 def _made(prefix: str, cls: type[nn.Module], bases: tuple[type, ...], members: dict[str, Any]) -> Any:
