@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UsageError
+from ..errors import FileRefusedError, UsageError
 from ..files.load_model import load_model
 from ..files.model_factory import build_model, is_spec, parse_args
 from ..files.not_finite import not_finite
+from ..files.untrusted.content import FOLDER
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Source:
     key: str | None = None
     ignore_keys: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise UsageError("MODEL is empty: no such file; name one, or a factory package.module:callable")
+
     @property
     def is_factory(self) -> bool:
         """Whether the model is named by its code: a file of that name comes first."""
@@ -51,6 +56,7 @@ class Source:
 
         Raises:
             UsageError: options that do not go together, or a file that is not there.
+            FileRefusedError: a folder where a file should be.
             FileRefusedError, FactoryError: what is there cannot be opened or built.
         """
         self.check()
@@ -92,5 +98,8 @@ class Source:
         if self.is_factory and (self.key or self.ignore_keys) and not self.weights:
             raise UsageError(f"{'--key' if self.key else '--ignore-keys'} goes with --weights, which is not given")
         gone = next((path for path in self.files if not os.path.lexists(path)), None)
-        if gone:
+        if gone is not None:
             raise UsageError(f"{gone}: no such file")
+        folder = next((path for path in self.files if os.path.isdir(path)), None)
+        if folder is not None:
+            raise FileRefusedError(f"{folder}: {FOLDER}")

@@ -159,7 +159,7 @@ def _refuse_misfit(model: nn.Module, given: Mapping[str, Tensor]) -> None:
 
 
 def _loads(model: nn.Module, given: Mapping[str, Tensor], added: set[str]) -> bool:
-    """Whether `load_state_dict` takes it strictly except for what conversion added: modules may rename or fill in keys."""
+    """Whether `load_state_dict` takes it strictly, except for what conversion added."""
     twin = without_weights(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that nothing is copied to the meta device: so it should be
