@@ -165,7 +165,7 @@ BAD = [
     ("convert mlp.pt -o folder --force", 2, "is a folder"),
     ("convert mlp.pt -o nowhere/out.pt", 2, "there is no folder"),
     ("convert mlp.pt -o taken.pt/out.pt", 2, "there is no folder"),
-    ("convert mlp.pt -o /dev/null --force", 2, "no regular file"),
+    ("convert mlp.pt -o /dev/null --force", 2, "not a regular file"),
     (f"convert mlp.pt -o {'n' * 300}", 2, "cannot be written"),
     ("convert mlp.pt --arg width=3", 2, "--arg goes with a factory"),
     ("convert mlp.pt --weights sd.pt", 2, "--weights goes with a factory"),

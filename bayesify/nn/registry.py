@@ -89,7 +89,7 @@ def plain_class(cls: Any) -> type[nn.Module]:
         KeyError: it came from none.
     """
     derived_from = vars(cls).get("_plain")
-    if derived_from is not None and computed_names(cls) == computed_names(derived_from):
+    if derived_from is not None and not _parametrized_otherwise(cls, derived_from):
         return derived_from  # type: ignore[no-any-return]
     if not (derived_from or "__getstate__" in vars(cls)):
         return _PLAIN[cls]
@@ -122,6 +122,12 @@ def converted_class(module: nn.Module, method: Method, weights: bool) -> type[Va
     # off, it gives the module the first base of that class
     members = {"__module__": __name__, "__doc__": f"A parametrized {known.__name__}.", "_plain": cls}
     return type(_PREFIXES[method] + cls.__name__, (known,), computing_members(cls) | members)
+
+
+def _parametrized_otherwise(cls: type, derived_from: type) -> bool:
+    """Whether the class that it was derived from is one that torch made for parametrizations, which have changed."""
+    made_by_torch = derived_from.__name__.startswith("Parametrized") and "__getstate__" in vars(derived_from)
+    return made_by_torch and computed_names(cls) != computed_names(derived_from)
 
 
 def plain_classes() -> tuple[type[nn.Module], ...]:

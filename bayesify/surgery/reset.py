@@ -154,7 +154,7 @@ def _refuse_misfit(model: nn.Module, given: Mapping[str, Tensor]) -> None:
         tensors = isinstance(here, Tensor) and isinstance(there, Tensor) and not is_lazy(here) and not is_lazy(there)
         if tensors and here.shape != there.shape:
             problems.append(f"{name!r} has shape {tuple(there.shape)} and should have {tuple(here.shape)}")
-    if problems and not _loads(model, given, added):
+    if problems and (added & given.keys() or not _loads(model, given, added)):
         raise UsageError(f"the checkpoint does not fit {type(model).__name__}: {'; '.join(problems)}")
 
 

@@ -65,7 +65,7 @@ def test_names_and_globs_cover_what_is_below_and_a_regular_expression_only_the_v
     ("text", "says"),
     [
         ("", "'\\*\\*' selects every layer"),
-        ("re:(", "no regular expression"),
+        ("re:(", "not a regular expression"),
         ("type:", "names no class"),
         ("layer[34", "never closed"),
         ("conv[9-0]", "matches no character"),
