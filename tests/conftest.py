@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import pathlib
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -12,9 +13,11 @@ LIBRARIES = []  # a library's operators are gone with it
 
 
 @pytest.fixture(autouse=True)
-def _reproducible() -> None:
+def _reproducible() -> Iterator[None]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    yield
+    torch.set_grad_enabled(True)  # a KeyboardInterrupt that a test sends may leave torch.no_grad() half way
 
 
 @pytest.fixture(scope="session")

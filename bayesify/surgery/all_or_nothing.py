@@ -21,10 +21,12 @@ def all_or_nothing(model: nn.Module, change: Callable[[], None], tensors: Iterab
     """
     before = [_ModuleState(module) for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    with_gradients = torch.is_grad_enabled()
     try:
         change()
     except BaseException:
         _whatever_comes(lambda: _restore(before, values))
+        torch.set_grad_enabled(with_gradients)  # an interrupt may have hit where torch.no_grad() ended
         raise
 
 
