@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 from torch.nn.parameter import Parameter
@@ -27,12 +28,20 @@ class Forwards:
 
     _uses: dict[int, Uses] = field(default_factory=dict)
     _reads: dict[int, frozenset[int]] = field(default_factory=dict)
+    _of_class: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def uses(self, module: nn.Module) -> Uses:
         """What this module's forward does with the matrices that it reads."""
         if id(module) not in self._uses:
             self._uses[id(module)] = uses(module)
         return self._uses[id(module)]
+
+    def of_class(self, question: Callable[..., Any], cls: type, *more: Any) -> Any:
+        """The answer of `question(cls, *more)`, which reads the class's code: asked once for all of its modules."""
+        key = (question, cls, *more)
+        if key not in self._of_class:
+            self._of_class[key] = question(*key[1:])
+        return self._of_class[key]
 
     def reads(self, module: nn.Module) -> frozenset[int]:
         """The ids of its descendants' Parameters that its code reads."""

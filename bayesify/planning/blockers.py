@@ -56,7 +56,7 @@ def told_apart(site: Site) -> str | None:
     """A layer that a forward knows by its exact class, which conversion changes."""
     names = frozenset({type(site.module).__name__})
     for _, parent in site.parents:
-        if asks_for_class(type(parent), names):
+        if site.forwards.of_class(asks_for_class, type(parent), names):
             asked = f"{_title(type(parent))}'s forward asks whether a layer's class is {type(site.module).__name__}"
             return f"{asked}, and a converted layer's is a subclass of it: isinstance() would do"
     return None
@@ -66,7 +66,7 @@ def kept_draw(site: Site) -> str | None:
     """A weight that a forward computes another from, and keeps it on the module: one draw would last for ever."""
     readers = [site.module, *(parent for _, parent in site.rerouting)] if site.drawn else []
     for module in readers:
-        if names := kept_on_self(type(module)):
+        if names := site.forwards.of_class(kept_on_self, type(module)):
             kept = ", ".join(f"self.{name}" for name in names)
             return f"{_title(type(module))}'s forward computes with it and sets {kept}: a draw would be kept there"
     return None

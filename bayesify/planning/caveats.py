@@ -67,8 +67,9 @@ def _seen_elsewhere(site: Site) -> Iterator[str]:
         if problem is not None:
             yield f"{type(parent).__name__} takes its weight beside, without noise: {problem}"
     for _, parent in (*site.parents, (site.name, site.module)):
-        if not type(parent).__module__.startswith("torch.nn.") and goes_over_parameters(type(parent)):
-            yield f"{type(parent).__name__}'s forward goes over its Parameters, among which the scales are now"
+        cls = type(parent)
+        if not cls.__module__.startswith("torch.nn.") and site.forwards.of_class(goes_over_parameters, cls):
+            yield f"{cls.__name__}'s forward goes over its Parameters, among which the scales are now"
 
 
 def _without_posterior(site: Site, settings: Settings) -> Iterator[str]:
