@@ -124,14 +124,15 @@ class _Alone(Tracer):
 
         Its backward multiplies by what it was given, so that whatever its forward shows, noise must be in the argument.
         """
-        plain = vars(torch.autograd.Function)["apply"].__func__
+        descriptor = vars(torch.autograd.Function)["apply"]
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            plain = descriptor.__get__(None, cls)
             if not here or cls is CheckpointFunction:
-                return plain(cls, *args, **kwargs)
+                return plain(*args, **kwargs)
             node = self.create_proxy("call_function", _FunctionCall(cls), args, kwargs)
             try:
-                return plain(cls, *args, **kwargs)
+                return plain(*args, **kwargs)
             except Exception:
                 return node
 

@@ -101,4 +101,8 @@ def replacing_modules(replaced: Replacements, called: Callable[..., Any], read: 
 
     replaced.attribute(nn.Module, "__getattr__", get)
     replaced.attribute(nn.Module, "__call__", call)
-    replaced.attribute(torch_fx, "_is_fx_tracing_flag", here)
+    if hasattr(torch_fx, "_is_fx_tracing_flag"):  # up to torch 2.13 one flag for all threads
+        replaced.attribute(torch_fx, "_is_fx_tracing_flag", here)
+    else:
+        torch_fx._set_is_fx_tracing(torch_fx._get_is_fx_tracing())  # the thread's own, which may not be there yet
+        replaced.attribute(torch_fx._is_fx_tracing_tls, "flag", here)

@@ -8,10 +8,11 @@ will call on an object of its own for each region: that is the one place that te
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from ..errors import BypassError
 
 _REENTRANT: Any = CheckpointFunction.forward.__code__
 _REENTRANT_AGAIN: Any = CheckpointFunction.backward.__code__
-_FUNCTION: Any = torch.autograd.Function.apply.__code__
 _PACK = "_checkpoint_hook.__init__.<locals>.pack_hook"
 _CHECKPOINTING: str = CheckpointFunction.forward.__code__.co_filename
 
@@ -66,12 +66,13 @@ def region_with_reentry(until: Any) -> Region | str | None:
         until: the code of the function whose callees count.
     """
     frame: FrameType | None = sys._getframe(1)
+    functions = _functions_by_code()
     while frame is not None and frame.f_code is not until:
         if frame.f_code is _REENTRANT:
             names = frame.f_locals
             return Region(names["ctx"], "run_function", tuple(names["args"]))
-        if frame.f_code is _FUNCTION:
-            return str(frame.f_locals["cls"].__qualname__)
+        if frame.f_code in functions:
+            return functions[frame.f_code]
         frame = frame.f_back
     return None
 
@@ -95,3 +96,15 @@ def refuse_other_noise(layer: object) -> None:
                     "noise than its output had, so that gradients would be wrong: leave preserve_rng_state at True"
                 )
         frame = frame.f_back
+
+
+def _functions_by_code() -> dict[CodeType, str]:
+    """The name of each autograd.Function by the code of its forward, which torch calls from C, past Python frames."""
+    forwards = ((function, inspect.unwrap(function.forward)) for function in _below(torch.autograd.Function))
+    return {forward.__code__: function.__qualname__ for function, forward in forwards if hasattr(forward, "__code__")}
+
+
+def _below(base: type[Any]) -> Iterator[type[Any]]:
+    for function in base.__subclasses__():
+        yield function
+        yield from _below(function)
