@@ -101,8 +101,9 @@ def replacing_modules(replaced: Replacements, called: Callable[..., Any], read: 
 
     replaced.attribute(nn.Module, "__getattr__", get)
     replaced.attribute(nn.Module, "__call__", call)
-    if hasattr(torch_fx, "_is_fx_tracing_flag"):  # up to torch 2.13 one flag for all threads
+    own: Any = getattr(torch_fx, "_is_fx_tracing_tls", None)  # each thread's flag, from torch 2.14 on
+    if own is None:
         replaced.attribute(torch_fx, "_is_fx_tracing_flag", here)
     else:
-        torch_fx._set_is_fx_tracing(torch_fx._get_is_fx_tracing())  # the thread's own, which may not be there yet
-        replaced.attribute(torch_fx._is_fx_tracing_tls, "flag", here)
+        own.flag = getattr(own, "flag", False)
+        replaced.attribute(own, "flag", here)
