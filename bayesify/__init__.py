@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from .uncertainty.kl_in_training import annealing, attach_kl, elbo
     from .uncertainty.predict import predict
     from .uncertainty.prediction import Prediction
+    from .uncertainty.prune import prune
+    from .uncertainty.pruned import Pruned
     from .uncertainty.sequence import SequencePrediction, sequence
 
 __version__ = "0.1.0"
@@ -49,6 +51,7 @@ __all__ = [
     "Plan",
     "Policy",
     "Prediction",
+    "Pruned",
     "SequencePrediction",
     "annealing",
     "attach_kl",
@@ -70,6 +73,7 @@ __all__ = [
     "plan",
     "posterior_mean",
     "predict",
+    "prune",
     "register",
     "reset_posterior",
     "revert",
@@ -110,6 +114,8 @@ _DEFINED_IN = {
     "posterior_mean": "nn.posterior_mean",
     "predict": "uncertainty.predict",
     "Prediction": "uncertainty.prediction",
+    "prune": "uncertainty.prune",
+    "Pruned": "uncertainty.pruned",
     "register": "analysis.registration",
     "reset_posterior": "surgery.reset",
     "revert": "surgery.revert",

@@ -175,7 +175,8 @@ class AttentionFamily(Variational):
         pass, which must draw as the first did.
         """
         names = weight_names(self)
-        means, spreads = [self._parameters[name] for name in names], [self.spread_of(name) for name in names]
+        means = [self.mean_of(name) for name in names]
+        spreads = [self.spread_of(name, mean) for name, mean in zip(names, means, strict=True)]
         if len(names) == 1:
             means, spreads = _thirds(means[0]), _thirds(spreads[0])
         parts = zip(inputs, means, spreads, _thirds(self.in_proj_bias), _thirds(self._bias_spread()), strict=True)
@@ -235,5 +236,6 @@ describe(
         example_dims=batch_first_dims,
         layout="batch_first",
         on_sequences=True,
+        maskable=True,
     ),
 )

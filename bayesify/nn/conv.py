@@ -194,5 +194,5 @@ def _geometry(layer: Any) -> ConvProduct:
 
 describe(
     nn.modules.conv._ConvNd,
-    LayerKind(product=_geometry, computes=True, lrt="LRT ignores that all positions share one kernel"),
+    LayerKind(product=_geometry, computes=True, maskable=True, lrt="LRT ignores that all positions share one kernel"),
 )

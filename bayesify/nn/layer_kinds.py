@@ -34,6 +34,7 @@ class LayerKind:
             of that name says so; `step` where the layer sees one time step of each example.
         on_sequences: whether a model that has such a layer works on sequences.
         computes: whether the weight may be computed from other Parameters (weight norm, parametrizations).
+        maskable: whether torch's pruning may mask a weight of the converted layer, which then computes it.
         lrt: what local reparameterization approximates for such a layer, if anything beside sequences.
     """
 
@@ -45,6 +46,7 @@ class LayerKind:
     layout: Literal["leading", "batch_first", "step"] = "leading"
     on_sequences: bool = False
     computes: bool = False
+    maskable: bool = False
     lrt: str | None = None
 
 

@@ -61,5 +61,5 @@ class LazyLRTLinear(LazyVariational, LRT, LinearFamily, nn.LazyLinear):
     cls_to_become = LRTLinear
 
 
-describe(nn.Linear, LayerKind(computes=True))
-describe(nn.Bilinear, LayerKind(product=lambda layer: BilinearProduct(), computes=True))
+describe(nn.Linear, LayerKind(computes=True, maskable=True))
+describe(nn.Bilinear, LayerKind(product=lambda layer: BilinearProduct(), computes=True, maskable=True))

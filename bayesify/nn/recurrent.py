@@ -239,6 +239,7 @@ describe(
         example_dims=batch_first_dims,
         layout="batch_first",
         on_sequences=True,
+        maskable=True,
         lrt="LRT draws per time step, though the steps of a sequence share the weights",
     ),
 )
@@ -249,5 +250,6 @@ describe(
         biases=lambda layer: ("bias_ih", "bias_hh"),
         example_dims=lambda layer, x: (0,) if x.dim() == 2 else (),
         layout="step",
+        maskable=True,
     ),
 )

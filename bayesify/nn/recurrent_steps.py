@@ -86,9 +86,9 @@ def stepwise(layer: Variational, name: str) -> StepwiseProduct | DrawnProduct:
     """The product with the matrix `name`, and with the bias of its name if there is one."""
     bias_name = name.replace("weight", "bias")
     bias_spread = None if layer.scale_of(bias_name) is None else layer.spread_of(bias_name)
-    mean, spread = layer._parameters[name], layer.spread_of(name)
+    mean = layer.mean_of(name)
+    spread = layer.spread_of(name, mean)
     bias: Tensor | None = layer._parameters.get(bias_name)
-    assert mean is not None
     if not isinstance(spread, tuple) or len(spread) > 1:
         return StepwiseProduct(layer, mean, spread, bias, bias_spread)
     bias = bias if bias is None or bias_spread is None else bias + bias_spread[0]

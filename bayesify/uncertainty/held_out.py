@@ -76,6 +76,10 @@ class HeldOut(ABC):
         """How the outputs predict the data under a calibration."""
         return Scores(name, float(self.losses(outputs, calibration).mean()))
 
+    def headline(self, outputs: Outputs) -> dict[str, float]:
+        """What people ask of such a prediction first: `accuracy`, or `rmse` in the targets' unit."""
+        return {}
+
     def read(self, output: Any) -> list[Tensor]:
         """The tensors of an output that the likelihood is a function of."""
         part = picked(output, self.blank.output)
@@ -152,6 +156,10 @@ class Labels(HeldOut):
         own = super().scores(name, outputs, calibration)
         return replace(own, ece=calibration_error(probabilities, labels), coverage=float(covered))
 
+    def headline(self, outputs: Outputs) -> dict[str, float]:
+        probabilities, labels = self._probabilities(outputs, self.blank)
+        return {"accuracy": float((probabilities.argmax(-1) == labels).double().mean())}
+
     def _probabilities(self, outputs: Outputs, calibration: Calibration) -> tuple[Tensor, Tensor]:
         return torch.softmax(outputs[0] / calibration.temperature, -1).mean(0), outputs[1][0]
 
@@ -211,6 +219,10 @@ class Numbers(HeldOut):
             bound = calibration.conformal.bound(LEVEL)
         covered = (self._distance(outputs, calibration) <= bound).float().mean()
         return replace(super().scores(name, outputs, calibration), coverage=float(covered))
+
+    def headline(self, outputs: Outputs) -> dict[str, float]:
+        mean, *_, target = outputs
+        return {"rmse": float((mean.mean(0) - target[0]).square().mean().sqrt())}
 
     def _with_std(self, stds: Tensor) -> Calibration:
         values = tuple(stds.tolist())
