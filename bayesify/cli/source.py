@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import FileRefusedError, UsageError
 from ..files.load_model import load_model
 from ..files.model_factory import build_model, is_spec, parse_args
-from ..files.not_finite import not_finite
+from ..files.not_finite import warn_of_not_finite
 from ..files.untrusted.content import FOLDER
 
 
@@ -51,8 +51,7 @@ class Source:
     def open(self, *, meta: bool = False, tell: Callable[[str], object] | None = None) -> nn.Module:
         """The model, its weights on the meta device if `meta`.
 
-        `tell` is called with what is done to weights on the way, such as a wrapper's prefix that is stripped, and with
-        what is wrong with them: NaN or infinite numbers.
+        `tell` is called with what is done to weights on the way, such as a wrapper's prefix that is stripped.
 
         Raises:
             UsageError: options that do not go together, or a file that is not there.
@@ -60,16 +59,9 @@ class Source:
             FileRefusedError, FactoryError: what is there cannot be opened or built.
         """
         self.check()
-        model = self._model(meta, tell)
-        note = not_finite(model)
-        if note is not None and tell is not None:
-            tell(f"{self.weights or self.model}: {note}")
-        return model
-
-    def _model(self, meta: bool, tell: Callable[[str], object] | None) -> nn.Module:
         if not self.is_factory:
             return load_model(self.model, allow=self.allow, key=self.key, meta=meta)
-        return build_model(
+        model = build_model(
             self.model,
             parse_args(self.args),
             weights=self.weights,
@@ -78,6 +70,8 @@ class Source:
             meta=meta,
             tell=tell,
         )
+        warn_of_not_finite(model, self.weights or self.model)
+        return model
 
     def recorded(self) -> dict[str, Any]:
         """What a converted file keeps of it: the factory and its arguments, for a network that only code can build."""

@@ -11,19 +11,20 @@ import torch
 from torch import nn
 
 from ..errors import FileRefusedError, UsageError, did_you_mean
+from ..escaping import shell_word
 from .fit_weights import fit
 from .model_factory import build_network
 from .model_file.description import Factory, is_ours
 from .model_file.read import OwnFile
+from .not_finite import warn_of_not_finite
 from .read_weights import Weights, weights_in, weights_of
 from .untrusted.build_model import build_model_from
-from .untrusted.content import Content, opened
+from .untrusted.content import NO_ALLOW, Content, opened
 from .untrusted.exported_archive import program_in
 from .untrusted.file_kind import kind_of
-from .untrusted.node_limits import refuse_unfolding
 from .untrusted.nodes import Call, Dict
 from .untrusted.safetensors_file import read_header
-from .untrusted.torch_archive import open_archive
+from .untrusted.torch_archive import Archive, open_archive
 
 
 def load_model(
@@ -53,6 +54,8 @@ def load_model(
         map_location: the device to put it on; the CPU if not given.
         meta: read no weights; the model's tensors are on the meta device.
 
+    Warns of weights that are NaN or infinite.
+
     Raises:
         FileRefusedError: the file is broken, holds no model, names what may not be built, or is of another network.
         FactoryError: the factory is not there or fails.
@@ -64,6 +67,7 @@ def load_model(
         raise UsageError("into= and factory= both say what the weights are put into: give one of them")
     with opened(path) as content:
         model = _model(content, path, into, factory, args, allow, key, meta)
+    warn_of_not_finite(model, path)
     return model if map_location is None or meta else model.to(map_location)
 
 
@@ -85,11 +89,13 @@ def _model(
     if kind.refusal:
         raise FileRefusedError(kind.refusal)
     archive = open_archive(content, kind.kind, meta=meta)
-    refuse_unfolding(archive.pickle.root)
     root = archive.pickle.root if key is None else _under(archive.pickle.root, key)
     if not isinstance(root, Call) or str(root.maker) in _NOT_OBJECTS:
         raise _no_model(lambda: weights_of(archive), path)
-    return build_model_from(root, archive.storages, allow)
+    try:
+        return build_model_from(root, archive.storages, allow)
+    except FileRefusedError as error:
+        raise FileRefusedError(f"{error}{_other_way(archive, path) if NO_ALLOW in str(error) else ''}") from None
 
 
 def _ours(
@@ -141,10 +147,22 @@ def _no_model(read: Callable[[], Weights], path: str | PathLike[str]) -> FileRef
     except FileRefusedError as error:
         return error
     place = f" under key {weights.key!r}" if weights.key else ""
-    key = f" --key {weights.key}" if weights.key else ""
+    key = f" --key {shell_word(weights.key)}" if weights.key else ""
     return FileRefusedError(
         f"holds {len(weights.state_dict)} tensors{place} but no architecture; name the model's code: "
-        f"bayesify convert package.module:Net --weights {path}{key}"
+        f"bayesify convert package.module:Net --weights {shell_word(path)}{key}"
+    )
+
+
+def _other_way(archive: Archive, path: str | PathLike[str]) -> str:
+    """How a model is opened whose weights can be read, though not what stands beside them."""
+    try:
+        weights_of(archive)
+    except FileRefusedError:
+        return ""
+    return (
+        f". Its weights can be read: build the network by its code and bayesify.load({str(path)!r}, into=network), or "
+        f"bayesify convert package.module:Net --weights {shell_word(path)}"
     )
 
 

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import Parameter, is_lazy
+
+
+def warn_of_not_finite(model: nn.Module, whose: object) -> None:
+    """Warn of Parameters that hold NaN or infinite numbers, as a warning at the caller's caller.
+
+    Args:
+        model: the model.
+        whose: what the sentence is about: a file, or what was done.
+    """
+    note = not_finite(model)
+    if note is not None:
+        warnings.warn(f"{whose}: {note}", stacklevel=3)
 
 
 def not_finite(model: nn.Module) -> str | None:
@@ -20,6 +34,7 @@ def not_finite(model: nn.Module) -> str | None:
 
 
 def _count(weight: Tensor) -> int:
-    if is_lazy(weight) or weight.is_meta or not (weight.is_floating_point() or weight.is_complex()):
+    numbers = weight.is_floating_point() or weight.is_complex()
+    if not numbers or is_lazy(weight) or weight.is_meta or type(weight) is not Parameter:  # such as a fake tensor
         return 0
     return int(weight.numel() - weight.detach().isfinite().sum())

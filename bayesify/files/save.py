@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -16,10 +16,12 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..errors import UsageError
+from ..escaping import first_line, printable
 from ..programs.program import graphs
 from .model_factory import is_spec
 from .model_file.description import Factory
-from .model_file.opening import Way, is_converted, lost_in_pickle, lost_when_opened
+from .model_file.differences import COMPARED_APART
+from .model_file.opening import Way, comes_back, is_converted, lost_in_pickle, lost_when_opened
 from .model_file.write import ModelFile, described
 from .whole_file import Watched, whole_file
 
@@ -111,11 +113,16 @@ def _told(model: nn.Module, path: Any) -> Iterator[None]:
 def _refuse_lost(model: nn.Module, path: Any, file: BinaryIO) -> None:
     lost = lost_in_pickle(model, file)
     if lost is not None:
-        raise UsageError(f"{path}: {lost}; {_WAYS}")
+        raise UsageError(f"{path}: {_with_culprit(model, lost)}; {_WAYS}")
 
 
 def _why_not_data(model: nn.Module, error: Exception) -> str:
-    return f"the model cannot be pickled: {_culprit(model) or str(error).splitlines()[0]}"
+    return f"the model cannot be pickled: {_culprit(model, _pickles) or first_line(error)}"
+
+
+def _with_culprit(model: nn.Module, lost: str) -> str:
+    culprit = _culprit(model, comes_back)
+    return lost if culprit is None else f"{lost} ({culprit})"
 
 
 def _factory(spec: str | None, args: Mapping[str, Any] | None) -> Factory | None:
@@ -159,7 +166,7 @@ def _opening_content(
             continue
         if lost is None:
             return content
-        problems.append(lost if way == "structure" else f"with its factory, {lost}")
+        problems.append(_with_culprit(model, lost) if way == "structure" else f"with its factory, {lost}")
     raise UsageError(f"{path}: {'; '.join(problems)}; {_WAYS}")
 
 
@@ -173,8 +180,13 @@ def _refuse_other(model: nn.Module, path: str | PathLike[str]) -> None:
         )
 
 
-def _culprit(model: nn.Module) -> str | None:
-    """The innermost class or attribute that cannot be pickled: what holds the model, as its KL does, cannot either."""
+def _culprit(model: nn.Module, passes: Callable[[object], bool]) -> str | None:
+    """The innermost class or attribute that cannot be saved: what holds the model, as its KL does, cannot either.
+
+    Args:
+        model: the model.
+        passes: whether a value can be saved.
+    """
     for path, module in reversed(list(model.named_modules())):
         where = path or "the model"
         if is_parametrized(module):
@@ -182,8 +194,8 @@ def _culprit(model: nn.Module) -> str | None:
         if not _pickles(type(module)):
             return f"{where} is of class {type(module).__qualname__}, which is not at its module's top level"
         for name, value in vars(module).items():
-            if name not in ("_parameters", "_buffers", "_modules") and not _pickles(value):
-                return f"{where} holds {name} = {str(value)[:80]}"
+            if name not in COMPARED_APART and not passes(value):
+                return f"{where} holds {name} = {printable(str(value)[:80])}"
     return None
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..analysis.probe.example_inputs import ExampleInputs
 from ..errors import NameClashError, UsageError, did_you_mean
+from ..files.not_finite import warn_of_not_finite
 from ..nn.base import Flipout, Variational
 from ..nn.posterior_tensors import SUFFIXES
 from ..planning.plan import Plan
@@ -33,7 +34,7 @@ def convert(
 
     The result has the model's outputs, names and classes (each converted layer is a subclass of what it was), noise in
     every forward pass, and `kl()`, the KL(q‖p) in nats: `loss = nll + model.kl() / n_train`. Optimizers, averages of
-    weights, `torch.compile` and distributed wrappers come after.
+    weights, `torch.compile` and distributed wrappers come after. Warns of weights that are NaN or infinite.
 
     Args:
         model: the trained model; left as it was unless `inplace`.
@@ -54,7 +55,9 @@ def convert(
         raise UsageError(_unknown_argument(next(iter(unknown)), unknown))
     if is_exported(model):
         model, inplace = _private(model, inplace), True
-    return carry_out(plan(model, policy, example_inputs=example_inputs), model, inplace=inplace, kl_name=kl_name)
+    made = plan(model, policy, example_inputs=example_inputs)
+    warn_of_not_finite(model, f"convert({type(model).__name__})")
+    return carry_out(made, model, inplace=inplace, kl_name=kl_name)
 
 
 def carry_out(made: Plan, model: Model, *, inplace: bool = False, kl_name: str = "kl") -> Model:

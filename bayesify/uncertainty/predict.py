@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import UsageError, did_you_mean
+from ..files.not_finite import warn_of_not_finite
 from ..nn.kl import layers_of, refuse_lost_posteriors
 from ..report.progress import progressed
 from .calibration import Calibration, stored_calibration
@@ -49,6 +50,8 @@ def predict(
         keep: also return the outputs of all draws.
         progress: show a bar on stderr; None: on a terminal, where a loader takes over two seconds.
 
+    Warns of weights that are NaN or infinite, where predictions are.
+
     Raises:
         NotVariationalError: the model has no variational layer.
         UsageError: arguments do not fit each other or the output; examples that must be in dimension 0 are not.
@@ -65,7 +68,10 @@ def predict(
         pieces = [reader.read(piece, samples) for call in calls for piece in reader.chunks(call, chunk)]
     if not pieces:
         raise UsageError("the loader gave no batch")
-    return with_noise(reader.joined(pieces), noise)
+    joined = reader.joined(pieces)
+    if not all(leaf.isfinite().all() for leaf in pytree.tree_leaves(joined.mean) if is_float(leaf)):
+        warn_of_not_finite(model, f"predict({type(model).__name__})")
+    return with_noise(joined, noise)
 
 
 def _calls(model: nn.Module, inputs: tuple[Any, ...], progress: bool | None) -> Iterable[Call]:

@@ -1,8 +1,11 @@
 """NaN and infinite weights are told: the first tensor by its name, and how many."""
 
+import pytest
 import torch
 from torch import nn
 
+import bayesify
+from bayesify.cli.commands import main
 from bayesify.cli.source import Source
 from bayesify.files.not_finite import not_finite
 from tests.files.made_files import net, saved
@@ -26,11 +29,44 @@ def test_the_first_tensor_and_the_count_are_told():
     assert not_finite(model) == "0.weight has NaN or infinite weights (2 of 12), the first of 2 tensors that do"
 
 
-def test_opening_a_file_tells_them_once(file):
+def broken() -> nn.Module:
     model = net()
     with torch.no_grad():
         model[0].bias[0] = torch.nan
-    path = file(saved(model))
-    notes = []
-    Source(str(path)).open(tell=notes.append)
-    assert notes == [f"{path}: 0.bias has NaN or infinite weights (1 of 3)"]
+    return model
+
+
+def test_opening_a_file_warns_once_at_the_callers_line(file):
+    path = file(saved(broken()))
+    for call in (bayesify.load, lambda path: Source(str(path)).open()):
+        with pytest.warns(UserWarning, match="NaN") as told:
+            call(path)
+        assert [str(warning.message) for warning in told] == [f"{path}: 0.bias has NaN or infinite weights (1 of 3)"]
+    with pytest.warns(UserWarning, match="NaN") as told:
+        bayesify.load(path)
+    assert told[0].filename == __file__
+
+
+def test_a_factorys_weights_are_told_by_their_file(file):
+    path = file(saved(broken().state_dict()))
+    with pytest.warns(UserWarning, match=f"{path}: 0.bias has NaN"):
+        Source("tests.files.made_files:net", weights=str(path)).open()
+
+
+def test_convert_and_predict_warn_of_them(recwarn):
+    with pytest.warns(UserWarning, match=r"^convert\(Sequential\): 0.bias has NaN"):
+        bayesify.convert(broken())
+    model = bayesify.convert(net().eval())
+    bayesify.predict(model, torch.randn(3, 4))
+    assert not recwarn.list
+    with torch.no_grad():
+        model[3].weight[0, 0] = torch.inf
+    with pytest.warns(UserWarning, match=r"^predict\(Sequential\): 3.weight has NaN or infinite weights \(1 of 6\)$"):
+        bayesify.predict(model, torch.randn(3, 4))
+
+
+def test_the_command_says_it_on_stderr_once(file, capsys):
+    path = file(saved(broken()), "m.pt")
+    with pytest.raises(SystemExit):
+        main(["convert", str(path)])
+    assert capsys.readouterr().err.count("NaN or infinite") == 1

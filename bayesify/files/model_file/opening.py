@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from ...nn.base import Variational
 from ...nn.rerouting import Rerouting
 from ..model_factory import build_network
 from ..untrusted.build_model import build_model_from
-from ..untrusted.content import Content
+from ..untrusted.content import SHORT, Content
 from ..untrusted.nodes import names_in
 from ..untrusted.torch_archive import open_archive
 from ..untrusted.trust import origin_of
@@ -44,21 +44,38 @@ def lost_when_opened(model: nn.Module, content: ModelFile, way: Way) -> str | No
             return None
         opened = file.structure(_all_names(file)) if way == "structure" else file.around(_network(file))
     except BayesifyError as error:
-        return f"the file would not open again: it {error}"
-    different = first_difference(model, opened)
+        return _refused(error)
+    different = first_difference(model, opened, rebuilt=way == "factory")
     return None if different is None else f"the file would lose {different}"
 
 
 def lost_in_pickle(model: nn.Module, file: BinaryIO) -> str | None:
     """As `lost_when_opened`, for a file of torch.save that was written already."""
     try:
-        archive = open_archive(Content(file, 0, os.fstat(file.fileno()).st_size), "torch zip", meta=True)
+        archive = open_archive(Content(file, 0, file.seek(0, os.SEEK_END)), "torch zip", meta=True)
         names = [str(origin_of(name)) for name in names_in(archive.pickle.root)]
         again = build_model_from(archive.pickle.root, archive.storages, names)
     except BayesifyError as error:
-        return f"the file would not open again: it {error}"
+        return _refused(error)
     different = first_difference(model, again)
     return None if different is None else f"the file would lose {different}"
+
+
+def comes_back(value: Any) -> bool:
+    """Whether an attribute of this value would be saved, and opened again as it is."""
+    holder, buffer = nn.Module(), io.BytesIO()
+    vars(holder)["held"] = value
+    try:
+        torch.save(holder, buffer)
+        return lost_in_pickle(holder, buffer) is None
+    except Exception:
+        return False
+
+
+def _refused(error: BayesifyError) -> str:
+    """Why the file is refused, without what to do about a file that exists already."""
+    reason = str(error).partition("; refused")[0].removesuffix(f"; {SHORT}")
+    return f"the file would not open again: {reason}"
 
 
 def is_converted(model: nn.Module) -> bool:

@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from ...errors import FileRefusedError
-from .content import SHORT
+from .content import NO_ALLOW, SHORT
 from .global_names import Name, dotted
 from .model_builder import ModelBuilder, refuse_endless
+from .node_limits import refuse_unfolding
 from .nodes import names_in
 from .storages import Storages
 from .trust import LIBRARIES, Refused, Trusted, judge, origin_of
@@ -22,6 +23,7 @@ def build_model_from(root: Any, storages: Storages, allow: Sequence[str]) -> nn.
     Raises:
         FileRefusedError: they name what may not be built, describe what cannot be, or are not those of a module.
     """
+    refuse_unfolding(root)
     builder = ModelBuilder(storages, decide(names_in(root), allow))
     try:
         model = builder.value(root)
@@ -53,8 +55,8 @@ def _explain(refused: dict[Name, Refused]) -> str:
     never = [name for name, verdict in refused.items() if verdict.never and not verdict.why]
     if never:
         return (
-            f"names {dotted(never[:10])}, which no model needs and which could run code when opened; refused, and no "
-            "--allow lifts this. Ask its author for a state_dict or a safetensors file"
+            f"names {dotted(never[:10])}, which no model needs and which could run code when opened; "
+            f"{NO_ALLOW}. Ask its author for a state_dict or a safetensors file"
         )
     for verdict in refused.values():
         if verdict.why:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import enum
-import pathlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,14 +12,14 @@ from torch import Tensor
 from ...errors import FileRefusedError
 from .content import SHORT
 from .global_names import Name
+from .keys import keys_of
 from .nodes import Call, Dict, Persistent, Set
-from .storages import Storages
+from .storages import Storages, TypedMemory
 from .tensors import Tensors
 
 Rule = Callable[[Any, Call], Any]  # takes the builder and the call
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_KEYS = (*PLAIN, enum.Enum, torch.dtype, torch.device, type, pathlib.PurePath, Tensor)
 _ITSELF = "has an object that is made of itself; refused"
 
 
@@ -69,6 +67,14 @@ class Builder(ABC):
             raise FileRefusedError(f"calls {node.maker} as saved files never do; {SHORT}")
         return [self.value(arg) for arg in node.args]
 
+    def memory(self, node: Any) -> TypedMemory:
+        """The memory that a tensor's storage names.
+
+        Raises:
+            FileRefusedError: it names none.
+        """
+        return self.tensors.storages.typed(node)
+
     @abstractmethod
     def name(self, name: Name) -> Any:
         """The value of a global that is only stored."""
@@ -89,12 +95,12 @@ class Builder(ABC):
         if isinstance(node, Dict):
             return self.fill(self.keep(node, {}), node.pairs)
         if isinstance(node, Set):
-            items = [key_of(self.value(item)) for item in node.items]
+            items = keys_of(self.value(item) for item in node.items)
             return frozenset(items) if node.frozen else set(items)
         if isinstance(node, Name):
             return self.name(node)
         if isinstance(node, Persistent):
-            return self.tensors.storages.typed(node)
+            return self.memory(node).storage()
         assert isinstance(node, Call)
         rule = self.rules.get(str(node.maker)) if isinstance(node.maker, Name) else None
         return self.object(node) if rule is None else self._by_rule(rule, node)
@@ -112,25 +118,10 @@ class Builder(ABC):
 
     def fill(self, made: Any, pairs: list[tuple[Any, Any]]) -> Any:
         """Put key and value pairs into a dict."""
-        for key, value in pairs:
-            made[key_of(self.value(key))] = self.value(value)
+        keys = keys_of(self.value(key) for key, _ in pairs)
+        for key, (_, value) in zip(keys, pairs, strict=True):
+            made[key] = self.value(value)
         return made
-
-
-def key_of(value: Any) -> Any:
-    """The value, as a key of a dict or a member of a set.
-
-    Raises:
-        FileRefusedError: it cannot be one, or its hash is one of those by which a file could make a dict slow.
-    """
-    if isinstance(value, tuple | frozenset):
-        for part in value:
-            key_of(part)
-    elif not (isinstance(value, _KEYS) or getattr(type(value), "is_key", False)):
-        raise FileRefusedError(f"has a dict or a set with a {type(value).__name__} for a key; {SHORT}")
-    elif isinstance(value, int) and abs(value) >= (1 << 61) - 1:
-        raise FileRefusedError("has a dict or a set with larger numbers for keys than any that is used; refused")
-    return value
 
 
 def refuse_extras(node: Call) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import FileRefusedError
-from .builder import Builder, Rule, all_of, key_of, refuse_extras
+from .builder import Builder, Rule, all_of, refuse_extras
 from .content import SHORT
+from .keys import keys_of
 from .nodes import Call
 
 
@@ -16,7 +17,8 @@ def _ordered_dict(builder: Builder, node: Call) -> Any:
     made: Any = builder.keep(node, OrderedDict())
     for items in builder.args(node, 0, 1):
         pairs = items.items() if isinstance(items, dict) else items
-        made.update((key_of(key), value) for key, value in _pairs(pairs))
+        keys, values = zip(*_pairs(pairs), strict=True) if pairs else ((), ())
+        made.update(zip(keys_of(keys), values, strict=True))
     builder.fill(made, node.pairs)
     state = builder.value(node.state)
     if isinstance(state, Mapping) and set(state) <= {"_metadata"} and not node.items:
@@ -54,7 +56,7 @@ def _set(builder: Builder, node: Call) -> Any:
     items = (*builder.args(node, 0, 1), [])[0]
     if not isinstance(items, list | tuple | set):
         raise FileRefusedError(f"has a set of what is not a list; {SHORT}")
-    keys = [key_of(item) for item in items]
+    keys = keys_of(items)
     return set(keys) if str(node.maker) == "builtins.set" else frozenset(keys)
 
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from ...errors import FileRefusedError, UsageError
 
+NO_ALLOW = "refused, and no --allow lifts this"
 SHORT = "the file is cut off or damaged; fetch or save it again"
 
 

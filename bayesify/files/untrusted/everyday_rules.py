@@ -7,10 +7,12 @@ import datetime
 import decimal
 import fractions
 import functools
+import logging
 import pathlib
 import re
 import types
 import uuid
+import zoneinfo
 from collections import deque
 from collections.abc import Callable
 from math import prod
@@ -21,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ...errors import FileRefusedError
-from .builder import Builder, Rule, key_of, refuse_extras
-from .content import SHORT
+from .builder import Builder, Rule, refuse_extras
+from .content import NO_ALLOW, SHORT
 from .global_names import Name
 from .nodes import Call
 
@@ -42,7 +44,7 @@ def _called(function: Callable[..., Any], *kinds: Any, least: int) -> Rule:
             raise _damaged(node)
         try:
             return function(*args)
-        except (ValueError, TypeError, OverflowError, ArithmeticError):
+        except (ValueError, TypeError, OverflowError, ArithmeticError, LookupError, OSError):
             raise _damaged(node) from None
 
     return rule
@@ -106,7 +108,7 @@ def _partial(builder: Builder, node: Call) -> Any:
         if not isinstance(named, Name) or not str(named).startswith(_SAFE_TO_CONSTRUCT):
             raise FileRefusedError(
                 "prepares a call (functools.partial) of something else than a layer or an activation of torch, which "
-                "saved models never do; refused, and no --allow lifts this"
+                f"saved models never do; {NO_ALLOW}"
             )
     target, args, keywords = builder.value(parts[0]), builder.value(parts[1]), builder.value(parts[2])
     strange = node.items or node.pairs or builder.value(parts[3])
@@ -175,7 +177,7 @@ def _generator(builder: Builder, node: Call) -> torch.Generator:
     if not isinstance(device, torch.device) or not isinstance(state, tuple) or len(state) != 3:
         raise _damaged(node)
     made = torch.Generator("cpu")
-    if device.type == "cpu" and isinstance(state[2], Tensor):
+    if device.type == "cpu" and isinstance(state[2], Tensor) and not state[2].is_meta:
         try:
             made.set_state(state[2])
         except (RuntimeError, TypeError):
@@ -189,10 +191,14 @@ def _fraction(one: str | int, other: int = 1) -> fractions.Fraction:
     return fractions.Fraction(one, other)
 
 
-def _range(*parts: int) -> range:
-    made = range(*parts)
-    key_of((made.start, made.stop, made.step))
-    return made
+def _logger(name: str = "root") -> logging.Logger:
+    if not re.fullmatch(r"\w[\w.-]{0,200}", name):
+        raise ValueError("no name of a logger")
+    return logging.getLogger(name)
+
+
+def _zone(key: str, *_: Any) -> zoneinfo.ZoneInfo:
+    return zoneinfo.ZoneInfo(key)
 
 
 _WINDOWS = pathlib.PureWindowsPath if pathlib.Path is not getattr(pathlib, "WindowsPath", None) else pathlib.WindowsPath
@@ -204,13 +210,15 @@ EVERYDAY_RULES: dict[str, Rule] = {
     "types.SimpleNamespace": _namespace(types.SimpleNamespace),
     "collections.deque": _deque,
     "functools.partial": _partial,
-    "builtins.range": _called(_range, int, int, int, least=1),
+    "builtins.range": _called(range, int, int, int, least=1),
     "builtins.slice": _called(slice, _NUMBER, _NUMBER, _NUMBER, least=1),
     "datetime.datetime": _called(datetime.datetime, str | bytes, datetime.tzinfo, least=1),
     "datetime.date": _called(datetime.date, str | bytes, least=1),
     "datetime.time": _called(datetime.time, str | bytes, datetime.tzinfo, least=1),
     "datetime.timedelta": _called(datetime.timedelta, int, int, int, least=0),
     "datetime.timezone": _called(datetime.timezone, datetime.timedelta, str, least=1),
+    "zoneinfo.ZoneInfo._unpickle": _called(_zone, str, object, least=1),
+    "logging.getLogger": _called(_logger, str, least=0),
     "decimal.Decimal": _called(decimal.Decimal, str, least=1),
     "fractions.Fraction": _called(_fraction, str | int, int, least=1),
     "uuid.UUID": _uuid,

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from ...errors import FileRefusedError
 from ...nn import hooks
 from .builder import Rule, refuse_extras
-from .content import SHORT
+from .content import NO_ALLOW, SHORT
 from .global_names import words
 from .nodes import Call
 
@@ -113,7 +113,7 @@ def _wrapped_hook(builder: Any, node: Call) -> Any:
     return made
 
 
-_MISUSE = "which saved models never do; refused, and no --allow lifts this"
+_MISUSE = f"which saved models never do; {NO_ALLOW}"
 _WrappedHook: Any = vars(nn.modules.module)["_WrappedHook"]
 
 HOOK_RULES: dict[str, Rule] = {

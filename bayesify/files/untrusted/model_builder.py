@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import enum
-from collections import OrderedDict
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,15 +11,15 @@ from torch.nn.parameter import Parameter
 
 from ...errors import FileRefusedError
 from ...programs.program import rebuilt
-from .attributes import refuse_attribute, set_attributes, setters
+from .attributes import refuse_attribute, setters
 from .builder import Builder, refuse_extras
 from .container_rules import CONTAINER_RULES
-from .content import SHORT
+from .content import NO_ALLOW, SHORT
 from .everyday_rules import EVERYDAY_RULES
 from .global_names import Name, words
 from .hook_rules import HOOK_RULES, HOOK_TABLES, Hooks
-from .nodes import Call, Dict
-from .records import refuse_wrong_record
+from .nodes import Call
+from .plain_objects import CALLED, attribute_name, enum_member, fresh, pairs_of, plain_object
 from .storages import Storages
 from .tensor_rules import TENSOR_RULES
 from .trust import Trusted
@@ -74,7 +73,7 @@ class ModelBuilder(Builder):
         """A class, a function or a constant that is stored."""
         target = self.trusted[name].target
         if target is None:
-            raise FileRefusedError(f"stores {name}, which saved models only call; refused, and no --allow lifts this")
+            raise FileRefusedError(f"stores {name}, which saved models only call; {NO_ALLOW}")
         return target
 
     def object(self, node: Call) -> Any:
@@ -83,31 +82,24 @@ class ModelBuilder(Builder):
             raise FileRefusedError(f"calls what a call returned, {_MISUSE}")
         name, trusted = node.maker, self.trusted[node.maker]
         if trusted.role == "enum" and not node.new:
-            return self._member(trusted.target, node)
+            return enum_member(self, trusted.target, node)
         if trusted.role == "call" and trusted.target is not None and not node.new:
             refuse_extras(node)
             return trusted.target(*(bool(arg) for arg in self.args(node, 0, 1)))
-        if trusted.role not in ("module", "plain") or not node.new:
+        if trusted.role not in ("module", "plain") or not (node.new or issubclass(trusted.target, CALLED)):
             raise FileRefusedError(f"calls {name}, {_MISUSE}")
-        return self._module(trusted.target, node) if trusted.role == "module" else self._plain(trusted.target, node)
-
-    def _member(self, cls: type[enum.Enum], node: Call) -> enum.Enum:
-        refuse_extras(node)
-        (value,) = self.args(node, 1)
-        for member in cls.__members__.values():
-            if type(member._value_) is type(value) and member._value_ == value:
-                return member
-        raise FileRefusedError(f"has a {cls.__name__} of the value {str(value)[:40]!r}, which there is not; {SHORT}")
+        make = self._module if trusted.role == "module" else functools.partial(plain_object, self)
+        return make(trusted.target, node)
 
     def _module(self, cls: Any, node: Call) -> nn.Module:
-        made = self.keep(node, _fresh(cls))
+        made = self.keep(node, fresh(cls))
         if self.args(node, 0) or node.items or node.pairs:
             raise FileRefusedError(f"fills a {cls.__name__} like a list or a dict; {SHORT}")
         template = vars(nn.Module())
         made.__dict__.update(template)
         given: dict[str, None] = {}
-        for key, value in self._pairs(node.state, f"the state of a {cls.__name__}"):
-            name = self._attribute_name(cls, key)
+        for key, value in pairs_of(node.state, f"the state of a {cls.__name__}"):
+            name = attribute_name(self, cls, key)
             given[name] = None
             if name in ("_parameters", "_buffers", "_modules") or name in HOOK_TABLES:
                 self._fill(made, name, value)
@@ -116,12 +108,6 @@ class ModelBuilder(Builder):
                 made.__dict__[name] = self._attribute(cls, name, value)
         self._check_module(made, given)
         return made  # type: ignore[no-any-return]
-
-    def _attribute_name(self, cls: type, key: Any) -> str:
-        name = self.value(key)
-        if not isinstance(name, str):
-            raise FileRefusedError(f"sets an attribute of a {cls.__name__} that has no name; {SHORT}")
-        return name
 
     def _attribute(self, cls: type, name: str, node: Any) -> Any:
         value = self.value(node)
@@ -135,7 +121,7 @@ class ModelBuilder(Builder):
 
     def _fill(self, made: Any, table: str, node: Any) -> None:
         """One of a module's own dicts: of Parameters, buffers, children or hooks."""
-        cls, pairs = type(made), self._pairs(node, f"{table} of a {type(made).__name__}")
+        cls, pairs = type(made), pairs_of(node, f"{table} of a {type(made).__name__}")
         if id(node) in self._made:
             raise FileRefusedError(f"has a {cls.__name__} that shares its {table} with another module; refused")
         kept = self.keep(node, made.__dict__[table])
@@ -176,37 +162,6 @@ class ModelBuilder(Builder):
         except (TypeError, AttributeError, KeyError, IndexError, ValueError):
             raise FileRefusedError(f"has a {cls.__name__} that cannot be; {SHORT}") from None
 
-    def _plain(self, cls: Any, node: Call) -> Any:
-        if any(True for _ in setters(cls)):
-            raise FileRefusedError(f"holds a {cls.__name__}, which restores itself by its own code; refused")
-        if issubclass(cls, tuple):
-            refuse_extras(node)
-            return _named_tuple(cls, self.args(node, 0, 1000))
-        made = self.keep(node, _fresh(cls))
-        misfilled = (node.items and not isinstance(made, list)) or (node.pairs and not isinstance(made, dict))
-        if self.args(node, 0) or misfilled:
-            raise FileRefusedError(f"fills a {cls.__name__} as saved files never do; {SHORT}")
-        if isinstance(made, list):
-            list.extend(made, [self.value(item) for item in node.items])
-        elif isinstance(made, dict):
-            put: Any = OrderedDict.__setitem__ if isinstance(made, OrderedDict) else dict.__setitem__
-            for key, value in self.fill({}, node.pairs).items():
-                put(made, key, value)
-        for state in node.state if isinstance(node.state, tuple) and len(node.state) == 2 else (node.state,):
-            if state is not None:
-                pairs = self._pairs(state, f"the state of a {cls.__name__}")
-                set_attributes(made, {self._attribute_name(cls, key): self.value(value) for key, value in pairs})
-        refuse_wrong_record(made)
-        return made
-
-    def _pairs(self, node: Any, what: str) -> list[tuple[Any, Any]]:
-        if isinstance(node, Dict):
-            return node.pairs
-        if isinstance(node, Call) and str(node.maker) == "collections.OrderedDict" and not node.args:
-            return node.pairs
-        raise FileRefusedError(f"has something else than a dict for {what}; {SHORT}")
-
-
 def refuse_endless(model: nn.Module) -> None:
     """Refuse a module that is inside of itself, or modules that are shared under endlessly many names.
 
@@ -230,21 +185,6 @@ def refuse_endless(model: nn.Module) -> None:
             waiting.append((child, False))
     if names[id(model)] > _MOST_NAMES:
         raise FileRefusedError("shares its modules so often that they have more names than any model; refused")
-
-
-def _fresh(cls: Any) -> Any:
-    """An object of the class on which nothing of its code has run."""
-    base = next((kind for kind in (OrderedDict, dict, list) if issubclass(cls, kind)), object)
-    try:
-        return base.__new__(cls)
-    except TypeError:
-        raise FileRefusedError(f"holds a {cls.__name__}, of a kind that cannot be built from data; refused") from None
-
-
-def _named_tuple(cls: Any, values: list[Any]) -> Any:
-    if len(values) != len(getattr(cls, "_fields", ())):
-        raise FileRefusedError(f"has a {cls.__name__} of {len(values)} values; {SHORT}")
-    return tuple.__new__(cls, values)
 
 
 def _all(value: Any, container: type, kind: type) -> bool:
@@ -276,6 +216,6 @@ def _refuse_missing_parameters(made: nn.Module) -> None:
                 raise FileRefusedError(f"is a {type(made).__name__} without its {name}; {SHORT}")
 
 
-_MISUSE = "which saved models never do; refused, and no --allow lifts this"
+_MISUSE = f"which saved models never do; {NO_ALLOW}"
 _TENSOR_KINDS = (Tensor, "Tensor", Parameter, "Parameter")
 _PARTS: dict[str, type] = {"_parameters": Parameter, "_buffers": Tensor, "_modules": nn.Module}

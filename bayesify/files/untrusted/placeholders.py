@@ -28,7 +28,6 @@ class Placeholder:
     name: str = ""
     args: tuple[Any, ...] = ()
     state: Any = None
-    is_key = True  # it may be a key of a dict, which goes by what it is and not by what it says
 
 
 class WeightsBuilder(Builder):

@@ -24,6 +24,11 @@ class TypedMemory:
     memory: torch.UntypedStorage
     dtype: torch.dtype | None
 
+    def storage(self) -> torch.TypedStorage | torch.UntypedStorage:
+        """torch's own object for it: what a file holds that holds a storage without a tensor."""
+        typed: Any = torch.TypedStorage
+        return self.memory if self.dtype is None else typed(wrap_storage=self.memory, dtype=self.dtype, _internal=True)
+
 
 class Storages:
     """The storages of one file by key.

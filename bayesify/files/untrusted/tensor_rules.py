@@ -11,7 +11,7 @@ from torch.nn.parameter import Parameter
 
 from ...errors import FileRefusedError
 from .builder import Builder, Rule, all_of, is_data, refuse_extras
-from .content import SHORT
+from .content import NO_ALLOW, SHORT
 from .global_names import Name, words
 from .nodes import Call
 from .tensors import parameter, with_gradient, with_marks
@@ -20,7 +20,8 @@ from .tensors import parameter, with_gradient, with_marks
 def _tensor(builder: Builder, node: Call) -> Tensor:
     """`_rebuild_tensor(storage, offset, size, stride)` and its successors, which take more."""
     refuse_extras(node)
-    memory, offset, size, stride, *more = builder.args(node, 4, 8)
+    _, offset, size, stride, *more = builder.args(node, 4, 8)
+    memory = builder.memory(node.args[0])
     assert isinstance(node.maker, Name)
     later = node.maker.qualname.rpartition("_")[2]
     requires_grad, hooks, *rest = more if later in ("v2", "v3") and len(more) > 1 else (False, None)
@@ -55,7 +56,7 @@ def _of_type(builder: Builder, node: Call) -> Any:
     if not isinstance(function, Name) or str(function) not in TENSOR_RULES or "._rebuild_" not in str(function):
         raise FileRefusedError(
             f"calls {function if isinstance(function, Name) else 'what it made'} by way of {node.maker}, which saved "
-            "models never do; refused, and no --allow lifts this"
+            f"models never do; {NO_ALLOW}"
         )
     if not isinstance(kind, Name) or str(kind) not in _TENSOR_TYPES or not isinstance(args, tuple):
         raise FileRefusedError(f"has a tensor of the class {kind}, which is not torch's own; save it as a plain tensor")

@@ -74,13 +74,16 @@ class Tensors:
         tensors: Any = [part for part in parts if isinstance(part, Tensor)] if whole else []
         size = next((part for part in parts if isinstance(part, torch.Size)), None) if whole else None
         make: Any = torch.sparse_coo_tensor
+        checked = not any(tensor.is_meta for tensor in tensors)  # without numbers there are no indices to hold to it
         try:
             if layout == torch.sparse_coo and size is not None and len(tensors) == 2:
-                made = make(*tensors, _numbers(size), check_invariants=True)
-                return made.coalesce() if parts[-1] is True else made  # type: ignore[no-any-return]
+                made = make(*tensors, _numbers(size), check_invariants=checked)
+                if parts[-1] is True:
+                    made = made.coalesce() if checked else made._coalesced_(True)
+                return made  # type: ignore[no-any-return]
             if size is not None and len(tensors) == 3 and layout in _COMPRESSED:
                 make = torch.sparse_compressed_tensor
-                compressed: Tensor = make(*tensors, _numbers(size), layout=layout, check_invariants=True)
+                compressed: Tensor = make(*tensors, _numbers(size), layout=layout, check_invariants=checked)
                 return compressed
         except RuntimeError:
             pass
@@ -128,7 +131,8 @@ def with_marks(tensor: Tensor, marks: Any) -> Tensor:
     """
     if not marks:
         return tensor
-    if not isinstance(marks, Mapping) or not set(marks) <= {"conj", "neg"} or not tensor.is_complex():
+    known = isinstance(marks, Mapping) and set(marks) <= {"conj", "neg"}
+    if not known or not (tensor.is_complex() or (tensor.is_floating_point() and not marks.get("conj"))):
         raise FileRefusedError(_CANNOT_BE)
     set_marks: Any = torch._utils.set_tensor_metadata
     set_marks(tensor, {name: bool(value) for name, value in marks.items()})

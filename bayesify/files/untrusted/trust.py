@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -115,7 +116,7 @@ def _derived(name: Name, allow: Sequence[str]) -> Trusted | Refused:
 def _of_torch(name: Name) -> Trusted | None:
     if name.module in ("torch", "torch.cuda", "torch.storage") and name.qualname.endswith("Storage"):
         return Trusted("value")
-    constant = torch_constant(name)
+    constant = torch_constant(name) or _number_of_numpy(name)
     if constant is not None:
         return Trusted("value", constant)
     if name.module in ("torch.nn.functional", "torch._C._nn") and name.qualname in ACTIVATIONS:
@@ -125,6 +126,12 @@ def _of_torch(name: Name) -> Trusted | None:
     if owner == _VARIABLE_FUNCTIONS and activation in ACTIVATIONS and hasattr(torch, activation):
         return Trusted("value", getattr(torch, activation))
     return None
+
+
+def _number_of_numpy(name: Name) -> type | None:
+    """numpy's type of a number, such as float32."""
+    thing = vars(np).get(name.qualname) if name.module == "numpy" else None
+    return thing if isinstance(thing, type) and issubclass(thing, np.generic) else None
 
 
 def _of_library(name: Name) -> Trusted | Refused:
@@ -260,6 +267,8 @@ KNOWN: dict[str, Trusted] = {
     **{name: Trusted("call") for name in (*TENSOR_RULES, *CONTAINER_RULES, *EVERYDAY_RULES, *HOOK_RULES)},
     **{f"bayesify.nn.{hook.__qualname__}": Trusted("value", hook) for hook in OWN_HOOKS},
     **{f"builtins.{kind.__name__}": Trusted(_role_of(kind), kind) for kind in _VALUES},
+    "builtins.Ellipsis": Trusted("value", ...),
+    "builtins.NotImplemented": Trusted("value", NotImplemented),
     "torch.Tensor": Trusted("value", torch.Tensor),
     "numpy.ndarray": Trusted("value"),
     "bayesify.programs.rebuilt": Trusted("call"),
