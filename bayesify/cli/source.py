@@ -12,8 +12,8 @@ from torch import nn
 from ..errors import FileRefusedError, UsageError
 from ..files.load_model import load_model
 from ..files.model_factory import build_model, is_spec, parse_args
-from ..files.not_finite import warn_of_not_finite
 from ..files.untrusted.content import FOLDER
+from ..files.weight_warnings import warn_of_not_finite
 
 
 @dataclass(frozen=True)

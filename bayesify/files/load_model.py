@@ -16,7 +16,6 @@ from .fit_weights import fit
 from .model_factory import build_network
 from .model_file.description import Factory, is_ours
 from .model_file.read import OwnFile
-from .not_finite import warn_of_not_finite
 from .read_weights import Weights, weights_in, weights_of
 from .untrusted.build_model import build_model_from
 from .untrusted.content import NO_ALLOW, Content, opened
@@ -25,6 +24,7 @@ from .untrusted.file_kind import kind_of
 from .untrusted.nodes import Call, Dict
 from .untrusted.safetensors_file import read_header
 from .untrusted.torch_archive import Archive, open_archive
+from .weight_warnings import warn_of_no_checksums, warn_of_not_finite
 
 
 def load_model(
@@ -54,7 +54,7 @@ def load_model(
         map_location: the device to put it on; the CPU if not given.
         meta: read no weights; the model's tensors are on the meta device.
 
-    Warns of weights that are NaN or infinite.
+    Warns of weights that are NaN or infinite, and of files without checksums.
 
     Raises:
         FileRefusedError: the file is broken, holds no model, names what may not be built, or is of another network.
@@ -67,6 +67,8 @@ def load_model(
         raise UsageError("into= and factory= both say what the weights are put into: give one of them")
     with opened(path) as content:
         model = _model(content, path, into, factory, args, allow, key, meta)
+        if not meta:
+            warn_of_no_checksums(content, path)
     warn_of_not_finite(model, path)
     return model if map_location is None or meta else model.to(map_location)
 

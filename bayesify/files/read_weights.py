@@ -21,6 +21,7 @@ from .untrusted.node_limits import refuse_unfolding
 from .untrusted.placeholders import WeightsBuilder, dangerous
 from .untrusted.safetensors_file import read_header, read_tensors
 from .untrusted.torch_archive import Archive, open_archive
+from .weight_warnings import warn_of_no_checksums
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Weights:
 def read_weights(path: str | PathLike[str], *, key: str | None = None, meta: bool = False) -> Weights:
     """Read a state_dict, whatever the file's name and whatever stands beside the weights.
 
-    Objects of foreign classes are read as inert placeholders and never imported.
+    Objects of foreign classes are read as inert placeholders and never imported. Warns of a file without checksums.
 
     Args:
         path: safetensors, or a file of torch.save in either format: a state_dict, a checkpoint with one, or a model.
@@ -55,7 +56,10 @@ def read_weights(path: str | PathLike[str], *, key: str | None = None, meta: boo
         UsageError: there is no such file, or nothing stands under `key`.
     """
     with opened(path) as content:
-        return weights_in(content, key=key, meta=meta)
+        read = weights_in(content, key=key, meta=meta)
+        if not meta:
+            warn_of_no_checksums(content, path)
+        return read
 
 
 def weights_in(content: Content, *, key: str | None = None, meta: bool = False) -> Weights:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..analysis.probe.example_inputs import ExampleInputs
 from ..errors import NameClashError, UsageError, did_you_mean
-from ..files.not_finite import warn_of_not_finite
+from ..files.weight_warnings import warn_of_not_finite
 from ..nn.base import Flipout, Variational
 from ..nn.posterior_tensors import SUFFIXES
 from ..planning.plan import Plan

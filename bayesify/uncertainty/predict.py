@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import UsageError, did_you_mean
-from ..files.not_finite import warn_of_not_finite
+from ..files.weight_warnings import warn_of_not_finite
 from ..nn.kl import layers_of, refuse_lost_posteriors
 from ..report.progress import progressed
 from .calibration import Calibration, stored_calibration

@@ -1,4 +1,4 @@
-"""Weights that are NaN or infinite, which no trained model means to have."""
+"""What is said about weights that were read: some are NaN or infinite, or damage to them would not have shown."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import warnings
 
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter, is_lazy
+
+from .untrusted.content import Content
+from .untrusted.file_kind import kind_of
+from .untrusted.zip_directory import ZipDirectory
 
 
 def warn_of_not_finite(model: nn.Module, whose: object) -> None:
@@ -18,6 +22,19 @@ def warn_of_not_finite(model: nn.Module, whose: object) -> None:
     note = not_finite(model)
     if note is not None:
         warnings.warn(f"{whose}: {note}", stacklevel=3)
+
+
+def warn_of_no_checksums(content: Content, path: object) -> None:
+    """Warn, at the caller's caller, of a file of torch.save in a form without checksums.
+
+    That is its old format, and the present one under `torch.serialization.set_crc32_options(False)`.
+    """
+    kind = kind_of(content).kind
+    if kind == "torch old" or (kind == "torch zip" and not ZipDirectory(content).checked):
+        warnings.warn(
+            f"{path}: has no checksums, so that damage to its numbers would not show; torch.save writes them today",
+            stacklevel=3,
+        )
 
 
 def not_finite(model: nn.Module) -> str | None:

@@ -1,4 +1,7 @@
-"""NaN and infinite weights are told: the first tensor by its name, and how many."""
+"""NaN and infinite weights are told, and files in which damage would not show."""
+
+import warnings
+from random import Random
 
 import pytest
 import torch
@@ -7,7 +10,9 @@ from torch import nn
 import bayesify
 from bayesify.cli.commands import main
 from bayesify.cli.source import Source
-from bayesify.files.not_finite import not_finite
+from bayesify.errors import FileRefusedError, UsageError
+from bayesify.files.read_weights import read_weights
+from bayesify.files.weight_warnings import not_finite
 from tests.files.made_files import net, saved
 
 
@@ -70,3 +75,50 @@ def test_the_command_says_it_on_stderr_once(file, capsys):
     with pytest.raises(SystemExit):
         main(["convert", str(path)])
     assert capsys.readouterr().err.count("NaN or infinite") == 1
+
+
+FORMATS = {"zip": False, "old": True}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("what", ["module", "weights"])
+def test_a_file_without_checksums_is_told_where_its_numbers_are_read(form, what, file, recwarn):
+    path = file(saved(net() if what == "module" else net().state_dict(), FORMATS[form]))
+    call = bayesify.load if what == "module" else read_weights
+    call(path, meta=True)
+    assert not recwarn.list
+    call(path)
+    texts = [str(warning.message) for warning in recwarn.list]
+    assert [text.startswith(f"{path}: has no checksums") for text in texts] == [True] * (form == "old")
+
+
+def test_a_zip_that_was_written_without_checksums_is_told(file):
+    torch.serialization.set_crc32_options(False)
+    try:
+        content = saved(net())
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with pytest.warns(UserWarning, match="no checksums"):
+        bayesify.load(file(content))
+
+
+def test_300_flipped_bits_and_100_cuts_of_an_old_file_are_refused_or_told(file):
+    content, random = saved(net().state_dict(), old=True), Random(0)
+    expected, different = net().state_dict(), 0
+    for _ in range(300):
+        place = random.randrange(8 * len(content))
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                found = read_weights(file(bytes(changed))).state_dict
+            except (FileRefusedError, UsageError):
+                continue
+        same = list(found) == list(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
+        different += not same
+        assert told
+    assert different
+    for _ in range(100):
+        with pytest.raises(FileRefusedError):
+            read_weights(file(content[: random.randrange(len(content))]))
