@@ -38,7 +38,7 @@ def load_model(
     map_location: str | torch.device | None = None,
     meta: bool = False,
 ) -> nn.Module:
-    """Open a model, without running anything that the file says.
+    """Open a model, without running anything that the file says. Warns of NaN in it, and where it has no checksums.
 
     Args:
         path: a file of `bayesify.save`, of `torch.save(model, path)` in torch's present format or its old one, or of
@@ -54,21 +54,17 @@ def load_model(
         map_location: the device to put it on; the CPU if not given.
         meta: read no weights; the model's tensors are on the meta device.
 
-    Warns of weights that are NaN or infinite, and of files without checksums.
-
     Raises:
         FileRefusedError: the file is broken, holds no model, names what may not be built, or is of another network.
         FactoryError: the factory is not there or fails.
         UsageError: there is no such file, or an argument is not what it should be.
     """
-    allow = (allow,) if isinstance(allow, str) else allow
-    _check_allow(allow)
+    allow = _checked((allow,) if isinstance(allow, str) else allow)
     if into is not None and factory is not None:
         raise UsageError("into= and factory= both say what the weights are put into: give one of them")
     with opened(path) as content:
         model = _model(content, path, into, factory, args, allow, key, meta)
-        if not meta:
-            warn_of_no_checksums(content, path)
+        warn_of_no_checksums(content, path, meta=meta)
     warn_of_not_finite(model, path)
     return model if map_location is None or meta else model.to(map_location)
 
@@ -134,12 +130,13 @@ def _under(root: Any, key: str) -> Any:
     return node
 
 
-def _check_allow(allow: Sequence[str]) -> None:
+def _checked(allow: Sequence[str]) -> Sequence[str]:
     for pattern in allow:
         if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*([.:][A-Za-z_]\w*|\.\*)", pattern):
             raise UsageError(
                 f"--allow {pattern!r}: write mypkg.models.Net, or mypkg.models.* for a module's nn.Modules"
             )
+    return allow
 
 
 def _no_model(read: Callable[[], Weights], path: str | PathLike[str]) -> FileRefusedError:

@@ -57,8 +57,7 @@ def read_weights(path: str | PathLike[str], *, key: str | None = None, meta: boo
     """
     with opened(path) as content:
         read = weights_in(content, key=key, meta=meta)
-        if not meta:
-            warn_of_no_checksums(content, path)
+        warn_of_no_checksums(content, path, meta=meta)
         return read
 
 

@@ -12,24 +12,25 @@ from .untrusted.file_kind import kind_of
 from .untrusted.zip_directory import ZipDirectory
 
 
-def warn_of_not_finite(model: nn.Module, whose: object) -> None:
+def warn_of_not_finite(model: nn.Module | None, whose: object) -> None:
     """Warn of Parameters that hold NaN or infinite numbers, as a warning at the caller's caller.
 
     Args:
-        model: the model.
+        model: the model; None where there is nothing to look for.
         whose: what the sentence is about: a file, or what was done.
     """
-    note = not_finite(model)
+    note = None if model is None else not_finite(model)
     if note is not None:
         warnings.warn(f"{whose}: {note}", stacklevel=3)
 
 
-def warn_of_no_checksums(content: Content, path: object) -> None:
+def warn_of_no_checksums(content: Content, path: object, *, meta: bool) -> None:
     """Warn, at the caller's caller, of a file of torch.save in a form without checksums.
 
-    That is its old format, and the present one under `torch.serialization.set_crc32_options(False)`.
+    That is its old format, and the present one under `torch.serialization.set_crc32_options(False)`. Under `meta` no
+    numbers were read, and nothing is said.
     """
-    kind = kind_of(content).kind
+    kind = None if meta else kind_of(content).kind
     if kind == "torch old" or (kind == "torch zip" and not ZipDirectory(content).checked):
         warnings.warn(
             f"{path}: has no checksums, so that damage to its numbers would not show; torch.save writes them today",

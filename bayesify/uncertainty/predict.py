@@ -50,8 +50,6 @@ def predict(
         keep: also return the outputs of all draws.
         progress: show a bar on stderr; None: on a terminal, where a loader takes over two seconds.
 
-    Warns of weights that are NaN or infinite, where predictions are.
-
     Raises:
         NotVariationalError: the model has no variational layer.
         UsageError: arguments do not fit each other or the output; examples that must be in dimension 0 are not.
@@ -68,10 +66,13 @@ def predict(
         pieces = [reader.read(piece, samples) for call in calls for piece in reader.chunks(call, chunk)]
     if not pieces:
         raise UsageError("the loader gave no batch")
-    joined = reader.joined(pieces)
-    if not all(leaf.isfinite().all() for leaf in pytree.tree_leaves(joined.mean) if is_float(leaf)):
-        warn_of_not_finite(model, f"predict({type(model).__name__})")
-    return with_noise(joined, noise)
+    prediction = with_noise(reader.joined(pieces), noise)
+    warn_of_not_finite(None if _is_finite(prediction.mean) else model, f"predict({type(model).__name__})")
+    return prediction
+
+
+def _is_finite(mean: Any) -> bool:
+    return all(bool(leaf.isfinite().all()) for leaf in pytree.tree_leaves(mean) if is_float(leaf))
 
 
 def _calls(model: nn.Module, inputs: tuple[Any, ...], progress: bool | None) -> Iterable[Call]:
