@@ -15,7 +15,7 @@ from .errors import BayesifyError
 from .safe_globals import register_once_torch_is_imported
 
 if TYPE_CHECKING:
-    from . import functional, nn
+    from . import figures, functional, nn
     from .analysis.registration import register
     from .files.load_model import load_model as load
     from .files.save import save
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .uncertainty.draws import draw, sample
     from .uncertainty.fit_lora import FittedLora, fit_lora
     from .uncertainty.fit_std import FittedStd, fit_std
+    from .uncertainty.inspect import Inspection, inspect
     from .uncertainty.kl_in_training import annealing, attach_kl, elbo
     from .uncertainty.predict import predict
     from .uncertainty.prediction import Prediction
@@ -48,6 +49,7 @@ __all__ = [
     "Calibration",
     "FittedLora",
     "FittedStd",
+    "Inspection",
     "Plan",
     "Policy",
     "Prediction",
@@ -60,10 +62,12 @@ __all__ = [
     "draw",
     "elbo",
     "extend_optimizer",
+    "figures",
     "fit_lora",
     "fit_std",
     "flipout",
     "functional",
+    "inspect",
     "kl",
     "load",
     "load_weights",
@@ -100,6 +104,8 @@ _DEFINED_IN = {
     "fit_lora": "uncertainty.fit_lora",
     "fit_std": "uncertainty.fit_std",
     "flipout": "surgery.convert",
+    "inspect": "uncertainty.inspect",
+    "Inspection": "uncertainty.inspect",
     "kl": "nn.kl:total_kl",
     "load": "files.load_model:load_model",
     "load_weights": "surgery.reset",

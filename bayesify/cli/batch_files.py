@@ -17,6 +17,7 @@ from ..files.read_weights import read_content
 from ..uncertainty.prediction import Prediction, is_float
 from .input_options import read_inputs
 
+_BATCH = 256  # rows in one forward pass
 READ, WRITTEN = (".npz", ".pt", ".safetensors", ".csv"), (".npz", ".csv")
 
 
@@ -45,6 +46,34 @@ def read_batch(path: str, dtype: torch.dtype) -> tuple[Any, ...]:
     named = _read_npz(path, dtype) if ending == ".npz" else dict(read_content(Path(path), meta=False))
     unnamed = len(named) == 1 or all(name.startswith("arr_") for name in named)
     return tuple(named.values()) if unnamed else (named,)
+
+
+def read_labelled(path: str, dtype: torch.dtype, task: str | None) -> list[Any]:
+    """Batches of what `read_batch` reads, with targets: (inputs..., target), or mappings; of a table the last column.
+
+    Raises:
+        FileRefusedError, UsageError: as `read_batch`; or the table has one column only.
+    """
+    parts = read_batch(path, dtype)
+    if Path(path).suffix.lower() == ".csv":
+        (table,) = parts
+        if table.shape[1] < 2:
+            raise UsageError(f"{path}: has one column, and inputs and a target need two at least")
+        target = table[:, -1].long() if task == "classification" else table[:, -1:]
+        parts = (table[:, :-1], target)
+    whole = parts[0] if len(parts) == 1 else tuple(parts)
+    rows = max((len(leaf) for leaf in pytree.tree_leaves(whole) if isinstance(leaf, Tensor) and leaf.dim()), default=0)
+    return [pytree.tree_map_only(Tensor, _rows(start, rows), whole) for start in range(0, rows, _BATCH)]
+
+
+def _rows(start: int, rows: int) -> Any:
+    """Takes so many rows of a tensor that has `rows`, and leaves another as it is."""
+    return lambda tensor: tensor[start : start + _BATCH] if tensor.dim() and len(tensor) == rows else tensor
+
+
+def place_of(part: str | None) -> str | int | None:
+    """A part of an output by its place, where it is a number, or by its name."""
+    return int(part) if part is not None and part.lstrip("-").isdigit() else part
 
 
 def write_prediction(prediction: Prediction, path: str) -> None:

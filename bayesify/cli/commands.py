@@ -12,6 +12,7 @@ import click
 
 from .. import __version__
 from ..errors import UsageError
+from .inspect_command import inspect as inspect_command
 from .policy_commands import policy as policy_commands
 from .predict_command import predict as predict_command
 from .terminal import Commands, busy, say
@@ -64,6 +65,7 @@ def main() -> None:
       bayesify convert resnet.pt                         writes resnet.flipout.pt
       bayesify report resnet.pt --method lrt             shows what would happen
       bayesify convert torchvision.models:resnet18 --weights resnet18.pth
+      bayesify inspect resnet.flipout.pt                 what its posteriors say
       bayesify revert resnet.flipout.pt -o plain.pt
 
     Exit codes: 0 done, 2 wrong policy or usage, 3 nothing to convert or converted already, 4 the file or the factory is
@@ -219,5 +221,6 @@ def revert(
     say(f"Wrote {output}")
 
 
+main.add_command(inspect_command)
 main.add_command(policy_commands)
 main.add_command(predict_command)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from typing import Any
-
 import click
 
 from .terminal import say
@@ -55,7 +52,7 @@ def show(name: str | None, as_written: bool, as_json: bool) -> None:
     import json
 
     from ..policy.policy import Policy
-    from ..policy.yaml_file import presets, read_text
+    from ..policy.yaml_file import as_yaml, presets, read_text
 
     if name is None:
         click.echo("\n".join(presets()))
@@ -64,12 +61,4 @@ def show(name: str | None, as_written: bool, as_json: bool) -> None:
     if as_written:
         say(read_text(presets().get(name, name)).rstrip())
     else:
-        say(json.dumps(whole, indent=2) if as_json else _yaml(whole).rstrip())
-
-
-def _yaml(data: dict[str, Any]) -> str:
-    from ruamel.yaml import YAML
-
-    file = io.StringIO()
-    YAML().dump(data, file)
-    return file.getvalue()
+        say(json.dumps(whole, indent=2) if as_json else as_yaml(whole).rstrip())

@@ -61,12 +61,12 @@ def _predicted(
 
     from ..files.load_model import load_model
     from ..uncertainty.predict import predict
-    from .batch_files import read_batch
+    from .batch_files import place_of, read_batch
 
     model = load_model(converted, allow=allow)
     dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
-    place = int(part) if part is not None and part.lstrip("-").isdigit() else part
-    return predict(model, *read_batch(inputs, dtype), task=task, output=place, noise=_noise(noise), **options)
+    where = place_of(part)
+    return predict(model, *read_batch(inputs, dtype), task=task, output=where, noise=_noise(noise), **options)
 
 
 def _noise(text: str | None) -> float | str | None:

@@ -17,7 +17,8 @@ import click
 from ..errors import BayesifyError
 from ..escaping import first_line, printable
 
-_ASCII = {"→": "->", "×": "x", "·": "*", "√": "sqrt", "₀": "0", "…": "...", "─": "-", "━": "-", "∞": "inf"}
+_ASCII = {"→": "->", "×": "x", "·": "*", "√": "sqrt", "₀": "0", "…": "...", "─": "-", "━": "-", "∞": "inf", "–": "-"}
+_ASCII |= dict(zip("▁▂▃▄▅▆▇█", "_.,-=+*#", strict=True))
 
 
 class Commands(click.Group):

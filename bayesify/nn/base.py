@@ -32,6 +32,8 @@ from .posterior_tensors import added_names, keeping_wide, posterior_tensors, sav
 from .replaced_means import RemembersMeans, forget_replaced
 from .settings import Method, Settings
 from .signatures import keep_signatures
+from .starts import KEPT_AS as STARTS
+from .starts import remember_start
 from .switches import Switchable, draws_of_forward, is_quiet
 
 
@@ -210,7 +212,7 @@ class Variational(RemembersMeans, Switchable):
             self._buffers.pop(name, None)
         for key in [key for key, hook in self._forward_hooks.items() if hook is mark_reached]:
             del self._forward_hooks[key]
-        for name in ("_settings", "_reached", "_replaced_means"):
+        for name in ("_settings", "_reached", "_replaced_means", STARTS):
             vars(self).pop(name, None)
 
     def reset_parameters(self) -> None:
@@ -230,6 +232,7 @@ class Variational(RemembersMeans, Switchable):
                 present.data.copy_(start.data)
             else:
                 setattr(self, name, start)
+        remember_start(self)
 
     @torch.no_grad()
     def set_std(self, name: str, std: float | Tensor) -> None:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from html import escape
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
 
 from ..errors import PolicyError, UsageError
+from ..escaping import printable
 from . import values as values
 from .json_schema import with_combinations, without_nulls
 from .problems import Origin, Problem, combination_problems, schema_problems
 from .problems import Path as KeyPath
 from .sections import BUILTIN_POSTERIOR, BUILTIN_PRIORS, PosteriorSettings, PriorSettings, Rule, Section
 from .values import MethodName
-from .yaml_file import DEEPEST, presets, read_text, read_yaml
+from .yaml_file import DEEPEST, as_yaml, presets, read_text, read_yaml
 
 if TYPE_CHECKING:
     from ..nn.settings import Settings
@@ -149,11 +151,20 @@ class Policy(Section):
             mode="json", exclude_none=True
         )
 
+    def to_yaml(self) -> str:
+        """A policy file that says the same, with every default filled in."""
+        return as_yaml(self.to_dict())
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(printable(self.to_yaml(), keep=_LINES))}</pre>"
+
     def _filled(self, rule: Rule) -> Rule:
         inherited = {name: getattr(rule, name) or getattr(self, name) for name in ("method", "bias", "signs")}
         merged = {"posterior": rule.posterior.over(self.posterior), "prior": rule.prior.over(self.prior)}
         return rule.model_copy(update={**inherited, **merged})
 
+
+_LINES = "\n"
 
 PolicyLike = Policy | Mapping[str, Any] | str | os.PathLike[str]  # what `plan` and `convert` take for one
 

@@ -7,10 +7,11 @@ file which is nested too deeply is refused before anything is built from it.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,15 @@ def read_text(path: str | os.PathLike[str]) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise PolicyError([f"line {line}: the file is not UTF-8 text"], str(path)) from None
+
+
+def as_yaml(data: Mapping[str, Any]) -> str:
+    """Plain data as a policy file writes it."""
+    from ruamel.yaml import YAML
+
+    file = io.StringIO()
+    YAML().dump(data, file)
+    return file.getvalue()
 
 
 def read_yaml(text: str, source: str) -> tuple[Any, Origin, list[Problem]]:

@@ -18,6 +18,7 @@ from ..nn.kl import Ledger
 from ..nn.posterior_tensors import posterior_tensors
 from ..nn.registry import variant
 from ..nn.settings import Settings
+from ..nn.starts import put_starts, starts_of
 from .fused_operators import refresh
 from .graph_module import Graph, unwhole, whole
 from .input_checks import checked
@@ -169,6 +170,7 @@ def state_of(program: Program) -> dict[str, Any]:
         "examples along": watched_arguments(program),
         "kl": [name for name, value in vars(program).items() if isinstance(value, Ledger)],
         "training": program.training,
+        "starts": starts_of(dict(program.named_modules())),
     }
 
 
@@ -193,6 +195,7 @@ def rebuilt(text: str, state: dict[str, Any]) -> Program:
         watch_examples(program, [(tuple(path), int(dim)) for path, dim in state["examples along"]])
     for name in state["kl"]:
         setattr(program, name, Ledger(program))
+    put_starts(modules, state.get("starts", {}))
     return program.train(bool(state["training"]))
 
 

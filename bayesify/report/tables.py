@@ -79,7 +79,7 @@ def report(title: str, decisions: Decisions, totals: Totals, width: int, *, full
     lines, others = converting(decisions, full), rest(decisions, full)
     notes = list(dict.fromkeys(note for line in lines for note in line.notes))
     columns = next(_layouts(lines, notes, width))
-    parts: list[RenderableType] = [Text(printable(title), style="bold"), _table(columns)]
+    parts: list[RenderableType] = [Text(printable(title), style="bold"), table(columns)]
     headers = [column.header for column in columns]
     parts += [] if "posterior" in headers else [_settings(lines, width)]
     parts += [] if "why" in headers or not notes else [_notes(notes, lines)]
@@ -190,7 +190,8 @@ def _marks(lines: Sequence[Line], notes: Sequence[str]) -> Column:
     return Column("note", marks, style="yellow")
 
 
-def _table(columns: Sequence[Column]) -> Table:
+def table(columns: Sequence[Column]) -> Table:
+    """The columns as a table without a frame."""
     space = (0, _GAP - 1, 0, 0)
     table = Table(box=box.SIMPLE_HEAD, padding=space, pad_edge=False, show_edge=False, header_style="bold")
     for column in columns:
@@ -206,7 +207,7 @@ def _settings(lines: Sequence[Line], width: int) -> RenderableType:
     rules, posteriors, priors = zip(*settings, strict=True)
     columns = [Column("rule", rules, style="cyan"), Column("posterior", posteriors), Column("prior", priors)]
     if _width(columns) <= width:
-        return _table(columns)
+        return table(columns)
     return Text("\n".join(f"{rule}: posterior {posterior}; prior {prior}" for rule, posterior, prior in settings))
 
 

@@ -15,6 +15,7 @@ from ..errors import UninitializedLayerError, UsageError, did_you_mean
 from ..nn.base import Variational
 from ..nn.kl import Term, layers_of, terms
 from ..nn.posterior_tensors import SUFFIXES, added_names
+from ..nn.starts import remember_start
 from ..programs.part import shown
 
 Place = tuple[nn.Module, str]
@@ -61,6 +62,8 @@ def set_posterior_std(model: nn.Module, std: float | Tensor | Mapping[str, float
     settings = [(named[name], value) for name, value in given.items()]
     for term, value in settings if isinstance(std, Mapping) else [(term, std) for term in all_terms]:
         term.layers[0].set_std(term.mean_name, value)
+        if not isinstance(std, Mapping):
+            remember_start(term.layers[0])  # one number for all says nothing of the data
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, assign: bool = False) -> None:

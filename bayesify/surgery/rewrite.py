@@ -17,6 +17,7 @@ from ..nn.parametrized_weights import identity
 from ..nn.posterior_tensors import mean_of, posterior_tensors
 from ..nn.registry import converted_class, plain_class, rerouting
 from ..nn.rerouting import Rerouting
+from ..nn.starts import remember_start
 from ..nn.tied_weights import keep_ties, release_ties
 from ..planning.plan import Plan
 from ..programs.program import insert_layers, take_out_layers
@@ -29,6 +30,7 @@ def rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:
     for module, cls, row, tensors in list(_prepared(made, modules)):
         module.__class__ = cls
         module.add_posterior(row.settings, tensors)
+        remember_start(module)
     for row in made.rows:
         if row.reads:
             _reroute(modules[row.name])._reads = row.reads

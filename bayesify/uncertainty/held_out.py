@@ -129,7 +129,7 @@ class Labels(HeldOut):
 
     def fit(self, outputs: Outputs) -> Calibration:
         best = replace(self.blank, temperature=self._temperature(outputs))
-        probabilities, labels = self._probabilities(outputs, best)
+        probabilities, labels = self.probabilities(outputs, best)
         mass = mass_before(probabilities, -1)
         return replace(best, conformal=Conformal.of(mass.gather(-1, labels.unsqueeze(-1))))
 
@@ -150,17 +150,18 @@ class Labels(HeldOut):
         return float(best.exp())
 
     def scores(self, name: str, outputs: Outputs, calibration: Calibration) -> Scores:
-        probabilities, labels = self._probabilities(outputs, calibration)
+        probabilities, labels = self.probabilities(outputs, calibration)
         members = prediction_set(probabilities, LEVEL, -1, calibration.conformal)
         covered = members.gather(-1, labels.unsqueeze(-1)).float().mean()
         own = super().scores(name, outputs, calibration)
         return replace(own, ece=calibration_error(probabilities, labels), coverage=float(covered))
 
     def headline(self, outputs: Outputs) -> dict[str, float]:
-        probabilities, labels = self._probabilities(outputs, self.blank)
+        probabilities, labels = self.probabilities(outputs, self.blank)
         return {"accuracy": float((probabilities.argmax(-1) == labels).double().mean())}
 
-    def _probabilities(self, outputs: Outputs, calibration: Calibration) -> tuple[Tensor, Tensor]:
+    def probabilities(self, outputs: Outputs, calibration: Calibration) -> tuple[Tensor, Tensor]:
+        """The predictive class probabilities (n, classes), and the labels (n,)."""
         return torch.softmax(outputs[0] / calibration.temperature, -1).mean(0), outputs[1][0]
 
 
@@ -189,7 +190,7 @@ class Numbers(HeldOut):
 
     def losses(self, outputs: Outputs, calibration: Calibration) -> Tensor:
         mean, *_, target = outputs
-        return mixture_nll(normal_log_likelihoods(mean, self._variance(outputs, calibration), target))
+        return mixture_nll(normal_log_likelihoods(mean, self.variance(outputs, calibration), target))
 
     def start(self, outputs: Outputs) -> Calibration:
         return self.blank if self.blank.noise is not None else self.fit(outputs)
@@ -210,14 +211,14 @@ class Numbers(HeldOut):
         best = replace(self.blank, noise_factor=float(factor)) if predicted else self._with_std(factor.sqrt())
         if predicted:
             best = min(best, self.blank, key=lambda one: float(self.losses(outputs, one).mean()))
-        score = self._distance(outputs, best)
+        score = self.distance(outputs, best)
         return replace(best, conformal=Conformal.of(score))
 
     def scores(self, name: str, outputs: Outputs, calibration: Calibration) -> Scores:
         bound = NormalDist().inv_cdf((1 + LEVEL) / 2)
         if calibration.conformal is not None:
             bound = calibration.conformal.bound(LEVEL)
-        covered = (self._distance(outputs, calibration) <= bound).float().mean()
+        covered = (self.distance(outputs, calibration) <= bound).float().mean()
         return replace(super().scores(name, outputs, calibration), coverage=float(covered))
 
     def headline(self, outputs: Outputs) -> dict[str, float]:
@@ -228,16 +229,17 @@ class Numbers(HeldOut):
         values = tuple(stds.tolist())
         return replace(self.blank, noise=values[0] if len(values) == 1 else values)
 
-    def _variance(self, outputs: Outputs, calibration: Calibration) -> Tensor:
+    def variance(self, outputs: Outputs, calibration: Calibration) -> Tensor:
+        """The observation noise's variance: (draws or 1, n, columns)."""
         mean, *predicted, _ = outputs
         if predicted:
             return predicted[0].exp() * calibration.noise_factor
         return torch.as_tensor(calibration.noise, dtype=mean.dtype, device=mean.device).square().expand_as(mean[:1])
 
-    def _distance(self, outputs: Outputs, calibration: Calibration) -> Tensor:
+    def distance(self, outputs: Outputs, calibration: Calibration) -> Tensor:
         """How many predictive stds each target is from the predictive mean."""
         mean, *_, target = outputs
-        total = self._variance(outputs, calibration).mean(0)
+        total = self.variance(outputs, calibration).mean(0)
         total = total + mean.var(0) if len(mean) > 1 else total
         return (target[0] - mean.mean(0)).abs() / total.sqrt()
 

@@ -17,6 +17,7 @@ from ...nn.kl import Ledger
 from ...nn.posterior_tensors import posterior_tensors
 from ...nn.registry import converted_class, plain_class, rerouting
 from ...nn.rerouting import Rerouting
+from ...nn.starts import put_starts, starts_of
 from ...nn.tied_weights import keep_ties
 from .live_nodes import named_tensors
 
@@ -29,6 +30,7 @@ def conversion_of(model: nn.Module) -> dict[str, Any]:
     modules = dict(model.named_modules())
     return {
         "layers": {name: _layer(module) for name, module in modules.items() if isinstance(module, Variational)},
+        "starts": starts_of(modules),
         "rerouting": {
             name: (tuple(module._reads), bool(module._uncompiled))
             for name, module in modules.items()
@@ -61,6 +63,7 @@ def convert_again(network: nn.Module, conversion: Mapping[str, Any], tensors: Ma
         cls, added = converted_class(layer, method, bool(settings.weights)), posterior_tensors(layer, settings)
         layer.__class__ = cls
         layer.add_posterior(settings, added)
+    put_starts(modules, conversion.get("starts", {}))
     for name, (reads, uncompiled) in conversion["rerouting"].items():
         _reroute(modules[name], reads, uncompiled)
     for name in conversion["unfused"]:
