@@ -112,8 +112,7 @@ def inspect(
         progress: show a bar on stderr; None: on a terminal, where it takes over two seconds.
 
     Raises:
-        NotVariationalError: the model has no variational layer.
-        UninitializedLayerError: a lazy layer has not seen data, or a layer is on the meta device.
+        NotVariationalError, UninitializedLayerError: as in `calibrate`; also where a layer is on the meta device.
         StalePosteriorError: layers that had a posterior are gone, or a mean was replaced.
         UsageError: the data do not fit the task.
     """
@@ -123,22 +122,19 @@ def inspect(
     judged = loader is not None and (task is not None or (calibration is not None and calibration.task is not None))
     if ood is not None and not judged:
         raise UsageError("ood= is compared with held-out data: give their loader, with targets, and task=")
-    quality, ruin, scoring = None, None, None
     with undisturbed(model, seed), _flags_kept(model, forget=loader is not None):
-        if loader is not None:
-            batches = list(progressed(loader, "Reading", progress))
-            if judged:
-                scoring = scoring_of(
-                    model, batches, task, noise=noise, output=output, dim=dim, samples=samples, seed=seed
-                )
-                quality, ruin = _judged(model, scoring, ood)
-            else:
-                _run(model, batches)
-        states = posterior_states(model)
-        curve = pruning_curve(model, scoring)
+        batches = [] if loader is None else list(progressed(loader, "Reading", progress))
+        scoring, quality, ruin = None, None, None
+        if judged:
+            where: Any = {"noise": noise, "output": output, "dim": dim}
+            scoring = scoring_of(model, batches, task, samples=samples, seed=seed, **where)
+            quality, ruin = _judged(model, scoring, ood)
+        else:
+            _run(model, batches)
+        states, curve = posterior_states(model), pruning_curve(model, scoring)
     findings = findings_of(states, quality, calibration, ruin)
-    plain = _plain_parameters(model)
-    return Inspection(type(model).__name__, tuple(states), findings, curve, quality, calibration, plain)
+    name, plain = type(model).__name__, _plain_parameters(model)
+    return Inspection(name, tuple(states), findings, curve, quality, calibration, plain)
 
 
 def _run(model: nn.Module, batches: Sequence[Any]) -> None:
