@@ -66,7 +66,7 @@ def region_with_reentry(until: Any) -> Region | str | None:
         until: the code of the function whose callees count.
     """
     frame: FrameType | None = sys._getframe(1)
-    functions = _functions_by_code()
+    functions = _functions_by_code("forward")
     while frame is not None and frame.f_code is not until:
         if frame.f_code is _REENTRANT:
             names = frame.f_locals
@@ -81,9 +81,13 @@ def refuse_other_noise(layer: object) -> None:
     """Raise where a layer is computed again with other noise than the first time: gradients would be wrong.
 
     Raises:
-        BypassError: `checkpoint` was called with preserve_rng_state=False.
+        BypassError: `checkpoint` was called with preserve_rng_state=False, or an autograd.Function of the user's
+            computes the layer in its backward.
     """
-    frame: FrameType | None = sys._getframe(1) if torch._C._current_graph_task_id() != -1 else None
+    if torch._C._current_graph_task_id() == -1:
+        return
+    frame: FrameType | None = sys._getframe(1)
+    by_torch = False
     while frame is not None:
         code = frame.f_code
         again = code is _REENTRANT_AGAIN or (code.co_name == "recompute_fn" and code.co_filename == _CHECKPOINTING)
@@ -95,13 +99,31 @@ def refuse_other_noise(layer: object) -> None:
                     f"checkpoint(..., preserve_rng_state=False) computes a {type(layer).__name__} again with other "
                     "noise than its output had, so that gradients would be wrong: leave preserve_rng_state at True"
                 )
+            by_torch = True
+        frame = frame.f_back
+    if not by_torch:
+        _refuse_in_backward(layer)
+
+
+def _refuse_in_backward(layer: object) -> None:
+    """torch's own checkpointing draws the same noise again; other code that computes again is not known to."""
+    frame: FrameType | None = sys._getframe(2)
+    functions = _functions_by_code("backward", "vjp")
+    while frame is not None:
+        if frame.f_code in functions:
+            raise BypassError(
+                f"the backward of the autograd.Function {functions[frame.f_code]} computes a {type(layer).__name__} "
+                "again, with other noise than its output had, so that gradients would be wrong: call it by "
+                "torch.utils.checkpoint, which draws the same, or keep this layer by `ignore` in the policy"
+            )
         frame = frame.f_back
 
 
-def _functions_by_code() -> dict[CodeType, str]:
-    """The name of each autograd.Function by the code of its forward, which torch calls from C, past Python frames."""
-    forwards = ((function, inspect.unwrap(function.forward)) for function in _below(torch.autograd.Function))
-    return {forward.__code__: function.__qualname__ for function, forward in forwards if hasattr(forward, "__code__")}
+def _functions_by_code(*methods: str) -> dict[CodeType, str]:
+    """The name of each autograd.Function by the code of these methods, which torch calls from C, past Python frames."""
+    functions = _below(torch.autograd.Function)
+    codes = ((inspect.unwrap(getattr(function, method)), function) for function in functions for method in methods)
+    return {code.__code__: function.__qualname__ for code, function in codes if hasattr(code, "__code__")}
 
 
 def _below(base: type[Any]) -> Iterator[type[Any]]:
