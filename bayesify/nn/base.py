@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter, UninitializedParameter
 
-from ..errors import NoPosteriorError, ShapeError, did_you_mean
+from ..errors import NoPosteriorError, did_you_mean
 from ..estimators import noise
 from ..estimators.eager import recorded
 from ..estimators.flipout import flipout
@@ -24,20 +24,21 @@ from ..estimators.products import Product
 from .basis import drop_basis, has_basis, multiply_in_basis, turned
 from .folded_batches import fold_of
 from .held_draws import Spread, held_draws, held_product, only_draw
+from .hidden_scales import HidesScales
 from .hooks import mark_reached
 from .layer_kinds import bias_names, weight_names
 from .parametrized_weights import mask, value
 from .posterior_kl import kl_of, normal_prior_of
 from .posterior_tensors import added_names, keeping_wide, posterior_tensors, save_added
-from .replaced_means import RemembersMeans, forget_replaced
+from .replaced_means import RemembersMeans, forget_replaced, refuse_resized
 from .settings import Method, Settings
 from .signatures import keep_signatures
 from .starts import KEPT_AS as STARTS
 from .starts import remember_start
-from .switches import Switchable, draws_of_forward, is_quiet
+from .switches import Switchable, draws_of_forward, in_backward, is_quiet, way_of
 
 
-class Variational(RemembersMeans, Switchable):
+class Variational(HidesScales, RemembersMeans, Switchable):
     """A layer with a posterior q(w) = Normal(weight, weight_std²) over its weight, and its bias if settings say so.
 
     Args:
@@ -83,10 +84,17 @@ class Variational(RemembersMeans, Switchable):
         return (output, self.kl_divergence()) if return_kl else output
 
     def __getattr__(self, name: str) -> Any:
-        """Where a forward computes with one draw of a weight, code that reads the weight is given the draw."""
+        """Where a forward computes with one draw of a weight, code that reads the weight is given the draw.
+
+        Raises:
+            BypassError: an autograd.Function's backward computes with the weight again, and would not have the draw.
+        """
         for layer, draws in draws_of_forward():
             if layer is self and name in draws:
                 return draws[name]
+        again = name in self._parameters and not torch.compiler.is_compiling() and in_backward()
+        if again and "_settings" in self.__dict__ and self.scale_of(name) is not None:
+            way_of(self)  # raises where it is the user's code that computes with it again
         return super().__getattr__(name)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -141,11 +149,8 @@ class Variational(RemembersMeans, Switchable):
             raise NoPosteriorError(
                 f"{type(self).__name__} has no posterior over {name!r}, but over {self.means()}.{near}"
             )
-        if scale.shape != mean.shape and not recorded():
-            raise ShapeError(
-                f"{name} has shape {tuple(mean.shape)} but its posterior was made for {tuple(scale.shape)}: "
-                "resize first, then convert"
-            )
+        if not recorded():
+            refuse_resized(name, mean, scale)
         with unrouted():
             std, left = self._settings.posterior.std(mean, scale).to(mean.dtype), mask(self, name)
             return std if left is None else std * left
@@ -180,7 +185,7 @@ class Variational(RemembersMeans, Switchable):
 
         Raises:
             UninitializedLayerError: the layer is lazy and has not seen data, or is on the meta device.
-            StalePosteriorError: see `std_of`.
+            ShapeError, StalePosteriorError: see `std_of`.
         """
         self.refuse_replaced_means()
         with unrouted():
@@ -228,7 +233,7 @@ class Variational(RemembersMeans, Switchable):
         drop_basis(self)
         for name, start in posterior_tensors(self, self._settings).items():
             present = getattr(self, name)
-            if present.is_meta == start.is_meta:
+            if present.is_meta == start.is_meta and present.shape == start.shape:
                 present.data.copy_(start.data)
             else:
                 setattr(self, name, start)

@@ -38,7 +38,10 @@ class Term:
 
         Raises:
             UninitializedLayerError: the layer is lazy and has not seen data, or stands on the meta device.
+            StalePosteriorError: another layer's Parameter took the place of one after conversion.
         """
+        for other in self.layers[1:]:
+            other.refuse_replaced_means()
         try:
             return self.layers[0].kl_term(self.mean_name)
         except UninitializedLayerError as error:

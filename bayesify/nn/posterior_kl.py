@@ -18,6 +18,7 @@ from ..distributions.prior import (
 from ..errors import UninitializedLayerError
 from ..estimators.precision import widened
 from .layer_kinds import fan_in
+from .replaced_means import refuse_resized
 
 
 def kl_of(layer: Any, name: str) -> Tensor:
@@ -25,6 +26,7 @@ def kl_of(layer: Any, name: str) -> Tensor:
 
     Raises:
         UninitializedLayerError: the layer is lazy and has not seen data, or is on the meta device.
+        ShapeError: the mean was resized after conversion.
     """
     mean: Any = layer.mean_of(name)
     scale: Any = layer.scale_of(name)
@@ -39,6 +41,7 @@ def kl_of(layer: Any, name: str) -> Tensor:
         raise UninitializedLayerError(
             "is on the meta device: load its weights, then call bayesify.reset_posterior(model)"
         )
+    refuse_resized(name, mean, scale)
     mean, scale = (layer.counted(name, _whole(tensor)) for tensor in (mean, scale))
     prior = layer._settings.prior
     if isinstance(prior, LogUniform):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter, UninitializedParameter
 
-from ..errors import StalePosteriorError
+from ..errors import ShapeError, StalePosteriorError
 from .parametrized_weights import is_pruned, value
 
 _WHAT_TO_DO = (
@@ -51,8 +51,9 @@ class RemembersMeans(nn.Module):
             _refuse_replaced(self)
 
     def __delattr__(self, name: str) -> None:
-        if _is_mean(self, name) and type(self._parameters.get(name)) is Parameter:
-            _replaced(self).setdefault(name, self._parameters[name])
+        if _is_mean(self, name) and type(before := self._parameters.get(name)) is Parameter:
+            # a copy, since what parametrizes it may write into the Parameter when it puts it back
+            _replaced(self).setdefault(name, before.detach().clone())
         super().__delattr__(name)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -65,6 +66,20 @@ class RemembersMeans(nn.Module):
 def forget_replaced(layer: nn.Module) -> None:
     """Take the means as they are now for those that the posterior was made for."""
     vars(layer).pop("_replaced_means", None)
+
+
+def refuse_resized(name: str, mean: Tensor, scale: Tensor) -> None:
+    """Raise where a mean has another shape than its scale was made for.
+
+    Raises:
+        ShapeError: both shapes, and what to do.
+    """
+    if mean.shape != scale.shape:
+        raise ShapeError(
+            f"{name} has shape {tuple(mean.shape)} but its posterior was made for {tuple(scale.shape)}: resize first, "
+            "then convert; or start a posterior anew around the weights as they are now by "
+            "bayesify.reset_posterior(model)"
+        )
 
 
 def _refuse_replaced(layer: nn.Module) -> None:

@@ -75,6 +75,8 @@ def test_tying_after_conversion_is_refused() -> None:
     model[1].weight = model[0].weight
     with pytest.raises(StalePosteriorError):
         model(torch.ones(1, 3))
+    with pytest.raises(StalePosteriorError):
+        model.kl()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -125,6 +127,21 @@ def test_a_parametrization_that_changes_the_weight_is_refused() -> None:
         model.kl()
 
 
+class Symmetric(nn.Module):
+    def forward(self, w: torch.Tensor) -> torch.Tensor:
+        return w.triu() + w.triu(1).mT
+
+
+def test_a_parametrization_that_left_other_values_is_refused() -> None:
+    model: Any = bayesify.convert(nn.Sequential(nn.Linear(3, 3)))
+    parametrize.register_parametrization(model[0], "weight", Symmetric())
+    parametrize.remove_parametrizations(model[0], "weight")
+    with pytest.raises(StalePosteriorError):
+        model.kl()
+    bayesify.reset_posterior(model)
+    assert model.kl() > 0
+
+
 def test_pruning_made_permanent_is_refused() -> None:
     plain = net()
     prune.l1_unstructured(plain[0], "weight", 0.5)
@@ -170,6 +187,19 @@ def test_a_weight_resized_in_place_is_refused() -> None:
     model[0].weight.data = torch.randn(7, 3)
     with pytest.raises((ShapeError, StalePosteriorError), match="then convert"):
         model[0].weight_std  # noqa: B018
+
+
+def test_a_posterior_starts_anew_around_weights_of_another_shape() -> None:
+    model: Any = bayesify.convert(nn.Sequential(nn.Linear(3, 5)), {"prior": {"mean": "pretrained"}})
+    model[0].weight = nn.Parameter(torch.randn(7, 3))
+    model[0].bias = nn.Parameter(torch.randn(7))
+    for use in (model.kl, lambda: model(torch.ones(1, 3))):
+        with pytest.raises(ShapeError, match="reset_posterior"):
+            use()
+    bayesify.reset_posterior(model)
+    assert model.kl() > 0
+    assert model[0].weight_std.shape == model[0].weight_prior_mean.shape == (7, 3)
+    assert not torch.equal(model(torch.ones(1, 3)), model(torch.ones(1, 3)))
 
 
 def test_offloaded_weights_are_no_reason_to_start_anew() -> None:
