@@ -31,6 +31,7 @@ class Decision:
         notes: what to know of the conversion, such as where it is an approximation.
         reads: dotted names, relative to this module, of the modules whose weights its own forward multiplies by.
         uncompiled: whether torch.compile must leave its forward to eager mode.
+        hides: whether scales are left out where a forward goes over its Parameters.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Decision:
     notes: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     uncompiled: bool = False
+    hides: bool = False
 
     @property
     def descriptions(self) -> tuple[str, ...]:

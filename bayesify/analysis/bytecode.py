@@ -20,6 +20,8 @@ Chain = tuple[str, ...]  # ("attn", "qkv", "weight") of `self.attn.qkv.weight`
 
 # what code may ask of a weight without computing with it
 _INNOCENT = {"dtype", "device", "shape", "size", "dim", "ndim", "numel", "requires_grad", "grad", "is_cuda"}
+_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
+_WALKS = ("parameters", "named_parameters")
 _WEIGHT_NAMES = ("weight", "bias", "_flat_weights", "all_weights")  # how names of what holds weights start
 
 
@@ -30,62 +32,61 @@ def called_by_code(parent: nn.Module, path: str) -> bool:
     `self.<path>` (a loop over `children()`, an index) is not understood, and answers False.
     """
     parts = tuple(path.split("."))
-    chains = (chain for code in _code_from(type(parent), "forward") for chain in self_chains(code))
+    chains = (chain for code in code_from(type(parent), "forward") for chain in self_chains(code))
     mentions = (chain[len(parts) :] for chain in chains if chain[: len(parts)] == parts)
     return any(rest[:1] in ((), ("forward",), ("__call__",)) for rest in mentions)
 
 
 def read_by_code(parent: nn.Module) -> frozenset[int]:
     """The ids of Parameters, of modules below the parent, that its forward's code reads as `self.<path>.<name>`."""
-    chains = (chain for code in _code_from(type(parent), "forward") for chain in self_chains(code))
+    chains = (chain for code in code_from(type(parent), "forward") for chain in self_chains(code))
     return frozenset(id(parameter) for chain in chains for parameter in _parameters_at(parent, chain))
 
 
 def read_by_train(module: nn.Module) -> frozenset[int]:
     """The ids of the Parameters that the class's own `train` or `eval` computes with, as LoRA layers do that merge."""
     methods = [name for name in ("train", "eval") if getattr(type(module), name) is not getattr(nn.Module, name)]
-    chains = {chain for name in methods for code in _code_from(type(module), name) for chain in self_chains(code)}
+    chains = {chain for name in methods for code in code_from(type(module), name) for chain in self_chains(code)}
     return frozenset(id(parameter) for chain in chains for parameter in _parameters_at(module, chain, own=True))
 
 
 def kept_on_self(cls: type) -> tuple[str, ...]:
-    """The attributes that the class's forward sets on `self`."""
-    names: list[str] = []
-    for code in _code_from(cls, "forward"):
+    """What the class's forward sets, as `self.name`, and its methods that keep what they return."""
+    codes = code_from(cls, "forward")
+    named = dict.fromkeys(name for code in codes for name in code.co_names)
+    names = [name for name in named if hasattr(getattr(cls, name, None), "cache_info")]
+    for code in codes:
         steps = [*dis.get_instructions(code)]
         for before, step in pairwise(steps):
             loaded = before.argval[-1] if isinstance(before.argval, tuple) else before.argval
             if step.opname == "STORE_ATTR" and loaded == "self":
                 names.append(step.argval)
-    return tuple(dict.fromkeys(names))
+    return tuple(f"self.{name}" for name in dict.fromkeys(names))
 
 
-def asks_for_class(cls: type, names: frozenset[str]) -> str | None:
-    """Which of these class names the class's forward compares a module's exact class with, if any.
+def parameter_walks(cls: type) -> frozenset[Chain | None]:
+    """Of what the class's forward goes over the Parameters: () of `self`, ("net",) of `self.net`, None of others.
 
-    `type(layer) is nn.Linear` and `layer.__class__.__name__ == "Linear"` are no longer true of a converted layer.
+    To take the first one, for its device, is not that.
     """
-    for code in _code_from(cls, "forward"):
-        if not {"type", "__class__"} & {*code.co_names}:
+    walks: set[Chain | None] = set()
+    for code in code_from(cls, "forward"):
+        if "next" in code.co_names or not {*code.co_names} & {*_WALKS}:
             continue
-        mentioned = {*code.co_names, *(constant for constant in code.co_consts if isinstance(constant, str))}
-        groups = (constant for constant in code.co_consts if isinstance(constant, tuple | frozenset))
-        mentioned.update(part for group in groups for part in group)
-        if names & mentioned:
-            return min(names & mentioned)
-    return None
+        chains = [chain[:-1] for chain in _chains(code) if chain[-1:] and chain[-1] in _WALKS]
+        asked = sum(step.argval in _WALKS for step in dis.get_instructions(code) if step.opname in _ATTRIBUTE)
+        walks.update((*chains, None) if asked > len(chains) else chains)
+    return frozenset(walks)
 
 
-def goes_over_parameters(cls: type) -> bool:
-    """Whether the class's forward goes over `self.parameters()`; to take the first one, for its device, is not that."""
-    over = ("parameters", "named_parameters", "state_dict")
-    codes = (code for code in _code_from(cls, "forward") if "next" not in code.co_names)
-    return any(chain[-1:] and chain[-1] in over for code in codes for chain in self_chains(code))
+def takes_state_dict(cls: type) -> bool:
+    """Whether the class's forward asks a module for its state_dict."""
+    return any("state_dict" in code.co_names for code in code_from(cls, "forward"))
 
 
 def reached_names(cls: type) -> frozenset[str]:
     """Names that the class's forward mentions, and those that the methods so named mention in turn."""
-    return frozenset(name for code in _code_from(cls, "forward") for name in code.co_names)
+    return frozenset(name for code in code_from(cls, "forward") for name in code.co_names)
 
 
 def calls_super_forward(forward: object) -> bool:
@@ -103,18 +104,20 @@ def calls_super_forward(forward: object) -> bool:
 @lru_cache(maxsize=4096)
 def self_chains(code: CodeType) -> frozenset[Chain]:
     """The longest chains of attributes that the code reads from `self`; () where it uses `self` itself."""
-    chains: set[Chain] = set()
+    return frozenset(_chains(code))
+
+
+def _chains(code: CodeType) -> Iterator[Chain]:
     chain: Chain | None = None
     for step in dis.get_instructions(code):
-        if chain is not None and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+        if chain is not None and step.opname in _ATTRIBUTE:
             chain = (*chain, step.argval)
             continue
-        chains.add(chain or ())
+        yield chain or ()
         loads = step.opname.startswith(("LOAD_FAST", "LOAD_DEREF"))
         # Newer Pythons load two locals in one step.
         last = step.argval[-1] if loads and isinstance(step.argval, tuple) else step.argval
         chain = () if loads and last == "self" else None
-    return frozenset(chains)
 
 
 def _parameters_at(parent: nn.Module, chain: Chain, own: bool = False) -> Iterator[nn.Parameter]:
@@ -130,13 +133,13 @@ def _parameters_at(parent: nn.Module, chain: Chain, own: bool = False) -> Iterat
             if parameters and not _INNOCENT & set(chain[at + 1 : at + 2]):
                 yield from parameters
             elif at and not hasattr(nn.Module, name) and not type(module).__module__.startswith("torch.nn."):
-                inside = (chain for code in _code_from(type(module), name) for chain in self_chains(code))
+                inside = (chain for code in code_from(type(module), name) for chain in self_chains(code))
                 yield from (parameter for chain in inside for parameter in _parameters_at(module, chain, own=True))
             return
         module = child
 
 
-def _code_from(cls: type, method: str) -> list[CodeType]:
+def code_from(cls: type, method: str) -> list[CodeType]:
     """Code of the method, of the class's methods and properties that it names, and of what is nested in those."""
     codes: list[CodeType] = []
     seen, pending = {method}, [method]

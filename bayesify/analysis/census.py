@@ -7,9 +7,10 @@ on it: a layer that it saw called is not blocked for a parent's code that reads 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -28,12 +29,15 @@ class Census:
         order: the names by their first call.
         reads: by canonical name, the `file:line` of code outside the module that read its Parameter.
         unseen: names inside a module that was called but not traced (nn.MultiheadAttention): nothing is known of them.
+        reached_into: names of modules whose forward reads a Parameter that is neither its own nor of a module below it,
+            and of those that call them, up to one above the Parameter.
     """
 
     calls: dict[str, int]
     order: tuple[str, ...]
     reads: dict[str, str]
     unseen: frozenset[str]
+    reached_into: frozenset[str] = frozenset()
 
     def never_called(self, name: str) -> bool:
         """Whether the traced forward, in the model's present mode (train or eval), did not call this module."""
@@ -59,7 +63,7 @@ def census(model: nn.Module) -> Census | None:
 
 
 def _trace(root: nn.Module, concrete: dict[str, Any]) -> Census:
-    tracer = Tracer(root)
+    tracer = _CensusTracer(root)
     if tracer.is_leaf_module(root, ""):
         return Census({"": 1}, ("",), {}, frozenset(name for name, _ in root.named_modules() if name))
     if "forward" in vars(root):
@@ -68,7 +72,22 @@ def _trace(root: nn.Module, concrete: dict[str, Any]) -> Census:
     calls = {"": 1, **tracer.calls}
     closed = [node.target for node in graph.nodes if node.op in ("call_module", "get_attr")]
     unseen = frozenset(_names_inside(root, closed)) - calls.keys()
-    return Census(calls, tuple(calls), _reads(root, tracer.read_at), unseen)
+    reads = _foreign_reads(root, tracer)
+    into = frozenset(tracer.names[id(module)] for read in reads for module in read.below)
+    places = {read.owner: tracer.read_at.get(read.parameter, "?") for read in reads}
+    return Census(calls, tuple(calls), places, unseen, into)
+
+
+class _CensusTracer(Tracer):
+    """Looks for a moment into layers of the user's own, which may read the weights of others."""
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self.is_leaf_module(m, self.path_of_module(m)) and not type(m).__module__.startswith("torch."):
+            with suppress(Exception):  # the user's: whatever it raises means only that it does not trace
+                self.inside(m, args, kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
 
 def _names_inside(root: nn.Module, targets: list[str]) -> Iterator[str]:
@@ -79,12 +98,31 @@ def _names_inside(root: nn.Module, targets: list[str]) -> Iterator[str]:
         yield from (names[id(module)] for module in modules[target].modules())
 
 
-def _reads(root: nn.Module, read_at: dict[str, str]) -> dict[str, str]:
-    """Owners of the Parameters that were read. A tied Parameter has several owners, and all of them are read."""
-    places = {id(value): read_at[name] for name, value in root.named_parameters() if name in read_at}
-    reads: dict[str, str] = {}
-    for name, module in root.named_modules():
+class _Read(NamedTuple):
+    """A read of a Parameter by the forward of a module that does not own it.
+
+    Attributes:
+        parameter: its name.
+        owner: the name of a module that owns it.
+        below: the modules whose forwards ran then, from the first on that does not hold the owner.
+    """
+
+    parameter: str
+    owner: str
+    below: tuple[nn.Module, ...]
+
+
+def _foreign_reads(root: nn.Module, tracer: Tracer) -> list[_Read]:
+    """The reads of every owner: a tied Parameter has several."""
+    found: list[_Read] = []
+    if not tracer.read_in:
+        return found
+    held = {module: {id(value) for value in module.parameters()} for module in root.modules()}
+    names = {id(value): name for name, value in root.named_parameters()}
+    for owner, module in root.named_modules():
         for value in module.parameters(recurse=False):
-            if id(value) in places and not any(True for _ in module.children()):
-                reads.setdefault(name, places[id(value)])
-    return reads
+            for running in tracer.read_in.get(id(value), ()):
+                if all(value is not own for own in running[-1].parameters(recurse=False)):
+                    below = tuple(each for each in running if id(value) not in held.get(each, ()))
+                    found.append(_Read(names[id(value)], owner, below))
+    return found

@@ -7,7 +7,6 @@ for positions, tokens and biases, which keep no posterior.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,13 +16,9 @@ from torch import Tensor, fx
 from ..nn.torch_functions import MULTIPLICATIONS, VIEWS, Role, only_for_weights
 from ..programs.operators import call_of
 from ..programs.weight_flow import node_role
-from .forward_trace import is_autograd_function
+from .lone_tracer import GATHERS, is_autograd_function, writes
 
-_GATHERS: frozenset[Any] = frozenset(
-    {torch.index_select, torch.gather, Tensor.index_select, Tensor.gather, operator.getitem, Tensor.__getitem__}
-)
 _WITHOUT_GRADIENT = (torch.detach, Tensor.detach)
-_PLACES = (operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 
 def drawable(traces: Iterable[tuple[fx.Graph, set[fx.Node]]], name: str) -> bool:
@@ -37,19 +32,6 @@ def drawable(traces: Iterable[tuple[fx.Graph, set[fx.Node]]], name: str) -> bool
     return None not in multiplied and any(multiplied)
 
 
-def from_weights(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that come from the module's Parameters and not from its inputs; `graph` as `uses` traces it."""
-    weights = {node for node in graph.nodes if node.op == "get_attr" and node.meta.get("parameter")}
-    moving: set[fx.Node] = set()
-    for node in graph.nodes:
-        before = node.all_input_nodes
-        if node.op in ("placeholder", "call_module") or (moving.intersection(before) and not _gathers(node, weights)):
-            moving.add(node)
-        elif weights.intersection(before):
-            weights.add(node)
-    return weights
-
-
 def _multiplied(graph: fx.Graph, weights: set[fx.Node], name: str) -> bool | None:
     """Whether some value that is computed from the weight is a factor; None where data are written to the weight.
 
@@ -61,7 +43,7 @@ def _multiplied(graph: fx.Graph, weights: set[fx.Node], name: str) -> bool | Non
     while waiting:
         node = waiting.pop()
         for user in node.users:
-            if node in itself and _writes(user):
+            if node in itself and writes(user):
                 if user.target is not getattr or not weights.issuperset(_descendants(user)):
                     return None
             elif _function_of(user) in _WITHOUT_GRADIENT:
@@ -83,12 +65,6 @@ def _function_of(node: fx.Node) -> Any:
     return None if call is None else call.function
 
 
-def _gathers(node: fx.Node, weights: set[fx.Node]) -> bool:
-    """Rows of a weight that data select, or a view whose sizes they tell."""
-    function = _function_of(node)
-    return (function in _GATHERS or function in VIEWS) and bool(node.args) and node.args[0] in weights
-
-
 def _scaled_by_data(user: fx.Node, node: fx.Node, weights: set[fx.Node]) -> bool:
     """A weight times a factor of each example's own, as in a modulated convolution, and what is computed from that."""
     function, role = _function_of(user), node_role(user, node)
@@ -106,14 +82,7 @@ def _is_product(user: fx.Node, node: fx.Node, weights: set[fx.Node]) -> bool:
 
 
 def _is_view(node: fx.Node) -> bool:
-    return _function_of(node) in VIEWS or _function_of(node) in _GATHERS or node.target is getattr
-
-
-def _writes(node: fx.Node) -> bool:
-    """In place, or past autograd."""
-    name = node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
-    in_place = isinstance(name, str) and not name.startswith("__") and (name == "data" or name.endswith("_"))
-    return in_place or node.target in _PLACES or node.kwargs.get("out") is not None
+    return _function_of(node) in VIEWS or _function_of(node) in GATHERS or node.target is getattr
 
 
 def _descendants(node: fx.Node) -> Iterator[fx.Node]:

@@ -25,6 +25,12 @@ class _Lenient:
             return _TOLD[name]
         return _Attribute(self, name)  # type: ignore[arg-type]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "data":
+            self.tracer.create_proxy("call_method", "set_", (self, value), {})
+        else:
+            super().__setattr__(name, value)
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 

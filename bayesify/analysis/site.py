@@ -24,24 +24,36 @@ Named = tuple[str, nn.Module]
 
 @dataclass
 class Forwards:
-    """What the forwards of a model's modules do with weights; every forward is traced and read once at most."""
+    """What the forwards of a model's modules do with weights; every forward is traced and read once at most.
 
+    Attributes:
+        look_into: the ids of modules that read the weights of others: traces of those around them look into them.
+    """
+
+    look_into: frozenset[int] = frozenset()
     _uses: dict[int, Uses] = field(default_factory=dict)
     _reads: dict[int, frozenset[int]] = field(default_factory=dict)
-    _of_class: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    _answers: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def uses(self, module: nn.Module) -> Uses:
         """What this module's forward does with the matrices that it reads."""
         if id(module) not in self._uses:
-            self._uses[id(module)] = uses(module)
+            self._uses[id(module)] = uses(module, self.look_into)
         return self._uses[id(module)]
 
     def of_class(self, question: Callable[..., Any], cls: type, *more: Any) -> Any:
         """The answer of `question(cls, *more)`, which reads the class's code: asked once for all of its modules."""
         key = (question, cls, *more)
-        if key not in self._of_class:
-            self._of_class[key] = question(*key[1:])
-        return self._of_class[key]
+        if key not in self._answers:
+            self._answers[key] = question(*key[1:])
+        return self._answers[key]
+
+    def answer(self, question: Callable[..., Any], module: nn.Module, *more: Any) -> Any:
+        """The answer of `question(module, *more)`, asked once."""
+        key = (question, id(module), *more)
+        if key not in self._answers:
+            self._answers[key] = question(module, *more)
+        return self._answers[key]
 
     def reads(self, module: nn.Module) -> frozenset[int]:
         """The ids of its descendants' Parameters that its code reads."""
@@ -119,6 +131,8 @@ class Site:
         readers = [(name, parent) for name, parent in parents if own & self.forwards.reads(parent)]
         if not readers and self.census is not None and self.name in self.census.reads:
             readers = [(name, parent) for name, parent in parents if own & _mentioned(self.forwards.uses(parent))]
+            unseen = [(name, parent) for name, parent in parents if self.forwards.uses(parent).failure]
+            readers = readers or unseen[-1:]
         return tuple(readers)
 
     @cached_property

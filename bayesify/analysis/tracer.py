@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from types import FrameType
 from typing import Any
@@ -18,7 +17,8 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx._symbolic_trace import _constant_attribute_types
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from .bytecode import reached_names
+from .copied_functions import follow_in_functions
+from .dynamo_import import whole_dynamo
 from .tracing import TRACING, Replacements, replacing_modules
 
 NOT_THE_USERS = (os.path.join(torch.__path__[0], ""), os.path.join(os.path.dirname(os.path.dirname(__file__)), ""))
@@ -33,7 +33,15 @@ class NotTraceableError(Exception):
 
 
 class Tracer(fx.Tracer):
-    """torch.fx's tracer; it does not look into layers, runs no hooks, and notes which code reads a Parameter."""
+    """torch.fx's tracer; it does not look into layers, runs no hooks, and notes which code reads a Parameter.
+
+    Attributes:
+        calls: how often each module was called, by name.
+        read_at: where a Parameter was read first, by name.
+        read_in: in the forwards of which modules one was read, by its id, each time the outermost first.
+        running: the modules whose forwards run now, the outermost first.
+        left: what it left in dicts among the globals of its code, out of which it is taken again.
+    """
 
     keeps_wrapped = True  # whether what was hidden by `torch.fx.wrap` stays one node
 
@@ -42,6 +50,8 @@ class Tracer(fx.Tracer):
         self.names: dict[int, str] = {id(module): name for name, module in root.named_modules()}
         self.calls: dict[str, int] = {}
         self.read_at: dict[str, str] = {}
+        self.read_in: dict[int, set[tuple[nn.Module, ...]]] = {}
+        self.running, self.left = [root], list[tuple[str, fx.Node]]()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """The graph of a module's forward, as torch.fx's `trace` makes it, while other threads go on as they are."""
@@ -54,14 +64,14 @@ class Tracer(fx.Tracer):
         forward = type(root).forward
         function, args = self.create_args_for_root(forward, True, concrete_args)
         replaced = Replacements()
-        _import_dynamo_if_used(root)
-        with TRACING:
+        with TRACING, whole_dynamo(replaced):
             try:
                 try:
                     self.replace(replaced, forward)
                     self.create_node("output", "output", (self.create_arg(function(*args)),), {})
                 finally:
                     replaced.undo()
+                    self.left = [*_taken_out(replaced.searched())]
             finally:
                 replaced.undo()  # again: an interrupt may have stopped the first
         return self.graph
@@ -98,8 +108,21 @@ class Tracer(fx.Tracer):
         self.calls[name] = self.calls.get(name, 0) + 1
         if self.is_leaf_module(m, name):
             return self.create_proxy("call_module", name, args, kwargs)
-        # Not the `forward` that was handed in: that one would run the user's hooks, with proxies.
-        return m.forward(*args, **kwargs)
+        return self.inside(m, args, kwargs)
+
+    def inside(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Trace what this module's forward does, as part of what runs."""
+        self.running.append(m)
+        try:
+            # Not the `forward` that was handed in: that one would run the user's hooks, with proxies.
+            return m.forward(*args, **kwargs)
+        finally:
+            self.running.pop()
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if isinstance(attr_val, nn.Parameter):
+            self.read_in.setdefault(id(attr_val), set()).add(tuple(self.running))
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         if len(self.graph.nodes) >= _MAX_NODES:
@@ -109,10 +132,12 @@ class Tracer(fx.Tracer):
         return super().create_node(kind, target, *args, **kwargs)
 
 
-def _import_dynamo_if_used(root: nn.Module) -> None:
-    """Before a trace: `checkpoint` imports it, and it would take what is replaced meanwhile for Python's own."""
-    if any("checkpoint" in name for cls in {type(module) for module in root.modules()} for name in reached_names(cls)):
-        importlib.import_module("torch._dynamo")
+def _taken_out(tables: Iterable[dict[str, Any]]) -> Iterator[tuple[str, fx.Node]]:
+    users = [table for table in tables if not str(table.get("__name__")).startswith("torch")]
+    held = [(name, value) for table in users for name, value in table.items() if type(value) is dict]
+    for name, values in held:
+        for key in [key for key, value in values.items() if isinstance(value, fx.Proxy)]:
+            yield name, values.pop(key).node
 
 
 def _tensors_by_attribute(root: nn.Module) -> dict[Any, str]:
@@ -139,7 +164,9 @@ def without_weights(model: nn.Module) -> nn.Module:
     for module in model.modules():
         stored = chain(module._parameters.values(), module._buffers.values(), _plain_tensors(vars(module)))
         memo.update((id(value), _without_data(value)) for value in stored if isinstance(value, torch.Tensor))
-    return copy.deepcopy(model, memo)
+    twin = copy.deepcopy(model, memo)
+    follow_in_functions(twin, memo)
+    return twin
 
 
 def _plain_tensors(attributes: dict[str, Any]) -> Iterator[torch.Tensor]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import builtins
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -52,6 +53,10 @@ class Replacements:
             if not name.startswith("_") and callable(value) and id(value) in ids:
                 self._wrap(table, name)
 
+    def searched(self) -> list[dict[str, Any]]:
+        """The globals of all code that was traced."""
+        return [*self._searched.values()]
+
     def wrapped_functions(self) -> None:
         """The same for what was hidden from traces by `torch.fx.wrap`."""
         for (_, name), table in torch_fx._wrapped_fns_to_patch.copy().items():
@@ -59,19 +64,24 @@ class Replacements:
         for cls, name in torch_fx._wrapped_methods_to_patch:
             self.attribute(cls, name, torch_fx._create_wrapped_method(cls, name))
 
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Everything as it was before, for as long as this lasts."""
+        present = [entry for entry in self._journal if _table(entry[0]).get(entry[1], _ABSENT) is entry[3]]
+        for owner, name, before, _ in reversed(present):
+            _put(owner, name, before)
+        try:
+            yield
+        finally:
+            for owner, name, _, value in present:
+                _put(owner, name, value)
+
     def undo(self) -> None:
         """Take everything back, last first; what another tracer has replaced since stays. Can be called again."""
         self.here.over = True
         for owner, name, before, value in reversed(self._journal):
-            table = owner if isinstance(owner, dict) else vars(owner)
-            if table.get(name) is not value:
-                continue
-            if not isinstance(owner, dict):
-                setattr(owner, name, before)
-            elif before is _ABSENT:
-                del table[name]
-            else:
-                table[name] = before
+            if _table(owner).get(name) is value:
+                _put(owner, name, before)
 
     def _wrap(self, table: dict[str, Any], name: str) -> None:
         before = table.get(name, _ABSENT)
@@ -80,6 +90,19 @@ class Replacements:
             value = torch_fx._create_wrapped_func(function)
             self._journal.append((table, name, before, value))
             table[name] = value
+
+
+def _table(owner: Any) -> Any:
+    return owner if isinstance(owner, dict) else vars(owner)
+
+
+def _put(owner: Any, name: str, value: Any) -> None:
+    if not isinstance(owner, dict):
+        setattr(owner, name, value)
+    elif value is _ABSENT:
+        owner.pop(name, None)
+    else:
+        owner[name] = value
 
 
 def replacing_modules(replaced: Replacements, called: Callable[..., Any], read: Callable[..., Any]) -> None:

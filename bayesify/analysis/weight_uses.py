@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,8 +14,9 @@ from ..nn.torch_functions import Role
 from ..programs.operators import call_of
 from ..programs.weight_flow import Reached, fan_in, follow, form_of, node_role, product_of
 from .bytecode import reached_names
-from .derived_weights import drawable, from_weights
+from .derived_weights import drawable
 from .forward_trace import traced_alone
+from .lone_tracer import from_weights, read_by
 
 UNTRACED = "its forward does not trace"
 UNUSED = "its forward never uses it"
@@ -32,6 +33,7 @@ class Uses:
         called: the ids of its children that it calls.
         looked_up: those whose rows it looks up.
         grouped: those of which each row of a batch takes a part of its own (experts).
+        kept: where it keeps what it computes from one of them, and not from data.
         as_attribute: whether it views any of them as an attribute (`.T`).
         failure: why nothing is known, if so.
     """
@@ -42,6 +44,7 @@ class Uses:
     called: set[int] = field(default_factory=set)
     looked_up: set[int] = field(default_factory=set)
     grouped: set[int] = field(default_factory=set)
+    kept: dict[int, tuple[str, ...]] = field(default_factory=dict)
     as_attribute: bool = False
     failure: str = ""
 
@@ -64,26 +67,31 @@ def matrices(module: nn.Module) -> dict[str, Parameter]:
     return {name: parameter for name, parameter in own if not is_lazy(parameter) and parameter.dim() > 1}
 
 
-def uses(module: nn.Module) -> Uses:
-    """The uses of all matrices that the module's forward reads itself."""
+def uses(module: nn.Module, look_into: Collection[int] = ()) -> Uses:
+    """The uses of all matrices that the module's forward reads itself, or modules to `look_into`, by their ids."""
     if type(module).forward is nn.Module.forward:
         return Uses(failure="nothing is known to multiply by it")
     held = {name: value for name, value in module.named_parameters() if not is_lazy(value) and value.dim() > 1}
     if not held:
         return Uses()
-    graphs, failure = traced_alone(module)
+    traced = traced_alone(module, look_into)
+    graphs = traced.graphs
     if not graphs:
-        return Uses(failure=f"{UNTRACED}: {failure}")
-    uses = Uses(as_attribute=any(_views_as_attribute(node) for graph in graphs for node in graph.nodes))
+        return Uses(failure=f"{UNTRACED}: {traced.failure}")
     keeps_no_draw = any("checkpoint" in name for name in reached_names(type(module)))  # it would compute with the mean
     traces = [(graph, from_weights(graph)) for graph in graphs]
+    uses = Uses(as_attribute=any(_views_as_attribute(node) for graph in graphs for node in graph.nodes))
+    for place, node in traced.kept:
+        if node.op != "get_attr" and any(node in weights for _, weights in traces):
+            for matrix in (id(held[name]) for name in read_by(node) if name in held):
+                uses.kept[matrix] = (*uses.kept.get(matrix, ()), place)
     for name, value in held.items():
         _enter(uses, value, [use for trace in traces for use in _uses(*trace, name, module)])
         if id(value) in uses.problems and not keeps_no_draw and drawable(traces, name):
             del uses.problems[id(value)]
             uses.drawn[id(value)] = value[0].numel()
-    calls = (node.target for graph in graphs for node in graph.nodes if node.op == "call_module")
-    uses.called.update(id(module.get_submodule(str(target))) for target in calls)
+    calls = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"}
+    uses.called.update(id(module.get_submodule(name)) for name in calls | traced.looked_into)
     return uses
 
 

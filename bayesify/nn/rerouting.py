@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from .base import LRT, Flipout, Variational
+from .hidden_scales import HidesScales
 from .product_rerouting import rerouted_products
 from .signatures import keep_signatures
-from .switches import Switchable, is_quiet
+from .switches import Switchable, hide_scales, is_quiet, show_scales
 
 
-class Rerouting(Switchable):
+class Rerouting(HidesScales, Switchable):
     """Stands before the class of a module whose forward multiplies by its children's weights; `_reads` names them.
 
     `_uncompiled`: its forward takes a view of a weight as an attribute (`.T`), which Dynamo would hide from the mode.
@@ -34,9 +35,17 @@ class Rerouting(Switchable):
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The module's own forward, its products with weights that have a posterior answered by the estimator."""
         layers = [layer for layer in self._rerouted() if not is_quiet(layer)]
-        if not layers:
-            return super().forward(*inputs, **kwargs)
-        return rerouted_products(layers, inputs, kwargs, self._eager(super().forward))
+        return self._plain_forward(layers, super().forward, inputs, kwargs)
+
+    def _plain_forward(self, layers: list[Variational], forward: Callable[..., Any], inputs: Any, kwargs: Any) -> Any:
+        """The forward, rerouted for these layers, and with Parameters as in the plain model."""
+        hide_scales()
+        try:
+            if layers:
+                return rerouted_products(layers, inputs, kwargs, self._eager(forward))
+            return forward(*inputs, **kwargs)
+        finally:
+            show_scales()
 
     def _eager(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The forward, which Dynamo leaves alone if it must."""
@@ -73,11 +82,7 @@ class Rerouted(Rerouting, Variational):
         """The layer's own forward, its products answered by the estimator."""
         self._reached = True
         layers = [layer for layer in (self, *self._rerouted()) if not is_quiet(layer)]
-        forward = super(Variational, self).forward
-        if layers:
-            output = rerouted_products(layers, inputs, kwargs, self._eager(forward))
-        else:
-            output = forward(*inputs, **kwargs)
+        output = self._plain_forward(layers, super(Variational, self).forward, inputs, kwargs)
         return (output, self.kl_divergence()) if return_kl else output
 
 
@@ -87,13 +92,3 @@ class FlipoutRerouted(Rerouted, Flipout):
 
 class LRTRerouted(Rerouted, LRT):
     """Reroutes to local reparameterization."""
-
-
-
-
-
-
-
-
-
-

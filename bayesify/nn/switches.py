@@ -41,6 +41,7 @@ class _Forward(threading.local):
     def __init__(self) -> None:
         self.told: list[int] = []  # of the models whose forwards run, the innermost last
         self.draws: list[_Draws] = [()]
+        self.hiding: list[None] = []  # of forwards that go over Parameters, one for each that runs
 
 
 _FORWARD = _Forward()
@@ -73,6 +74,11 @@ def is_quiet(layer: nn.Module) -> bool:
     return way_of(layer) is MEAN
 
 
+def in_backward() -> bool:
+    """Whether a backward pass runs in this thread."""
+    return _backward() != -1
+
+
 def tell_examples_of(examples: int) -> None:
     """Note, at the start of a model's forward, how many examples its inputs have; -1 where that is not known."""
     _FORWARD.told.append(examples)
@@ -97,6 +103,21 @@ def set_draws_of_forward(draws: _Draws) -> None:
 def draws_of_forward() -> _Draws:
     """What `set_draws_of_forward` set in this thread."""
     return _FORWARD.draws[0]
+
+
+def hide_scales() -> None:
+    """Note, at the start of a forward, that code in it is not to find scales among Parameters."""
+    _FORWARD.hiding.append(None)
+
+
+def show_scales() -> None:
+    """Take back one `hide_scales`."""
+    _FORWARD.hiding.pop()
+
+
+def in_hiding_forward() -> bool:
+    """Whether a forward runs in this thread that called `hide_scales`."""
+    return bool(_FORWARD.hiding)
 
 
 def remember_examples(layer: nn.Module, rows: int, examples: int) -> None:

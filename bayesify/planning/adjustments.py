@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from ..analysis.bytecode import parameter_walks
 from ..decision import Decision
 from ..programs.part import kind_of
 from .draft import Draft
@@ -41,7 +42,38 @@ def adjusted(model: nn.Module, names: Mapping[int, tuple[str, ...]], drafts: Seq
         converts = decision.verb == "converts"
         changed = replace(decision, notes=(*decision.notes, why)) if converts else _adjusted(decision, why)
         decisions[decision.name] = replace(changed, reads=reads, uncompiled=unseen)
+    for module, why in _walked(model, converting):
+        decision = present(module)
+        changed = decision if decision.verb == "converts" else _adjusted(decision, why)
+        decisions[decision.name] = replace(changed, hides=True)
     return list(decisions.values())
+
+
+def _walked(model: nn.Module, converting: Sequence[Draft]) -> Iterator[tuple[nn.Module, str]]:
+    """(module, reason) of those whose Parameters a forward goes over: there it finds the ones that it had before."""
+    converts = {id(draft.site.module) for draft in converting}
+    held = converts | {id(parent) for draft in converting for _, parent in draft.site.parents}
+    walked: dict[int, tuple[nn.Module, str]] = {}
+    for module in (module for module in model.modules() if id(module) in held and not _of_torch(module)):
+        walks = converting[0].site.forwards.of_class(parameter_walks, type(module))
+        below = [each for chain in walks for each in _below(module, chain)]
+        for each in (each for each in below if id(each) in held - converts):
+            its = "its" if each is module else f"{type(module).__name__}'s"
+            walked.setdefault(id(each), (each, f"{its} forward goes over its Parameters: scales are left out there"))
+    yield from walked.values()
+
+
+def _below(module: nn.Module, path: tuple[str, ...] | None) -> Iterator[nn.Module]:
+    """The module, whose forward hides scales, and the one at the path: all below it where that is not known."""
+    yield module
+    child: nn.Module | None = module
+    for name in path or ():
+        child = child and child._modules.get(name)
+    yield from module.modules() if path is None or child is None else (child,)
+
+
+def _of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
 
 
 def _adjusted(decision: Decision, reason: str) -> Decision:

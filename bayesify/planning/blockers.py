@@ -7,10 +7,11 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from ..analysis.bytecode import asks_for_class, kept_on_self, reached_names, read_by_train
+from ..analysis.asked_classes import asks_for_class
+from ..analysis.bytecode import kept_on_self, reached_names, read_by_train
 from ..analysis.registration import forwards_to
 from ..analysis.site import Site
-from ..analysis.weight_uses import UNTRACED, UNUSED, matrices
+from ..analysis.weight_uses import UNTRACED, UNUSED, Uses, matrices
 from ..nn.base import Flipout, Variational
 from ..nn.layer_kinds import bias_names, layer_kind, weight_names
 from ..nn.parametrized_weights import is_computed, sources
@@ -54,21 +55,23 @@ def merged(site: Site) -> str | None:
 
 def told_apart(site: Site) -> str | None:
     """A layer that a forward knows by its exact class, which conversion changes."""
-    names = frozenset({type(site.module).__name__})
     for _, parent in site.parents:
-        if site.forwards.of_class(asks_for_class, type(parent), names):
+        if site.forwards.answer(asks_for_class, parent, type(site.module)):
             asked = f"{_title(type(parent))}'s forward asks whether a layer's class is {type(site.module).__name__}"
             return f"{asked}, and a converted layer's is a subclass of it: isinstance() would do"
     return None
 
 
 def kept_draw(site: Site) -> str | None:
-    """A weight that a forward computes another from, and keeps it on the module: one draw would last for ever."""
-    readers = [site.module, *(parent for _, parent in site.rerouting)] if site.drawn else []
-    for module in readers:
-        if names := site.forwards.of_class(kept_on_self, type(module)):
-            kept = ", ".join(f"self.{name}" for name in names)
-            return f"{_title(type(module))}'s forward computes with it and sets {kept}: a draw would be kept there"
+    """A weight that a forward computes another from, and keeps that: one draw would last for ever."""
+    own = {id(matrix) for matrix in matrices(site.module).values()}
+    for module in dict.fromkeys((site.module, *(parent for _, parent in site.readers))):
+        uses = site.forwards.uses(module) if own and not (module is site.module and site.known) else Uses()
+        kept = [name for matrix in own for name in uses.kept.get(matrix, ())]
+        kept += site.forwards.of_class(kept_on_self, type(module)) if own & uses.drawn.keys() else ()
+        if kept:
+            names = ", ".join(dict.fromkeys(kept))
+            return f"{_title(type(module))}'s forward computes with it and sets {names}: a draw would be kept there"
     return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..analysis.bytecode import goes_over_parameters
+from ..analysis.bytecode import takes_state_dict
 from ..analysis.probe.findings import Finding
 from ..analysis.site import Site
 from ..analysis.weight_uses import matrices
@@ -15,6 +15,7 @@ from ..nn.settings import Method, Settings
 from ..programs.part import Part
 from .surroundings import folds_windows, sequence_first
 
+_COMPUTED = "its forward computes with it beside calling the layer"
 FROZEN = "frozen (requires_grad=False)"
 
 
@@ -60,16 +61,18 @@ def notes(
 
 def _seen_elsewhere(site: Site) -> Iterator[str]:
     """Code around the layer that takes its weight, or all Parameters, beside calling it."""
+    rerouted = [id(parent) for _, parent in site.rerouting]
     for _, parent in site.readers if site.called else ():
         uses = site.forwards.uses(parent)
-        problems = (uses.problems.get(id(matrix)) for matrix in matrices(site.module).values())
-        problem = next(filter(None, problems), None)
+        read = [id(matrix) for matrix in matrices(site.module).values()]
+        computed = _COMPUTED if id(parent) not in rerouted and uses.drawn.keys() & {*read} else None
+        problem = next(filter(None, (uses.problems.get(matrix) for matrix in read)), computed)
         if problem is not None:
             yield f"{type(parent).__name__} takes its weight beside, without noise: {problem}"
     for _, parent in (*site.parents, (site.name, site.module)):
         cls = type(parent)
-        if not cls.__module__.startswith("torch.nn.") and site.forwards.of_class(goes_over_parameters, cls):
-            yield f"{cls.__name__}'s forward goes over its Parameters, among which the scales are now"
+        if not cls.__module__.startswith("torch.nn.") and site.forwards.of_class(takes_state_dict, cls):
+            yield f"{cls.__name__}'s forward asks for a state_dict, in which the scales are now"
 
 
 def _without_posterior(site: Site, settings: Settings) -> Iterator[str]:

@@ -74,7 +74,8 @@ def _names(model: nn.Module) -> dict[int, tuple[str, ...]]:
 def _sites(model: nn.Module, names: Mapping[int, tuple[str, ...]]) -> Iterator[Site]:
     """The modules that bear a weight, in the model's order."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    traced, forwards = census(model), Forwards()
+    traced = census(model)
+    forwards = Forwards(frozenset(id(modules[name]) for name in traced.reached_into) if traced else frozenset())
     for name, module in model.named_modules():
         if bears_weight(module):
             ancestors = {parent: modules[parent] for alias in names[id(module)] for parent in _parents(alias)}

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-import functools
-import operator
-from collections import OrderedDict
-from types import CellType, FunctionType
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import UninitializedBuffer
 
+from ..analysis.copied_functions import follow_in_functions
 from ..errors import NotCopyableError
 from ..nn.parametrized_weights import computed_tensors
 
@@ -34,7 +31,7 @@ def copied(model: Model) -> Model:
         memo |= {id(tensor): tensor.detach().clone() for tensor in computed}
         with torch.no_grad():  # the copy of a TorchScript module would have no leaves, which no optimizer takes
             twin = copy.deepcopy(model, memo)
-        _follow_in_functions(twin, memo)
+        follow_in_functions(twin, memo)
     except Exception as error:
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise NotCopyableError(
@@ -45,64 +42,3 @@ def copied(model: Model) -> Model:
             for parameter, its_copy in zip(module.parameters(), its_twin.parameters(), strict=True):
                 its_copy.requires_grad_(parameter.requires_grad)
     return twin
-
-
-def _follow_in_functions(twin: nn.Module, memo: dict[int, Any]) -> None:
-    """Give the copy functions of its own where functions hold the original.
-
-    torch copies no function, so that a hook or a lambda over `self` would go on with the original's layers.
-    """
-    cells: dict[int, CellType] = {}
-    for module in twin.modules():
-        for name, value in list(vars(module).items()):
-            if name != "_modules":
-                vars(module)[name] = _followed(value, memo, cells)
-
-
-def _followed(value: Any, memo: dict[int, Any], cells: dict[int, CellType]) -> Any:
-    if isinstance(value, FunctionType):
-        return _function(value, memo, cells)
-    if type(value) is functools.partial:
-        function, args, kwargs = (_followed(part, memo, cells) for part in (value.func, value.args, value.keywords))
-        return functools.partial(function, *args, **kwargs)
-    if type(value) in (dict, OrderedDict):
-        for key, inner in value.items():
-            value[key] = _followed(inner, memo, cells)  # in its place: a hook's handle knows the dict that it is in
-    elif type(value) is list:
-        value[:] = [_followed(inner, memo, cells) for inner in value]
-    elif type(value) is tuple:
-        inside = tuple(_followed(inner, memo, cells) for inner in value)
-        return value if all(map(operator.is_, inside, value)) else inside
-    return value
-
-
-def _function(function: FunctionType, memo: dict[int, Any], cells: dict[int, CellType]) -> FunctionType:
-    """The function over the copies of what it is over; itself where nothing of that was copied."""
-    closure = tuple(_cell(cell, memo, cells) for cell in function.__closure__ or ())
-    defaults = tuple(_copy_of(value, memo) for value in function.__defaults__ or ())
-    same = all(map(operator.is_, closure, function.__closure__ or ()))
-    if same and all(map(operator.is_, defaults, function.__defaults__ or ())):
-        return function
-    twin = FunctionType(function.__code__, function.__globals__, function.__name__, defaults or None, closure or None)
-    twin.__kwdefaults__, twin.__qualname__, twin.__module__ = (
-        function.__kwdefaults__, function.__qualname__, function.__module__,
-    )  # fmt: skip
-    vars(twin).update(vars(function))
-    return twin
-
-
-def _cell(cell: CellType, memo: dict[int, Any], cells: dict[int, CellType]) -> CellType:
-    """The same for all functions over it: one may set what another reads."""
-    if id(cell) not in cells:
-        try:
-            held = cell.cell_contents
-        except ValueError:  # empty
-            return cell
-        cells[id(cell)] = cell  # a function over itself
-        value = _function(held, memo, cells) if isinstance(held, FunctionType) else _copy_of(held, memo)
-        cells[id(cell)] = cell if value is held else CellType(value)
-    return cells[id(cell)]
-
-
-def _copy_of(value: Any, memo: dict[int, Any]) -> Any:
-    return memo.get(id(value), value) if isinstance(value, nn.Module | Tensor) else value

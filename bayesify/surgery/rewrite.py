@@ -34,6 +34,8 @@ def rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:
     for row in made.rows:
         if row.reads:
             _reroute(modules[row.name])._reads = row.reads
+        if row.hides and row.verb == "adjusted":
+            _reroute(modules[row.name])
         if row.uncompiled:
             modules[row.name]._uncompiled = True
         if row.verb == "adjusted":

@@ -1,0 +1,72 @@
+"""Functions that hold a model, as a lambda over `self` does: in a deep copy of the model, functions over the copy."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections import OrderedDict
+from types import CellType, FunctionType
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def follow_in_functions(twin: nn.Module, memo: dict[int, Any]) -> None:
+    """Give the copy functions of its own where functions hold the original.
+
+    torch copies no function, so that a hook or a lambda over `self` would go on with the original's layers.
+    """
+    cells: dict[int, CellType] = {}
+    for module in twin.modules():
+        for name, value in list(vars(module).items()):
+            if name != "_modules":
+                vars(module)[name] = _followed(value, memo, cells)
+
+
+def _followed(value: Any, memo: dict[int, Any], cells: dict[int, CellType]) -> Any:
+    if isinstance(value, FunctionType):
+        return _function(value, memo, cells)
+    if type(value) is functools.partial:
+        function, args, kwargs = (_followed(part, memo, cells) for part in (value.func, value.args, value.keywords))
+        return functools.partial(function, *args, **kwargs)
+    if type(value) in (dict, OrderedDict):
+        for key, inner in value.items():
+            value[key] = _followed(inner, memo, cells)  # in its place: a hook's handle knows the dict that it is in
+    elif type(value) is list:
+        value[:] = [_followed(inner, memo, cells) for inner in value]
+    elif type(value) is tuple:
+        inside = tuple(_followed(inner, memo, cells) for inner in value)
+        return value if all(map(operator.is_, inside, value)) else inside
+    return value
+
+
+def _function(function: FunctionType, memo: dict[int, Any], cells: dict[int, CellType]) -> FunctionType:
+    """The function over the copies of what it is over; itself where nothing of that was copied."""
+    closure = tuple(_cell(cell, memo, cells) for cell in function.__closure__ or ())
+    defaults = tuple(_copy_of(value, memo) for value in function.__defaults__ or ())
+    same = all(map(operator.is_, closure, function.__closure__ or ()))
+    if same and all(map(operator.is_, defaults, function.__defaults__ or ())):
+        return function
+    twin = FunctionType(function.__code__, function.__globals__, function.__name__, defaults or None, closure or None)
+    twin.__kwdefaults__, twin.__qualname__, twin.__module__ = (
+        function.__kwdefaults__, function.__qualname__, function.__module__,
+    )  # fmt: skip
+    vars(twin).update(vars(function))
+    return twin
+
+
+def _cell(cell: CellType, memo: dict[int, Any], cells: dict[int, CellType]) -> CellType:
+    """The same for all functions over it: one may set what another reads."""
+    if id(cell) not in cells:
+        try:
+            held = cell.cell_contents
+        except ValueError:  # empty
+            return cell
+        cells[id(cell)] = cell  # a function over itself
+        value = _function(held, memo, cells) if isinstance(held, FunctionType) else _copy_of(held, memo)
+        cells[id(cell)] = cell if value is held else CellType(value)
+    return cells[id(cell)]
+
+
+def _copy_of(value: Any, memo: dict[int, Any]) -> Any:
+    return memo.get(id(value), value) if isinstance(value, nn.Module | Tensor) else value
