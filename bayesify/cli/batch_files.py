@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import FileRefusedError, UsageError
 from ..files.read_weights import read_content
-from ..uncertainty.prediction import Prediction, is_float
+from ..uncertainty.prediction import Prediction, is_float, leaf_name
 from .input_options import read_inputs
 
 _BATCH = 256  # rows in one forward pass
@@ -119,7 +119,7 @@ def _parts(prediction: Prediction) -> dict[str, Any]:
     for name in names:
         for path, leaf in pytree.tree_flatten_with_path(getattr(prediction, name))[0]:
             if isinstance(leaf, Tensor) and (is_float(leaf) or name == "label"):
-                place = ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+                place = leaf_name(path)
                 own = leaf.float() if leaf.dtype is torch.bfloat16 else leaf
                 parts[f"{name}.{place}" if place else name] = own.cpu().numpy()
     return parts

@@ -26,7 +26,7 @@ def _kl(made: Any, states: Sequence[PosteriorState]) -> None:
     values = [state.kl for state in states]
     if len(states) > _MOST_NAMED:
         axes = made.add_subplot()
-        axes.vlines(range(len(values)), 0, values, color=COLORS[0], linewidth=1.4)
+        _drawn_as_one(axes, [[(at, 0), (at, value)] for at, value in enumerate(values)], COLORS[0], linewidth=1.4)
         axes.set(xlabel="posterior, in the model's order", ylabel="KL, nats", ylim=(0, None))
         axes.grid(axis="x", visible=False)
         return
@@ -45,7 +45,7 @@ def kl(of: nn.Module | Inspection) -> Figure:
 
 @figure
 def _noise(made: Any, states: Sequence[PosteriorState]) -> None:
-    _bands(made, [state.noise for state in states], "std / |w|", COLORS[0])
+    _bars(made, [state.noise for state in states], "std / |w|", COLORS[0])
     axes = made.axes[0]
     axes.axhline(1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.annotate("as much noise as signal", (1, 1), xycoords=("axes fraction", "data"), xytext=(0, 3),
@@ -60,7 +60,7 @@ def noise(of: nn.Module | Inspection) -> Figure:
 @figure
 def _prior_ratio(made: Any, states: Sequence[PosteriorState]) -> None:
     rows = [state.prior_ratio or (math.nan,) * 5 for state in states]
-    _bands(made, rows, "posterior std / prior std", COLORS[2])
+    _bars(made, rows, "posterior std / prior std", COLORS[2])
     made.axes[0].axhline(1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     made.axes[0].annotate("the prior", (1, 1), xycoords=("axes fraction", "data"), xytext=(0, 3),
                           textcoords="offset points", ha="right", fontsize=7.5)  # fmt: skip
@@ -82,10 +82,9 @@ def prior_ratio(of: nn.Module | Inspection) -> Figure:
 def _pruning(made: Any, found: Inspection) -> None:
     curves, cost = made.subplots(2, 1, sharex=True)
     made.set_figheight(3.6)
-    for state in found.posteriors:
-        shown = [(100 * level, snr) for level, snr in zip(SNR_LEVELS, state.snr, strict=True) if 0 < snr < math.inf]
-        if shown:
-            curves.plot(*zip(*shown, strict=True), color=COLORS[0], linewidth=0.8, alpha=_faintness(found.posteriors))
+    levels = [100 * level for level in SNR_LEVELS]
+    shown = [list(zip(levels, state.snr, strict=True)) for state in found.posteriors]
+    _drawn_as_one(curves, shown, COLORS[0], linewidth=0.8, alpha=0.7 if len(shown) <= _MOST_NAMED else 0.35)
     points = [point for point in found.pruning if point.fraction > 0 and point.snr > 0]
     curves.plot([100 * point.fraction for point in points], [point.snr for point in points], color=INK)
     curves.axhline(1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
@@ -146,25 +145,25 @@ def _draw_cost(axes: Any, found: Inspection) -> None:
     axes.set_ylabel("cost, nats")
 
 
-def _bands(made: Any, rows: Sequence[Sequence[float]], label: str, color: str) -> None:
-    """Quantiles over depth: a line, and two bands around it."""
+def _bars(made: Any, rows: Sequence[Sequence[float]], label: str, color: str) -> None:
+    """Quantiles over depth: of each posterior a point, and two bars around it."""
     axes = made.add_subplot()
-    finite = [[value if 0 < value < math.inf else math.nan for value in row] for row in rows]
-    columns = list(zip(*finite, strict=True))
-    places = list(range(len(rows)))
     few = len(rows) <= _MOST_NAMED
-    if few:
-        for low, high, width in ((0, 4, 1.0), (1, 3, 4.0)):
-            axes.vlines(places, columns[low], columns[high], color=color, linewidth=width, alpha=0.45)
-        axes.plot(places, columns[2], "o", color=color, markersize=4)
-    else:
-        for low, high in ((0, 4), (1, 3)):
-            axes.fill_between(places, columns[low], columns[high], color=color, alpha=0.22)
-        axes.plot(places, columns[2], color=color)
+    for low, high, width in ((0, 4, 1.0), (1, 3, 4.0 if few else 2.2)):
+        bars = [[(at, row[low]), (at, row[high])] for at, row in enumerate(rows)]
+        _drawn_as_one(axes, bars, color, linewidth=width, alpha=0.45, solid_capstyle="butt")
+    axes.plot([row[2] for row in rows], "o", color=color, markersize=4 if few else 2)
     axes.set(ylabel=label, xlabel="posterior, in the model's order")
     log_axis(axes, *_range(rows, 1e-4, 1e2))
-    axes.set_xticks(places if few and len(rows) < 13 else _places(len(rows)))
+    axes.set_xticks(range(0, len(rows), 1 if len(rows) < 13 else len(rows) // 6))
     axes.margins(x=0.04)
+
+
+def _drawn_as_one(axes: Any, lines: Sequence[Sequence[tuple[float, float]]], color: str, **style: Any) -> None:
+    """Many lines as one path with gaps: on a page, a path for each is most of its size."""
+    points = [point for line in lines for point in (*line, (math.nan, math.nan))]
+    kept = [(x, y) if math.isfinite(y) else (math.nan, math.nan) for x, y in points]
+    axes.plot(*zip(*kept, strict=True), color=color, **style)
 
 
 def _range(rows: Sequence[Sequence[float]], lowest: float, highest: float) -> tuple[float, float]:
@@ -172,15 +171,6 @@ def _range(rows: Sequence[Sequence[float]], lowest: float, highest: float) -> tu
     known = [value for row in rows for value in row if 0 < value < math.inf]
     low, high = min([*known, 1.0]), max([*known, 1.0])
     return max(low, lowest) / 1.4, min(high, highest) * 1.6
-
-
-def _places(count: int) -> list[int]:
-    step = max(1, count // 6)
-    return list(range(0, count, step))
-
-
-def _faintness(states: Sequence[PosteriorState]) -> float:
-    return max(0.15, min(0.7, 6 / len(states)))
 
 
 def _short(name: str) -> str:

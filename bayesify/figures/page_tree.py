@@ -18,13 +18,18 @@ _OPEN = 12  # posteriors: a tree of no more is open
 
 @dataclass
 class _Branch:
-    """Posteriors whose names begin alike."""
+    """What stands below one part of a name, in the model's order."""
 
-    branches: dict[str, _Branch] = field(default_factory=dict)
-    leaves: list[tuple[str, PosteriorState]] = field(default_factory=list)
+    children: dict[str, _Branch | PosteriorState] = field(default_factory=dict)
+
+    def branch(self, part: str) -> _Branch:
+        child = self.children.setdefault(part, _Branch())
+        assert isinstance(child, _Branch)
+        return child
 
     def states(self) -> list[PosteriorState]:
-        return [state for branch in self.branches.values() for state in branch.states()] + [s for _, s in self.leaves]
+        own = (child.states() if isinstance(child, _Branch) else [child] for child in self.children.values())
+        return [state for states in own for state in states]
 
 
 def as_tree(found: Inspection) -> str:
@@ -34,8 +39,8 @@ def as_tree(found: Inspection) -> str:
         *path, last = state.name.split(".")
         branch = root
         for part in path[:-1]:
-            branch = branch.branches.setdefault(part, _Branch())
-        branch.leaves.append((".".join([*path[-1:], last]), state))
+            branch = branch.branch(part)
+        branch.children[".".join([*path[-1:], last])] = state
     few = len(found.posteriors) <= _OPEN
     legend = "The histogram is that of std/|w|, from 0.0001 to 100: at the right, noise is larger than the weight."
     return (
@@ -45,16 +50,17 @@ def as_tree(found: Inspection) -> str:
 
 
 def _inside(branch: _Branch, opened: bool) -> str:
-    parts = [_folded(name, inner, opened) for name, inner in branch.branches.items()]
-    return "".join([*parts, *(_leaf(name, state) for name, state in branch.leaves)])
+    return "".join(
+        _folded(name, child, opened) if isinstance(child, _Branch) else _leaf(name, child)
+        for name, child in branch.children.items()
+    )
 
 
 def _folded(name: str, branch: _Branch, opened: bool) -> str:
-    while len(branch.branches) == 1 and not branch.leaves:
-        ((inner, branch),) = branch.branches.items()
-        name = f"{name}.{inner}"
+    while len(branch.children) == 1 and isinstance(only := next(iter(branch.children.values())), _Branch):
+        name, branch = f"{name}.{next(iter(branch.children))}", only
     states = branch.states()
-    kl = f"KL {short(round(sum(state.kl for state in states)))}"
+    kl = f"KL {_count(sum(state.kl for state in states))}"
     head = f"<b>{_text(name)}</b><span>{layer_count(len(states))}</span><span>{kl}</span>{_histogram(states)}"
     return f"<details{' open' if opened else ''}><summary>{head}</summary>{_inside(branch, opened)}</details>"
 

@@ -40,6 +40,7 @@ _SETTINGS = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.6,
+    "path.simplify": False,  # it would take bars for noise
     "patch.linewidth": 0,
     "text.color": INK,
     "text.parse_math": False,  # a layer's name may hold a $

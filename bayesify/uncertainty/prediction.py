@@ -122,6 +122,14 @@ class Prediction:
             return each_tensor(lambda _, samples, of: mixture_quantile(samples, of, q), self.mean, self.samples, noise)
         return each_tensor(lambda _, samples: _quantile(samples, q), self.mean, self.samples)
 
+    def _repr_html_(self) -> str:
+        from ..report.predictions import as_html
+
+        names = ["label", "confidence"] if self.task == "classification" else ["mean", "std"]
+        names += ["total", "aleatoric", "epistemic"]
+        parts = {name: pytree.tree_flatten_with_path(getattr(self, name))[0] for name in names}
+        return as_html(self.task, {name: [(leaf_name(path), leaf) for path, leaf in parts[name]] for name in names})
+
     def _needs(self, name: str, task: Task) -> None:
         if self.task != task:
             raise UsageError(f"`{name}` is for task={task!r}, and this prediction was made with task={self.task!r}")
@@ -134,6 +142,11 @@ def each_tensor(function: Callable[..., Tensor], *trees: Any) -> Any:
         return function(first, *others) if is_float(first) else first
 
     return pytree.tree_map(mapped, *trees)
+
+
+def leaf_name(path: Any) -> str:
+    """The place of a leaf in an output: `logits`, or `0`; empty for a single tensor."""
+    return ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
 
 
 def is_float(leaf: Any) -> bool:

@@ -44,14 +44,14 @@ def test_kl(model: Any, found: bayesify.Inspection) -> None:
 
 def test_noise_and_prior_ratio(found: bayesify.Inspection) -> None:
     (axes,) = bayesify.figures.noise(found).axes
-    assert list(axes.lines[0].get_ydata()) == pytest.approx([state.noise[2] for state in found.posteriors])
+    assert list(axes.lines[2].get_ydata()) == pytest.approx([state.noise[2] for state in found.posteriors])
     (axes,) = bayesify.figures.prior_ratio(found).axes
-    assert list(axes.lines[0].get_ydata()) == pytest.approx([state.prior_ratio[2] for state in found.posteriors])
+    assert list(axes.lines[2].get_ydata()) == pytest.approx([state.prior_ratio[2] for state in found.posteriors])
 
 
 def test_pruning(found: bayesify.Inspection, model: Any) -> None:
     signal, cost = bayesify.figures.pruning(found).axes
-    assert len(signal.lines) == len(found.posteriors) + 2
+    assert [len(line.get_ydata()) for line in signal.lines] == [10 * len(found.posteriors), 12, 2]
     measured = [point.nll for point in found.pruning if point.nll is not None]
     assert list(cost.lines[0].get_ydata()) == pytest.approx(measured)
     _, cost = bayesify.figures.pruning(model).axes
