@@ -28,7 +28,8 @@ class PosteriorState:
         prior_ratio: quantiles of the posterior's std over the prior's at `LEVELS`. None where the prior has no std.
         from_prior: root mean square of (mean - prior's mean)/prior's std. None where the prior is not a normal one.
         moved: ‖mean - mean at conversion‖/‖mean at conversion‖, where the prior keeps that. Else None.
-        free: the share of elements whose removal costs nothing: |mean| is no more than std.
+        free: the share of elements whose removal costs nothing: |mean| is no more than std, so that to remove one costs
+            no more than its noise does already. All of them together may cost something: `Inspection.pruning` says.
         histogram: how many elements have a std/|mean| between `EDGES`.
         reached: whether forward passes went through it. None where none has run that could tell.
         mean_moved, scale_moved: whether the mean, and its scale, changed since conversion. None where unknown.

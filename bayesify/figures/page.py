@@ -82,7 +82,7 @@ def _numbers(found: Inspection) -> str:
         ("for each weight", f"{number(found.kl / max(found.weights, 1))} nats"),
         ("weights with a posterior", f"{found.weights:,}"),
         ("parameters without", f"{found.plain_parameters:,}"),
-        ("cost nothing to remove", f"{found.free:.1%}"),
+        ("no more signal than noise", f"{found.free:.1%}"),
     ]
     numbers += [("pruned already", f"{pruned:,}")] if pruned else []
     if found.quality is not None:

@@ -88,7 +88,7 @@ def _numbers(state: PosteriorState) -> Iterable[tuple[str, str]]:
         yield "from the prior's mean", f"{number(state.from_prior)} of its std"
     if state.moved is not None:
         yield "moved since conversion", f"{state.moved:.2%}"
-    yield "cost nothing to remove", f"{state.free:.1%}"
+    yield "no more signal than noise", f"{state.free:.1%}"
     if state.reached is not None:
         yield "reached", "yes" if state.reached else "no"
     if state.scale_moved is not None:

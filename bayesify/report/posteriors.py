@@ -26,7 +26,7 @@ _SHOWN = range(4, 24, 2)  # of the histogram: std/|w| from 0.001 to 100, two bin
 _MOST_NAMES = 6
 _LEGEND = (
     "std/|w|: its median over a layer's weights, and how it is spread from 0.001 to 100; free: the share with "
-    "|w| ≤ std, which cost nothing to remove"
+    "|w| ≤ std, each of which costs no more to remove than its noise does"
 )
 
 
@@ -126,9 +126,9 @@ def rows_of(states: Sequence[PosteriorState], full: bool) -> list[Row]:
 
 
 def headline(found: Inspected) -> str:
-    """`KL 12,345 nats, 1.2 for each of 10,240 weights; removing 37.5% of them costs nothing`."""
+    """`KL 12,345 nats, 1.2 for each of 10,240 weights; 37.5% of them have no more signal than noise`."""
     each = found.kl / max(found.weights, 1)
-    free = f"; removing {found.free:.1%} of them costs nothing"
+    free = f"; {found.free:.1%} of them have no more signal than noise"
     return f"KL {found.kl:,.6g} nats, {each:.3g} for each of {found.weights:,} weights{free}"
 
 
