@@ -37,9 +37,10 @@ def _model_options(command: Command) -> Command:
         click.option("--policy", metavar="FILE|NAME", help="A YAML policy, or a preset: `bayesify policy show`."),
         click.option("--allow", metavar="DOTTED", multiple=True, help="A class that the file may hold: pkg.mod.Net."),
         click.option("--arg", "args", metavar="K=V", multiple=True, help="An argument of the factory."),
-        click.option("--weights", metavar="FILE", help="Weights for the factory's model."),
+        click.option("--weights", metavar="FILE", help="Weights for the factory's model: a file, an index, a folder."),
         click.option("--key", help="Where the weights are in that file."),
         click.option("--ignore-keys", metavar="PATTERN", multiple=True, help="Weights that may differ: a glob."),
+        click.option("--base", metavar="FOLDER", help="The base network of a folder of adapters."),
         click.option("--input", "inputs", metavar="SHAPE", multiple=True, help="Run MODEL on random numbers, to see "
                      "how each layer is called: 1x3x224x224; ids=int:2x16 by keyword; 16xNx80, with N for the "
                      "batch where it is not first. Once per argument."),
@@ -82,14 +83,15 @@ def main() -> None:
 def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **options: Any) -> None:
     """Make MODEL variational and write it to a file.
 
-    MODEL is a file of torch.save(model, FILE), or a factory: package.module:callable, which may stand in a module of
-    the current directory.
+    MODEL is a file of torch.save(model, FILE); a folder of transformers, peft or timm, which gives a folder; or a
+    factory: package.module:callable, which may stand in a module of the current directory.
 
     \b
     Examples:
       bayesify convert resnet.pt --method lrt -o bayesian.pt
       bayesify convert resnet.pt --policy moped --dry-run
       bayesify convert mynet.pt --allow mypkg.models.Net
+      bayesify convert ./bert-dir                        writes ./bert-dir.flipout
       bayesify convert torchvision.models:resnet18 --arg num_classes=10 --weights sd.safetensors
     """
     source, policy, inputs = _source(**options), _policy(**options), _inputs(**options)
@@ -105,7 +107,7 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
     source.check()
     target = output or default_output(source.model, label(policy), factory=source.is_factory)
     beside = [options[name] for name in ("policy", "input_file") if options[name]]
-    check_output(target, [*source.files, *beside], force=force)
+    check_output(target, [*source.files, *beside], force=force, folder=source.is_folder)
     with busy(f"Converting {source.model}"):
         model = _opened(source)
         made = plan(model, policy, example_inputs=inputs)
@@ -132,11 +134,11 @@ def report(**options: Any) -> None:
 
 def _source(
     model: str, allow: tuple[str, ...], args: tuple[str, ...], weights: str | None, key: str | None,
-    ignore_keys: tuple[str, ...], **_: Any,
+    ignore_keys: tuple[str, ...], base: str | None, **_: Any,
 ) -> Source:  # fmt: skip
     from .source import Source
 
-    return Source(model, allow, args, weights, key, ignore_keys)
+    return Source(model, allow, args, weights, key, ignore_keys, base)
 
 
 def _policy(method: str | None, policy: str | None, **_: Any) -> Policy:
@@ -195,7 +197,7 @@ def _show(plan: Plan, as_json: bool, full: bool, **_: Any) -> None:
 def revert(
     converted: str, output: str, weights: Weights, seed: int | None, allow: tuple[str, ...], force: bool
 ) -> None:
-    """Turn a file that `convert` wrote back into a plain model.
+    """Turn a file, or a folder, that `convert` wrote back into a plain model.
 
     \b
     Examples:
@@ -204,6 +206,8 @@ def revert(
     """
     if seed is not None and weights != "sample":
         raise UsageError("--seed goes with --weights sample: the means need no draw")
+    import os
+
     import torch
 
     from ..files.load_model import load_model
@@ -211,13 +215,14 @@ def revert(
     from ..surgery import revert as surgery
     from .output_path import check_output
 
-    check_output(output, [converted], force=force)
+    folder = converted if os.path.isdir(converted) else None
+    check_output(output, [converted], force=force, folder=folder is not None)
     with busy(f"Reverting {converted}"):
         model = load_model(converted, allow=allow)
         if seed is not None:
             torch.manual_seed(seed)
         plain = surgery.revert(model, weights, inplace=True)
-        save(plain, output, overwrite=force, sources=[converted])
+        save(plain, output, like=folder, overwrite=force, sources=[converted])
     say(f"Wrote {output}")
 
 

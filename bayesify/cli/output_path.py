@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
+from ..files.weight_files import refuse_other_folder
 from ..policy.policy import Policy
 
 ENDINGS = (".pt", ".pth", ".pkl", ".bin", ".ckpt")  # what files of torch.save are called
 
 
 def default_output(model: str, label: str, *, factory: bool) -> Path:
-    """`resnet.pt` → `resnet.flipout.pt` beside it; `torchvision.models:resnet18` → `resnet18.flipout.pt` here."""
+    """`resnet.pt` → `resnet.flipout.pt`, and a folder `bert` → `bert.flipout`, beside it; of a factory, here."""
     if factory:
         return Path(f"{model.rpartition(':')[2]}.{label}.pt")
     path = Path(model)
+    if path.is_dir():
+        place = path if path.name else path.resolve()
+        return place.with_name(f"{place.name}.{label}")
     stem, ending = (path.stem, path.suffix) if path.suffix in ENDINGS else (path.name.removesuffix(".pt2"), ".pt")
     return path.with_name(f"{stem}.{label}{ending}")
 
@@ -28,13 +32,16 @@ def label(policy: Policy) -> str:
     return str(used.pop()) if len(used) == 1 else Path(policy.source or "bayesian").stem
 
 
-def check_output(path: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]], *, force: bool) -> None:
+def check_output(
+    path: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]], *, force: bool, folder: bool = False
+) -> None:
     """Refuse an output that is a source under whatever name, that exists, or that cannot be written.
 
     Args:
         path: where the result shall go.
         sources: files that are read, which are never overwritten; one that isn't there is passed over.
         force: whether another file may be replaced.
+        folder: whether it becomes a folder.
 
     Raises:
         UsageError: with what is in the way.
@@ -44,7 +51,7 @@ def check_output(path: str | os.PathLike[str], sources: Sequence[str | os.PathLi
     for source in sources:
         if _same(target, Path(source)):
             raise UsageError(f"{path}: is {source} itself, which is never overwritten; name another file by -o")
-    _check_place(target)
+    _check_place(target, folder)
     if exists and not force:
         raise UsageError(f"{path}: exists already; --force replaces it, -o names another file")
 
@@ -60,11 +67,13 @@ def _exists(target: Path) -> bool:
     return True
 
 
-def _check_place(target: Path) -> None:
+def _check_place(target: Path, as_folder: bool) -> None:
     folder = Path(os.path.realpath(target)).parent
-    if target.is_dir():
+    if as_folder:
+        refuse_other_folder(target)
+    elif target.is_dir():
         raise UsageError(f"{target}: is a folder; name the file to write")
-    if target.exists() and not target.is_file():
+    elif target.exists() and not target.is_file():
         raise UsageError(f"{target}: is not a regular file; name the file to write")
     if not folder.is_dir():
         raise UsageError(f"{target}: there is no folder {folder}; make it first")

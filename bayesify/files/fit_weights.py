@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import FileRefusedError, did_you_mean
-from .prefixes import LEADING
+from .prefixes import LEADING, common_prefix
 from .read_weights import Weights
 
 SHOWN = 10
+Tell = Callable[[str], object]
 
 
-def fit(model: nn.Module, weights: Weights, *, ignore_keys: Sequence[str] = (), source: str) -> None:
+def fit(
+    model: nn.Module, weights: Weights, *, ignore_keys: Sequence[str] = (), source: str, tell: Tell | None = None
+) -> None:
     """Load weights into the model, in place; the model keeps its dtype, its ties and its training mode.
+
+    Where all names have a prefix in common that the model's have not, such as Lightning's `net.`, it is stripped.
 
     A model on the meta device takes the weights' own memory; any other is copied into.
 
@@ -26,12 +31,15 @@ def fit(model: nn.Module, weights: Weights, *, ignore_keys: Sequence[str] = (), 
         weights: what `read_weights` read.
         ignore_keys: globs over names (`fc.*`) that may be missing in the file or in the model.
         source: the file, for messages.
+        tell: called with what is done to the names.
 
     Raises:
         FileRefusedError: names that are missing or unexpected, shapes that differ.
     """
     expected = model.state_dict(keep_vars=True)
-    given = _renamed(weights, expected)
+    given, prefix = _unprefixed(_renamed(weights, expected), expected, ignore_keys)
+    if prefix and tell is not None:
+        tell(f"{source}: stripped {prefix!r} from the names")
     given = {name: value for name, value in given.items() if name in expected or not _matches(name, ignore_keys)}
     misshapen = [name for name, value in given.items() if _differs(expected.get(name), value)]
     problems = list(_shape_problems(expected, given, [name for name in misshapen if not _matches(name, ignore_keys)]))
@@ -53,6 +61,16 @@ def _renamed(weights: Weights, expected: Collection[str]) -> dict[str, Tensor]:
     if LEADING in weights.stripped and expected and all(name.startswith(LEADING) for name in expected):
         return {f"{LEADING}{name}": value for name, value in weights.state_dict.items()}
     return dict(weights.state_dict)
+
+
+def _unprefixed(
+    given: dict[str, Tensor], expected: Collection[str], ignore_keys: Sequence[str]
+) -> tuple[dict[str, Tensor], str]:
+    """Without the prefix that all names have in common and the model's have not, and the prefix."""
+    counting = [name for name in given if not _matches(name, ignore_keys)]
+    prefix = common_prefix(counting, expected)
+    names = {name: name.removeprefix(prefix) if name in counting else name for name in given}
+    return {names[name]: value for name, value in given.items()}, prefix
 
 
 def _load(model: nn.Module, given: dict[str, Tensor], source: str) -> tuple[list[str], list[str]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from .fit_weights import fit
 from .model_factory import build_network
 from .model_file.description import Factory, is_ours
 from .model_file.read import OwnFile
+from .model_folder.opening import open_folder
 from .read_weights import Weights, weights_in, weights_of
 from .untrusted.build_model import build_model_from
 from .untrusted.content import NO_ALLOW, Content, opened
@@ -42,9 +45,9 @@ def load_model(
 
     Args:
         path: a file of `bayesify.save`, of `torch.save(model, path)` in torch's present format or its old one, or of
-            `torch.export.save`.
+            `torch.export.save`; or a folder of transformers, peft or timm, of a class that the library has itself.
         into: a plain network of the caller's own, which becomes the saved model, in place: layers and weights by name,
-            strictly. For what cannot be built from data: classes of notebooks and scripts, or that carry functions.
+            strictly. For what cannot be built from data: classes of notebooks and scripts. Of adapters, their base.
         factory, args: as `into`, for a network that `package.module:callable`, or the callable itself, returns for
             these keyword arguments; without `args`, for those that the file was saved with.
         allow: further classes that may be built: `mypkg.models.Net`, or `mypkg.models.*` for its nn.Module subclasses;
@@ -62,20 +65,24 @@ def load_model(
     allow = _checked((allow,) if isinstance(allow, str) else allow)
     if into is not None and factory is not None:
         raise UsageError("into= and factory= both say what the weights are put into: give one of them")
-    with opened(path) as content:
-        model = _model(content, path, into, factory, args, allow, key, meta)
-        warn_of_no_checksums(content, path, meta=meta)
+    how: Any = {"into": into, "factory": factory, "args": args, "meta": meta}
+    if os.path.isdir(path):
+        model = open_folder(Path(path), **how)
+    else:
+        with opened(path) as content:
+            model = _model(content, path, allow, key, **how)
+            warn_of_no_checksums(content, path, meta=meta)
     warn_of_not_finite(model, path)
     return model if map_location is None or meta else model.to(map_location)
 
 
 def _model(
-    content: Content, path: Any, into: nn.Module | None, factory: Any, args: Mapping[str, Any] | None,
-    allow: Sequence[str], key: str | None, meta: bool,
+    content: Content, path: Any, allow: Sequence[str], key: str | None, into: nn.Module | None, factory: Any,
+    args: Mapping[str, Any] | None, meta: bool,
 ) -> nn.Module:  # fmt: skip
     kind = kind_of(content)
     if kind.kind == "safetensors" and is_ours(read_header(content)):
-        return _ours(OwnFile(content, meta=meta), path, into, factory, args, allow)
+        return _ours(OwnFile.in_content(content, meta=meta), path, into, factory, args, allow)
     if into is not None or factory is not None:
         network = into if into is not None else build_network(factory, args or {})
         fit(network, weights_in(content, key=key, meta=meta), source="the file")

@@ -30,35 +30,34 @@ def build_model(
     meta: bool = False,
     tell: Callable[[str], object] | None = None,
 ) -> nn.Module:
-    """Call a model's factory and load weights into what it returns.
-
-    With weights it is built on the meta device and takes the file's memory; where that cannot be, for real.
+    """Call a model's factory and load weights into what it returns, on the meta device first where that can be.
 
     Args:
         spec: `package.module:callable`; the current directory is looked into first, as under `python -m`.
         args: the callable's keyword arguments.
-        weights, key: a file for `read_weights`, and where in it the state_dict stands.
+        weights, key: a file for `read_weights`, and where in it they stand.
         ignore_keys: globs over names that may be missing in the file or in the model.
         meta: read no weights; the model's tensors are on the meta device where the factory can run there.
-        tell: called with what is done to the weights on the way, such as a wrapper's prefix that is stripped.
+        tell: called with what is done to the weights on the way, such as a prefix that is stripped.
 
     Raises:
         FactoryError: the callable is not there, fails, or returns no nn.Module.
         FileRefusedError: the weights' file is refused, or doesn't fit.
         UsageError: the spec, the file's path or the key is wrong.
     """
-    loaded, args = None if weights is None else _read(weights, key, meta, tell), args or {}
+    loaded = None if weights is None else _read(weights, key, meta, tell)
+    how: Any = {"ignore_keys": ignore_keys, "source": str(weights)}
     with current_directory_first():
-        factory = _find(spec)
-        _check_arguments(spec, factory, args)
+        factory = _found(spec, args := args or {})
         model = _on_meta(spec, factory, args) if loaded is not None or meta else None
         if model is not None and loaded is not None:
-            fit(model, loaded, ignore_keys=ignore_keys, source=str(weights))
+            fit(model, loaded, tell=tell, **how)
+            tell = None  # what it said is not said twice
         if model is not None and (meta or not left_on_meta(model)):
             return model
         model = _call(spec, factory, args)
     if loaded is not None:
-        fit(model.to("meta") if meta else model, loaded, ignore_keys=ignore_keys, source=str(weights))
+        fit(model.to("meta") if meta else model, loaded, tell=tell, **how)
     return model
 
 
@@ -72,9 +71,7 @@ def build_network(factory: str | Callable[..., nn.Module], args: Mapping[str, An
     if not isinstance(factory, str):
         return _call(getattr(factory, "__qualname__", "the factory"), factory, args)
     with current_directory_first():
-        function = _find(factory)
-        _check_arguments(factory, function, args)
-        return _call(factory, function, args)
+        return _call(factory, _found(factory, args), args)
 
 
 def _read(path: str | PathLike[str], key: str | None, meta: bool, tell: Callable[[str], object] | None) -> Weights:
@@ -112,6 +109,12 @@ def parse_args(pairs: Sequence[str]) -> dict[str, Any]:
 def is_spec(text: str) -> bool:
     """Whether the text has the form `package.module:callable`."""
     return re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*", text) is not None
+
+
+def _found(spec: str, args: Mapping[str, Any]) -> Callable[..., Any]:
+    factory = _find(spec)
+    _check_arguments(spec, factory, args)
+    return factory
 
 
 def _find(spec: str) -> Callable[..., Any]:

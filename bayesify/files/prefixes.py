@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 # Names that only wrappers use (torch.compile, FSDP, activation checkpointing): stripped wherever they stand in a name.
@@ -24,6 +24,23 @@ def strip(weights: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
             stripped.append(inner)
         else:
             return kept, tuple(dict.fromkeys(stripped))
+
+
+def common_prefix(names: Collection[str], expected: Collection[str]) -> str:
+    """The dotted prefix, such as `net.`, without which names become those that are expected; "" if there is none.
+
+    All names have it, and more fit without it than with it. A module that holds the network as an attribute puts it
+    there, as those of Lightning do.
+    """
+    first = next(iter(names), "")
+    at, fitting = 0, sum(name in expected for name in names)
+    while (dot := first.find(".", at)) >= 0:
+        prefix, at = first[: dot + 1], dot + 1
+        if not all(name.startswith(prefix) for name in names):
+            return ""
+        if sum(name.removeprefix(prefix) in expected for name in names) > fitting:
+            return prefix
+    return ""
 
 
 def _all_lead(weights: Mapping[str, Any]) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,7 @@ from .untrusted.node_limits import refuse_unfolding
 from .untrusted.placeholders import WeightsBuilder, dangerous
 from .untrusted.safetensors_file import read_header, read_tensors
 from .untrusted.torch_archive import Archive, open_archive
+from .weight_files import RECORD, WeightFiles, is_index, shards_of, weights_in_folder
 from .weight_warnings import warn_of_no_checksums
 
 
@@ -47,7 +49,8 @@ def read_weights(path: str | PathLike[str], *, key: str | None = None, meta: boo
     Objects of foreign classes are read as inert placeholders and never imported. Warns of a file without checksums.
 
     Args:
-        path: safetensors, or a file of torch.save in either format: a state_dict, a checkpoint with one, or a model.
+        path: safetensors, or a file of torch.save in either format: a state_dict, a checkpoint with one, or a model;
+            an index of shards (`model.safetensors.index.json`), or a folder that holds weights.
         key: the dotted path of the state_dict inside a checkpoint; found by itself where it is clear.
         meta: read shapes and dtypes only; the tensors are on the meta device.
 
@@ -55,10 +58,58 @@ def read_weights(path: str | PathLike[str], *, key: str | None = None, meta: boo
         FileRefusedError: broken, malicious, without weights, or with several candidates and no `key`.
         UsageError: there is no such file, or nothing stands under `key`.
     """
-    with opened(path) as content:
-        read = weights_in(content, key=key, meta=meta)
-        warn_of_no_checksums(content, path, meta=meta)
-        return read
+    if (Path(path) / RECORD).exists():
+        raise FileRefusedError(f"{path}: is a converted model, and more than weights: open it itself")
+    files = _files(Path(path))
+    if files is None:
+        with opened(path) as content:
+            read = weights_in(content, key=key, meta=meta)
+            warn_of_no_checksums(content, path, meta=meta)
+            return read
+    return _of_files(files, path, key, meta)
+
+
+def plain_weights(folder: Path, *, meta: bool = False) -> Weights:
+    """The weights in a folder of any library, those of the plain network where it holds a converted one.
+
+    Raises:
+        FileRefusedError: see `read_weights`.
+    """
+    return _of_files(weights_in_folder(folder), folder, None, meta)
+
+
+def _of_files(files: WeightFiles, path: str | PathLike[str], key: str | None, meta: bool) -> Weights:
+    try:
+        read = _weights(_joined(files, meta), key, meta)
+    except FileRefusedError as error:
+        raise FileRefusedError(_of(path, error)) from None
+    return replace(read, notes=(files.note, *read.notes))
+
+
+def _files(path: Path) -> WeightFiles | None:
+    """The files of a folder or an index; None for one that holds the weights itself."""
+    if path.is_dir():
+        return weights_in_folder(path)
+    return shards_of(path) if is_index(path) else None
+
+
+def _joined(files: WeightFiles, meta: bool) -> Any:
+    """The values of all files by name: each file holds exactly what the index says."""
+    joined: dict[str, Any] = {}
+    for path, names in files.names.items():
+        with opened(path) as content:
+            values = values_in(content, meta=meta)
+            if names is None:
+                return values
+            if not isinstance(values, Mapping) or set(values) != names:
+                raise FileRefusedError(f"holds other tensors than the index says; {SHORT}")
+            joined |= values
+    return joined
+
+
+def _of(path: str | PathLike[str], error: FileRefusedError) -> str:
+    text = str(error)
+    return text if text.startswith(str(path)) else f"{path}: {text}"
 
 
 def weights_in(content: Content, *, key: str | None = None, meta: bool = False) -> Weights:
@@ -92,7 +143,9 @@ def values_in(content: Content, *, meta: bool) -> Any:
     kind = kind_of(content)
     if kind.kind == "safetensors":
         header = read_header(content)
-        return OwnFile(content, meta=meta).tensors() if is_ours(header) else read_tensors(content, header, meta=meta)
+        if is_ours(header):
+            return OwnFile.in_content(content, meta=meta).tensors()
+        return read_tensors(content, header, meta=meta)
     if kind.refusal:
         raise FileRefusedError(kind.refusal)
     return _values(open_archive(content, kind.kind, meta=meta))

@@ -23,6 +23,7 @@ from .model_file.description import Factory
 from .model_file.differences import COMPARED_APART
 from .model_file.opening import Way, comes_back, is_converted, lost_in_pickle, lost_when_opened
 from .model_file.write import ModelFile, described
+from .weight_files import refuse_other_folder
 from .whole_file import Watched, whole_file
 
 _NOT_DATA = (pickle.PicklingError, AttributeError, TypeError, RuntimeError)
@@ -40,35 +41,50 @@ def save(
     args: Mapping[str, Any] | None = None,
     structure: bool = True,
     plan: Mapping[str, Any] | None = None,
+    like: str | PathLike[str] | None = None,
     overwrite: bool = True,
     sources: Sequence[str | PathLike[str]] = (),
 ) -> None:
-    """Write the whole model to a file that `bayesify.load` opens.
+    """Write the whole model to a file, or a folder, that `bayesify.load` opens.
 
-    A converted model's tensors are in the layout of safetensors, each with a checksum, and all else is JSON: no
-    pickle. A plain model is written by torch.save, for any program that knows torch. The file appears when it is
-    complete and would open again with all that the model has: where anything fails, an older file stays as it was.
+    A converted model becomes tensors in the layout of safetensors and JSON, no pickle; a plain one is written by
+    torch.save. The file appears when it is complete and would open again: else, an older one stays as it was.
+    A model of transformers or peft becomes a folder where `path` ends in a slash or `like` is given, one of timm with
+    `like`: the library opens it as the plain network, `load` as what it is. `bayesify.json` has policy and plan.
 
     Args:
         model: a converted model, or a plain one.
-        path: the file.
+        path: the file, or the folder.
         factory, args: the code that builds the plain network, `package.module:callable`, and its keyword arguments,
-            for one that cannot be built from data. Opening the file runs it only at the caller's word.
+            for one that cannot be built from data. Opening runs it only at the caller's word.
         structure: whether to write how the model is built; without it, the file fills networks that callers build.
         plan: the plan that the model was converted by, `plan.to_dict()`: kept with it.
-        overwrite: whether a file that is there, or appears meanwhile, is replaced.
+        like: the folder that the model came from, whose other files come along: tokenizer, configuration.
+        overwrite: whether a file that is there, or appears meanwhile, is replaced; a folder, if `save` wrote it.
         sources: files that never are, under whatever name.
 
     Raises:
-        UsageError: the place cannot be written, or the model holds what is not data and no factory builds it.
+        UsageError: the place cannot be written, or the model holds what is no data and no factory builds it.
     """
-    kept = _factory(factory, args)
     _refuse_other(model, path)
-    target = _target(path, sources)
-    plain = kept is None and structure and not is_converted(model)
-    content = None if plain else _opening_content(model, path, kept, structure, plan)
+    if like is not None or os.fspath(path).endswith(os.sep):
+        return _save_folder(model, path, like, plan, overwrite, sources)
+    kept, target = _factory(factory, args), _target(path, sources)
+    as_pickle = kept is None and structure and not is_converted(model)
+    content = None if as_pickle else _opening_content(model, path, kept, structure, plan)
     with _told(model, path), whole_file(target, overwrite=overwrite) as file:
         _write(model, path, content, file)
+
+
+def _save_folder(
+    model: nn.Module, path: str | PathLike[str], like: str | PathLike[str] | None, plan: Mapping[str, Any] | None,
+    overwrite: bool, sources: Sequence[str | PathLike[str]],
+) -> None:  # fmt: skip
+    from .model_folder.writing import save_folder
+
+    target = _folder_target(path, [*sources, *([] if like is None else [like])])
+    with _told(model, path):
+        save_folder(model, target, None if like is None else Path(like), plan=plan, overwrite=overwrite)
 
 
 def _write(model: nn.Module, path: Any, content: ModelFile | None, file: BinaryIO) -> None:
@@ -147,6 +163,20 @@ def _target(path: str | PathLike[str], sources: Sequence[str | PathLike[str]]) -
         raise UsageError(f"{path}: is a folder; name the file to write")
     if os.path.exists(target) and not os.path.isfile(target):
         raise UsageError(f"{path}: is not a regular file; name the file to write")
+    return target
+
+
+def _folder_target(path: str | PathLike[str], sources: Sequence[str | PathLike[str]]) -> Path:
+    """Where a folder is written: a place that is free, empty, or has a folder that `save` wrote.
+
+    Raises:
+        UsageError: something else is there, or it is a source.
+    """
+    target = Path(os.path.realpath(path))
+    for source in sources:
+        if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
+            raise UsageError(f"{path}: is {source} itself, which is never overwritten")
+    refuse_other_folder(target)
     return target
 
 

@@ -39,7 +39,7 @@ def whole_file(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
             os.replace(beside, target)
         else:
             _move_to_free(beside, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     finally:
         if beside is not None:
             beside.unlink(missing_ok=True)
@@ -93,7 +93,8 @@ def _move_to_free(beside: Path, target: Path) -> None:
         os.rename(beside, target)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the folder's names on disk, where the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

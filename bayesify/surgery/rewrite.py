@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..decision import Decision
 from ..errors import UsageError
+from ..files.model_file.conversion import PLAN
 from ..nn.base import Variational
 from ..nn.folded_batches import unwatch_examples, watch_examples
 from ..nn.hooks import keep_unfused
@@ -57,6 +58,7 @@ def take_back(model: nn.Module) -> None:
             module.__class__ = plain_class(type(module))  # type: ignore[assignment]
         _readjust(module)
     take_out_layers(model)
+    vars(model).pop(PLAN, None)
 
 
 def plain_class_of(layer: Variational) -> type[nn.Module]:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bayesify.errors import FileRefusedError, UsageError
+from bayesify.files.load_model import load_model
 from bayesify.files.read_weights import read_weights
 from tests.files.made_files import edit_pickle, net, saved
 
@@ -232,3 +233,13 @@ def test_the_archive_helper_makes_what_torch_makes(file):
     records = {name.split("/", 1)[1]: source.read(name) for name in source.namelist() if "/data/" in name}
     pickle_name = next(name for name in source.namelist() if name.endswith("data.pkl"))
     assert same(read_weights(file(as_zip(source.read(pickle_name), records))).state_dict)
+
+
+def test_tensors_with_attributes_of_their_own_are_each_their_own(file):
+    """torch writes them by a call within a call, as it does an `nn.Buffer`."""
+    model = nn.Module()
+    for number in range(20):
+        model.register_buffer(f"b{number}", nn.Buffer(torch.full((3,), float(number))))
+    assert same(read_weights(file(saved(model.state_dict()))).state_dict, model.state_dict())
+    opened = load_model(file(saved(model)))
+    assert same(opened.state_dict(), model.state_dict())

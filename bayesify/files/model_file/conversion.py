@@ -14,7 +14,7 @@ from ...nn.base import Variational
 from ...nn.folded_batches import watch_examples, watched_arguments
 from ...nn.hooks import keep_unfused
 from ...nn.kl import Ledger
-from ...nn.posterior_tensors import posterior_tensors
+from ...nn.posterior_tensors import added_names, posterior_tensors
 from ...nn.registry import converted_class, plain_class, rerouting
 from ...nn.rerouting import Rerouting
 from ...nn.starts import put_starts, starts_of
@@ -23,6 +23,7 @@ from .live_nodes import named_tensors
 
 _KEPT = ("_calibration",)  # plain data that calibration keeps on a model
 EXTRAS = "_bayesify_extras"  # on a model: what later steps keep with it, as JSON
+PLAN = "_bayesify_plan"  # on a model that was opened: the plan that it was converted by, as JSON
 
 
 def conversion_of(model: nn.Module) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def convert_again(network: nn.Module, conversion: Mapping[str, Any], tensors: Ma
         layer: Any = modules[name]
         cls, added = converted_class(layer, method, bool(settings.weights)), posterior_tensors(layer, settings)
         layer.__class__ = cls
-        layer.add_posterior(settings, added)
+        layer.add_posterior(settings, added | _found_later(name, layer, tensors))
     put_starts(modules, conversion.get("starts", {}))
     for name, (reads, uncompiled) in conversion["rerouting"].items():
         _reroute(modules[name], reads, uncompiled)
@@ -79,6 +80,12 @@ def convert_again(network: nn.Module, conversion: Mapping[str, Any], tensors: Ma
     for name, training in conversion["training"].items():
         modules[name].training = bool(training)
     return network
+
+
+def _found_later(path: str, layer: nn.Module, tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """What later steps add to a posterior: the basis of `fit_std`."""
+    names = {name: f"{path}.{name}".lstrip(".") for name in added_names(layer) if name.endswith("_basis")}
+    return {name: found for name, place in names.items() if (found := tensors.get(place)) is not None}
 
 
 def _layer(layer: Variational) -> tuple[str, Any]:

@@ -98,22 +98,32 @@ def read_description(content: Content) -> tuple[Header, Description]:
     header = read_header(content)
     text = header.metadata[KEY]
     start = min((entry.start for entry in header.entries.values()), default=0)
-    if header.metadata.get(_CHECKSUM) != _digest(text, {name: _entry(e, start) for name, e in header.entries.items()}):
+    entries = {name: entry_of(entry, start) for name, entry in header.entries.items()}
+    if header.metadata.get(_CHECKSUM) != _digest(text, entries):
         raise FileRefusedError(f"its description differs from its checksum; {SHORT}")
+    return header, parsed(text)
+
+
+def parsed(text: str) -> Description:
+    """The description that its JSON says.
+
+    Raises:
+        FileRefusedError: it is damaged, or of a later format.
+    """
     try:
         given = json.loads(text)
         if given.get("format") != FORMAT:
             raise FileRefusedError(f"is in format {given.get('format')} of bayesify's; install a newer bayesify")
         known = {name.name: given[name.name] for name in fields(Description) if name.name in given}
         factory = known.get("factory")
-        return header, Description(**{**known, "factory": Factory(**factory) if factory else None})
+        return Description(**{**known, "factory": Factory(**factory) if factory else None})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, FileRefusedError):
             raise
         raise FileRefusedError(f"its description is damaged; {SHORT}") from None
 
 
-def _entry(entry: Entry, start: int) -> dict[str, Any]:
+def entry_of(entry: Entry, start: int) -> dict[str, Any]:
     names = {dtype: name for name, dtype in DTYPES.items()}
     place = entry.start - start
     return {"dtype": names[entry.dtype], "shape": list(entry.shape), "data_offsets": [place, place + entry.size]}

@@ -38,7 +38,7 @@ def lost_when_opened(model: nn.Module, content: ModelFile, way: Way) -> str | No
     size = len(content.header) + sum(storage.nbytes() for storage in content.storages.values())
     try:
         # no tensor is read: the header alone is enough
-        file = OwnFile(Content(io.BytesIO(content.header), 0, size), meta=True)
+        file = OwnFile.in_content(Content(io.BytesIO(content.header), 0, size), meta=True)
         if way == "into":
             file.tensors()
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,22 +14,35 @@ from ..untrusted.content import SHORT, Content
 from ..untrusted.model_builder import ModelBuilder
 from ..untrusted.node_limits import refuse_unfolding
 from ..untrusted.nodes import names_in
-from ..untrusted.storages import Storages
-from .conversion import EXTRAS, convert_again
-from .description import read_description
+from ..untrusted.storages import Fill, Storages
+from .conversion import EXTRAS, PLAN, convert_again
+from .description import Description, read_description
 from .node_json import from_table
 
 
 class OwnFile:
-    """An opened file of ours."""
+    """What we wrote of a model: its description, and where its storages are read.
 
-    def __init__(self, content: Content, *, meta: bool) -> None:
-        self.content = content
-        self.header, self.description = read_description(content)
-        sizes = {name: entry.size for name, entry in self.header.entries.items()}
-        if set(sizes) != set(self.description.checksums):
+    Args:
+        description: the description.
+        sizes: how many bytes each storage has.
+        fill: puts a storage's bytes into memory; they are held to their checksum.
+        meta: read nothing; the model's tensors are on the meta device.
+    """
+
+    def __init__(self, description: Description, sizes: Mapping[str, int], fill: Fill, *, meta: bool) -> None:
+        if set(sizes) != set(description.checksums):
             raise FileRefusedError(f"has other tensors than it says; {SHORT}")
+        self.description, self._fill = description, fill
         self.storages = Storages(sizes, self._read_into, meta=meta)
+
+    @classmethod
+    def in_content(cls, content: Content, *, meta: bool) -> OwnFile:
+        """The model in one open file."""
+        header, description = read_description(content)
+        sizes = {name: entry.size for name, entry in header.entries.items()}
+        fill: Fill = lambda key, buffer: content.read_into(header.entries[key].start, buffer)  # noqa: E731
+        return cls(description, sizes, fill, meta=meta)
 
     def structure(self, allow: Sequence[str]) -> nn.Module:
         """The model, built from the description of its structure.
@@ -67,11 +80,11 @@ class OwnFile:
     def _with_extras(self, model: nn.Module) -> nn.Module:
         if self.description.extras:
             vars(model)[EXTRAS] = dict(self.description.extras)
+        if self.description.plan is not None:
+            vars(model)[PLAN] = self.description.plan
         return model
 
     def _read_into(self, key: str, buffer: memoryview) -> None:
-        self.content.read_into(self.header.entries[key].start, buffer)
+        self._fill(key, buffer)
         if zlib.crc32(buffer) != self.description.checksums[key]:
             raise FileRefusedError(f"its tensor {key[:80]!r} differs from its checksum; {SHORT}")
-
-

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..untrusted.content import storage_buffer
 from ..untrusted.safetensors_file import DTYPES
-from .conversion import EXTRAS, conversion_of, tensors_of
+from .conversion import EXTRAS, PLAN, conversion_of, tensors_of
 from .description import Description, Factory, header_of, present_versions
 from .live_nodes import nodes_of, storage_names
 from .node_json import to_table
@@ -30,47 +30,53 @@ class ModelFile:
         """The file's bytes, in order."""
         yield self.header
         for storage in self.storages.values():
-            yield _bytes(storage)
+            yield bytes_of(storage)
 
 
 def described(
     model: nn.Module, *, factory: Factory | None, plan: Mapping[str, Any] | None, structure: bool
 ) -> ModelFile:
-    """The file of a model.
+    """The file of a model: arguments and errors are those of `description_of`."""
+    description, storages = description_of(model, factory=factory, plan=plan, structure=structure)
+    return ModelFile(header_of(description, forms_of(model, storages)), storages)
+
+
+def description_of(
+    model: nn.Module, *, factory: Factory | None, plan: Mapping[str, Any] | None, structure: bool
+) -> tuple[Description, dict[str, torch.UntypedStorage]]:
+    """What is to be written of a model: its description, and its storages by key.
 
     Args:
         model: the model.
         factory: the code that builds the plain network.
-        plan: the plan, as plain data.
+        plan: the plan, as plain data; the one that the model was opened with, if not given.
         structure: whether the model's own structure is written too.
 
     Raises:
         pickle.PicklingError, AttributeError, TypeError, RuntimeError, RecursionError: it holds what is not data.
     """
-    tensors = tensors_of(model)
-    live = nodes_of((model if structure else None, tensors, conversion_of(model)), storage_names(model))
+    live = nodes_of((model if structure else None, tensors_of(model), conversion_of(model)), storage_names(model))
     table, root = to_table(live.root)
     structure_value, tensors_value, conversion_value = table[root[0]]["tuple"]
-    form = _forms(tensors, live.storages)
     description = Description(
         nodes=table,
         structure=structure_value,
         tensors=tensors_value,
         conversion=conversion_value,
-        checksums={key: zlib.crc32(_bytes(memory)) for key, memory in live.storages.items()},
+        checksums={key: zlib.crc32(bytes_of(memory)) for key, memory in live.storages.items()},
         factory=factory,
         versions=present_versions(),
-        plan=None if plan is None else json.loads(json.dumps(plan)),
+        plan=vars(model).get(PLAN) if plan is None else json.loads(json.dumps(plan)),
         extras=dict(vars(model).get(EXTRAS, {})),
     )
-    return ModelFile(header_of(description, form), live.storages)
+    return description, live.storages
 
 
-def _forms(
-    tensors: Mapping[str, Tensor], storages: Mapping[str, torch.UntypedStorage]
+def forms_of(
+    model: nn.Module, storages: Mapping[str, torch.UntypedStorage]
 ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """The dtype and shape under which each storage is listed: its tensor's, where one covers it; else bytes."""
-    forms = {}
+    tensors, forms = tensors_of(model), {}
     for key, memory in storages.items():
         tensor = tensors.get(key)
         whole = tensor is not None and tensor.is_contiguous() and tensor.nbytes == memory.nbytes()
@@ -83,5 +89,6 @@ def _as_bytes(memory: torch.UntypedStorage) -> tuple[torch.dtype, tuple[int, ...
     return torch.uint8, (memory.nbytes(),)
 
 
-def _bytes(storage: Any) -> memoryview:
+def bytes_of(storage: Any) -> memoryview:
+    """A storage's bytes, on the CPU."""
     return storage_buffer(storage.cpu())

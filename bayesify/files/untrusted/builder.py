@@ -30,7 +30,7 @@ class Builder(ABC):
 
     def __init__(self, storages: Storages) -> None:
         self.tensors = Tensors(storages)
-        self._made: dict[int, Any] = {}
+        self._made: dict[int, tuple[Any, Any]] = {}
         self._open: set[int] = set()
 
     def value(self, node: Any) -> Any:
@@ -42,7 +42,7 @@ class Builder(ABC):
         if isinstance(node, PLAIN):
             return node
         if id(node) in self._made:
-            return self._made[id(node)]
+            return self._made[id(node)][1]
         if id(node) in self._open:
             raise FileRefusedError(_ITSELF)
         self._open.add(id(node))
@@ -52,7 +52,7 @@ class Builder(ABC):
 
     def keep(self, node: Any, made: Any) -> Any:
         """Let the node stand for this value from now on, also inside of itself: what it holds may lead back to it."""
-        self._made[id(node)] = made
+        self._made[id(node)] = node, made  # the node too, so that no later one takes its id
         return made
 
     def args(self, node: Call, least: int = 0, most: int | None = None) -> list[Any]:

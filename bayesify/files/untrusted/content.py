@@ -108,7 +108,7 @@ def _refuse_irregular(path: Path, mode: int) -> None:
         raise FileRefusedError(f"{path}: is a pipe, a socket or a device, not a file; write what it gives to a file")
 
 
-FOLDER = "is a folder; give the file in it, such as model.safetensors, by --weights beside the model's factory"
+FOLDER = "is a folder; name the file in it"
 
 
 def storage_buffer(storage: Any) -> memoryview:

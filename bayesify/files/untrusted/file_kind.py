@@ -57,8 +57,9 @@ def kind_of(content: Content) -> Sniffed:
         return _refused("empty")
     if head.startswith(b"PK\x03\x04"):
         return _zipped(content)
-    if head.startswith(b"\x80"):
-        return _pickled(content)
+    if head.startswith(b"\x80"):  # a pickle's first byte, and that of a safetensors header of 640 bytes
+        as_tensors = _safetensors(head, content)
+        return as_tensors if as_tensors is not None and as_tensors.refusal is None else _pickled(content)
     for magic, kind in _MAGICS.items():
         if head.startswith(magic):
             return _refused(kind)
