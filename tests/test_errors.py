@@ -21,6 +21,8 @@ NEVER_MET = {
     ("nn/registry.py", "AttributeError"): "Python's own protocol: pickle asks a module for a name",
     ("files/untrusted/model_builder.py", "TypeError"): "caught in the same function",
     ("files/untrusted/safetensors_file.py", "ValueError"): "caught in the same file, which names the damage",
+    ("files/json_file.py", "ValueError"): "caught in the same file, which names the damage",
+    ("files/whole_folder.py", "FileExistsError"): "turned into UsageError by save, which names the folder in the way",
     ("files/whole_file.py", "FileExistsError"): "turned into UsageError by save, which names the file in the way",
     ("programs/serialized/checked_strings.py", "ValueError"): "caught in the same file, which refuses the program",
 }

@@ -31,28 +31,21 @@ from .weight_warnings import warn_of_no_checksums, warn_of_not_finite
 
 
 def load_model(
-    path: str | PathLike[str],
-    *,
-    into: nn.Module | None = None,
-    factory: str | Callable[..., nn.Module] | None = None,
-    args: Mapping[str, Any] | None = None,
-    allow: Sequence[str] | str = (),
-    key: str | None = None,
-    map_location: str | torch.device | None = None,
-    meta: bool = False,
-) -> nn.Module:
+    path: str | PathLike[str], *, into: nn.Module | None = None, factory: str | Callable[..., nn.Module] | None = None,
+    args: Mapping[str, Any] | None = None, allow: Sequence[str] | str = (), key: str | None = None,
+    map_location: str | torch.device | None = None, meta: bool = False,
+) -> nn.Module:  # fmt: skip
     """Open a model, without running anything that the file says. Warns of NaN in it, and where it has no checksums.
 
     Args:
-        path: a file of `bayesify.save`, of `torch.save(model, path)` in torch's present format or its old one, or of
-            `torch.export.save`; or a folder of transformers, peft or timm, of a class that the library has itself.
+        path: a file of `bayesify.save`, of `torch.save(model, path)` in either format, or of `torch.export.save`; or a
+            folder of transformers, peft or timm, of a class that the library has itself.
         into: a plain network of the caller's own, which becomes the saved model, in place: layers and weights by name,
             strictly. For what cannot be built from data: classes of notebooks and scripts. Of adapters, their base.
         factory, args: as `into`, for a network that `package.module:callable`, or the callable itself, returns for
             these keyword arguments; without `args`, for those that the file was saved with.
         allow: further classes that may be built: `mypkg.models.Net`, or `mypkg.models.*` for its nn.Module subclasses;
-            or the factory that the file names, `mypkg.models:build`. Their modules are imported, also from the current
-            directory.
+            or the factory that the file names, `mypkg.models:build`. Their modules are imported, also from here.
         key: where in the file the model is, as a dotted path: `model` for `torch.save({"model": net, ...}, path)`.
         map_location: the device to put it on; the CPU if not given.
         meta: read no weights; the model's tensors are on the meta device.
@@ -63,8 +56,7 @@ def load_model(
         UsageError: there is no such file, or an argument is not what it should be.
     """
     allow = _checked((allow,) if isinstance(allow, str) else allow)
-    if into is not None and factory is not None:
-        raise UsageError("into= and factory= both say what the weights are put into: give one of them")
+    _refuse_both(into, factory)
     how: Any = {"into": into, "factory": factory, "args": args, "meta": meta}
     if os.path.isdir(path):
         model = open_folder(Path(path), **how)
@@ -74,6 +66,11 @@ def load_model(
             warn_of_no_checksums(content, path, meta=meta)
     warn_of_not_finite(model, path)
     return model if map_location is None or meta else model.to(map_location)
+
+
+def _refuse_both(into: nn.Module | None, factory: Any) -> None:
+    if into is not None and factory is not None:
+        raise UsageError("into= and factory= both say what the weights are put into: give one of them")
 
 
 def _model(

@@ -34,33 +34,26 @@ _WAYS = (
 
 
 def save(
-    model: nn.Module,
-    path: str | PathLike[str],
-    *,
-    factory: str | None = None,
-    args: Mapping[str, Any] | None = None,
-    structure: bool = True,
-    plan: Mapping[str, Any] | None = None,
-    like: str | PathLike[str] | None = None,
-    overwrite: bool = True,
-    sources: Sequence[str | PathLike[str]] = (),
-) -> None:
+    model: nn.Module, path: str | PathLike[str], *, factory: str | None = None, args: Mapping[str, Any] | None = None,
+    structure: bool = True, plan: Mapping[str, Any] | None = None, like: str | PathLike[str] | None = None,
+    overwrite: bool = True, sources: Sequence[str | PathLike[str]] = (),
+) -> None:  # fmt: skip
     """Write the whole model to a file, or a folder, that `bayesify.load` opens.
 
     A converted model becomes tensors in the layout of safetensors and JSON, no pickle; a plain one is written by
     torch.save. The file appears when it is complete and would open again: else, an older one stays as it was.
     A model of transformers or peft becomes a folder where `path` ends in a slash or `like` is given, one of timm with
-    `like`: the library opens it as the plain network, `load` as what it is. `bayesify.json` has policy and plan.
+    `like`: the library opens it as the plain network, `load` as what it is.
 
     Args:
         model: a converted model, or a plain one.
         path: the file, or the folder.
         factory, args: the code that builds the plain network, `package.module:callable`, and its keyword arguments,
-            for one that cannot be built from data. Opening runs it only at the caller's word.
+            for one that is not data. Opening runs it only at the caller's word.
         structure: whether to write how the model is built; without it, the file fills networks that callers build.
         plan: the plan that the model was converted by, `plan.to_dict()`: kept with it.
         like: the folder that the model came from, whose other files come along: tokenizer, configuration.
-        overwrite: whether a file that is there, or appears meanwhile, is replaced; a folder, if `save` wrote it.
+        overwrite: whether what is there, or appears meanwhile, is replaced: a file, or a folder that `save` wrote.
         sources: files that never are, under whatever name.
 
     Raises:
@@ -70,8 +63,8 @@ def save(
     if like is not None or os.fspath(path).endswith(os.sep):
         return _save_folder(model, path, like, plan, overwrite, sources)
     kept, target = _factory(factory, args), _target(path, sources)
-    as_pickle = kept is None and structure and not is_converted(model)
-    content = None if as_pickle else _opening_content(model, path, kept, structure, plan)
+    pickled = kept is None and structure and not is_converted(model)
+    content = None if pickled else _opening_content(model, path, kept, structure, plan)
     with _told(model, path), whole_file(target, overwrite=overwrite) as file:
         _write(model, path, content, file)
 
