@@ -17,6 +17,7 @@ from .safe_globals import register_once_torch_is_imported
 if TYPE_CHECKING:
     from . import figures, functional, nn
     from .analysis.registration import register
+    from .exporting.export import export
     from .files.load_model import load_model as load
     from .files.save import save
     from .nn.kl import total_kl as kl
@@ -61,6 +62,7 @@ __all__ = [
     "convert",
     "draw",
     "elbo",
+    "export",
     "extend_optimizer",
     "figures",
     "fit_lora",
@@ -98,6 +100,7 @@ _DEFINED_IN = {
     "convert": "surgery.convert",
     "draw": "uncertainty.draws",
     "elbo": "uncertainty.kl_in_training",
+    "export": "exporting.export",
     "extend_optimizer": "surgery.optimizer",
     "FittedLora": "uncertainty.fit_lora",
     "FittedStd": "uncertainty.fit_std",

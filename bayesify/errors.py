@@ -111,6 +111,10 @@ class UnregisteredLayerError(BayesifyError, AttributeError):
     """A pickle names the variational class of a layer class that is not imported or registered in this process."""
 
 
+class ExportMismatchError(BayesifyError, RuntimeError):
+    """An exported file, run in its own runtime, does not compute what the model computes; it was not written."""
+
+
 class FileRefusedError(BayesifyError, ValueError):
     """A file that is broken, not what was asked for, or that names what must not be built."""
 

@@ -24,6 +24,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("safe_globals",),
     ("integrations",),
     ("figures",),
+    ("exporting",),
     ("uncertainty",),
     ("surgery",),
     ("planning",),

@@ -12,6 +12,7 @@ import click
 
 from .. import __version__
 from ..errors import UsageError
+from .export_command import export as export_command
 from .inspect_command import inspect as inspect_command
 from .policy_commands import policy as policy_commands
 from .predict_command import predict as predict_command
@@ -149,11 +150,9 @@ def _policy(method: str | None, policy: str | None, **_: Any) -> Policy:
 
 
 def _inputs(inputs: tuple[str, ...], input_file: str | None, **_: Any) -> ExampleInputs | None:
-    from .input_options import parse_inputs, read_inputs
+    from .input_options import given_inputs
 
-    if inputs and input_file:
-        raise UsageError("--input and --input-file both say what the model is called with: give one of them")
-    return parse_inputs(inputs) if inputs else read_inputs(input_file) if input_file else None
+    return given_inputs(inputs, input_file)
 
 
 def _plan(source: Source, policy: Policy, inputs: ExampleInputs | None, kl_name: str | None = None) -> Plan:
@@ -226,6 +225,7 @@ def revert(
     say(f"Wrote {output}")
 
 
+main.add_command(export_command)
 main.add_command(inspect_command)
 main.add_command(policy_commands)
 main.add_command(predict_command)

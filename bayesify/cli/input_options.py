@@ -22,6 +22,25 @@ _BATCHES = 2, 3  # what `N` stands for: two sizes tell which dimension is the ba
 _DATA = (Tensor, int, float, complex, bool, str, type(None))
 
 
+def given_inputs(inputs: Sequence[str], input_file: str | None) -> ExampleInputs | None:
+    """The inputs that the two options describe; None where neither is given.
+
+    Raises:
+        UsageError: both are.
+    """
+    if inputs and input_file:
+        raise UsageError("--input and --input-file both say what the model is called with: give one of them")
+    return parse_inputs(inputs) if inputs else read_inputs(input_file) if input_file else None
+
+
+def number_or_text(text: str | None) -> float | str | None:
+    """A number as one, and anything else, a name, as it is."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
 def parse_inputs(texts: Sequence[str]) -> ExampleInputs:
     """The inputs that `--input` describes, one for each time that it is given: random numbers of these shapes.
 

@@ -62,19 +62,12 @@ def _predicted(
     from ..files.load_model import load_model
     from ..uncertainty.predict import predict
     from .batch_files import place_of, read_batch
+    from .input_options import number_or_text
 
     model = load_model(converted, allow=allow)
     dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
-    where = place_of(part)
-    return predict(model, *read_batch(inputs, dtype), task=task, output=where, noise=_noise(noise), **options)
-
-
-def _noise(text: str | None) -> float | str | None:
-    """A std, or a name of a part of the output."""
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return text
+    std, where = number_or_text(noise), place_of(part)
+    return predict(model, *read_batch(inputs, dtype), task=task, output=where, noise=std, **options)
 
 
 def _show(summary: Any, as_json: bool) -> None:

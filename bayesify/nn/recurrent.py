@@ -75,8 +75,7 @@ class RecurrentFamily(Variational):
         steps, examples = x.shape[:2]
         if steps == 0:
             raise ShapeError("Expected sequence length to be larger than 0 in RNN")
-        rows, final = self._layers(x.flatten(0, 1), state, Layout([examples] * steps))
-        output = rows.view(steps, examples, rows.shape[1])
+        output, final = self._layers(x, state, Layout([examples] * steps))
         if not batched:
             return output.squeeze(1), _each(final, lambda state: state.squeeze(1))
         return output.transpose(0, 1) if self.batch_first else output, final
@@ -111,7 +110,7 @@ class RecurrentFamily(Variational):
                 output, end = self._direction(x, f"_l{layer}{suffix}", start, layout)
                 outputs.append(output)
                 ends.append(end)
-            rows = torch.cat(outputs, dim=1) if self.bidirectional else outputs[0]
+            rows = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
             if layer < self.num_layers - 1:
                 rows = F.dropout(rows, self.dropout, self.training)
         final = tuple(torch.stack(states) for states in zip(*ends, strict=True))

@@ -198,6 +198,9 @@ def with_bias(mode: str, inputs: Tensor, hidden: Product) -> Tensor:
 class Layout:
     """Where the steps of a batch lie in rows (step after step, in each the sequences that are as long as that).
 
+    Where all sequences are equally long, their rows are (steps, sequences, features) from the start: to fold and unfold
+    the first two would tie an exported program to one size of the batch.
+
     Attributes:
         sizes: how many sequences there are at each step.
         padded: (steps, sequences), the row of each; behind a sequence's end, any row. None where all are equally long.
@@ -217,14 +220,14 @@ class Layout:
     def spread(self, rows: Tensor) -> Tensor:
         """(rows, features) → (steps, sequences, features), with something behind the ends of short sequences."""
         if self.padded is None:
-            return rows.view(len(self.sizes), self.sizes[0], rows.shape[1])
+            return rows
         return rows.index_select(0, self.padded.flatten()).view(*self.padded.shape, rows.shape[1])
 
 
 def run(
     mode: str, inputs: Tensor, hidden: Product, project: Product | None, state: State, layout: Layout, reverse: bool
 ) -> tuple[Tensor, State]:
-    """One direction of one layer: the outputs as rows, and the final state.
+    """One direction of one layer: the outputs, in rows as the layout has them, and the final state.
 
     A step that has fewer sequences than there are leaves the states of the others alone: forward they have ended, and
     in reverse they have yet to begin.
@@ -239,4 +242,5 @@ def run(
         h = h if project is None else project(h)
         outputs.append(h)
         state = tuple(torch.cat([a, b[size:]]) for a, b in zip((h, *c), state, strict=True)) if short else (h, *c)
-    return torch.cat(outputs[::-1] if reverse else outputs), state
+    joined = torch.stack if layout.padded is None else torch.cat
+    return joined(outputs[::-1] if reverse else outputs), state

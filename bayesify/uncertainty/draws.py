@@ -42,7 +42,7 @@ def draw(model: nn.Module, seed: int | None = None, draws: int = 1) -> Iterator[
         raise UsageError(f"draws={draws} is not a number of draws")
     refuse_lazy(model, "there is nothing to draw")
     with seeded(model, seed):
-        held = _held(model, draws)
+        held = drawn_numbers(model, draws)
     with switched(held):
         yield
 
@@ -78,7 +78,7 @@ def _put_back_means(model: nn.Module, plain: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _held(model: nn.Module, draws: int) -> dict[nn.Module, HeldDraws]:
+def drawn_numbers(model: nn.Module, draws: int) -> dict[nn.Module, HeldDraws]:
     """The numbers of each layer, one set for each posterior, drawn in the order in which `revert` draws weights."""
     numbers: dict[tuple[int, ...], Tensor] = {}
     held: dict[nn.Module, dict[str, Tensor]] = {}

@@ -45,7 +45,8 @@ class LogMean:
     def add(self, logs: Tensor) -> None:
         """The logs of more draws: (draws, *shape)."""
         for log in logs:
-            self._log_sum = torch.logaddexp(self._log_sum, log, out=self._log_sum) if self.count else log.clone()
+            reused = None if torch.compiler.is_exporting() else self._log_sum  # a program that drops it must be able to
+            self._log_sum = torch.logaddexp(self._log_sum, log, out=reused) if self.count else log.clone()
             self.count += 1
 
     @property

@@ -1,0 +1,1 @@
+"""A converted model as a file for another runtime: ONNX, or a program of torch.export."""

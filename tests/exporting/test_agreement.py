@@ -1,0 +1,54 @@
+"""What tells one law of noise from another, on laws that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from bayesify.errors import ExportMismatchError
+from bayesify.exporting.agreement import check_equal, check_law
+
+
+def law(mean: float = 0.0, std: float = 1.0, *, heavy: bool = False) -> Callable[[], list[Tensor]]:
+    def run() -> list[Tensor]:
+        numbers = torch.randn(8, 10)
+        return [mean + std * (numbers * torch.rand(8, 1).rsqrt() if heavy else numbers)]
+
+    return run
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_equal_laws_pass(heavy: bool) -> None:
+    torch.manual_seed(0)
+    for _ in range(100):
+        check_law(["y"], law(heavy=heavy), law(heavy=heavy), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (law(mean=2.5), "mean of the file's output 'y'"),
+        (law(std=0.6), "std of the file's output 'y'"),
+        (law(std=0.0), "no noise: every run gives the same"),
+    ],
+)
+def test_other_laws_do_not(other: Callable[[], list[Tensor]], words: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ExportMismatchError, match=words):
+        check_law(["y"], other, law(), progress=False)
+
+
+def test_a_model_without_noise_is_told() -> None:
+    with pytest.raises(ExportMismatchError, match="the model has no noise"):
+        check_law(["y"], law(), law(std=0.0), progress=False)
+
+
+def test_equal_is_shape_dtype_and_numbers() -> None:
+    y = torch.tensor([1.0, float("nan"), 1000.0])
+    check_equal(["y"], [y + torch.tensor([0.05, 0, 0.5])], [y])
+    for other in (y.double(), y[:2], y + torch.tensor([0.2, 0, 0])):
+        with pytest.raises(ExportMismatchError, match="the file's output 'y'"):
+            check_equal(["y"], [other], [y])
