@@ -62,7 +62,8 @@ def export(
         model, place = load_model(converted, allow=allow), place_of(part)
         metadata = write(
             model, output, example, output=place, observation_noise=number_or_text(observation_noise),
-            dynamic_batch=not fixed_batch, plan=origin_of(converted, "").plan, overwrite=force, progress=False, **options,
+            dynamic_batch=not fixed_batch, plan=origin_of(converted, "").plan, overwrite=force, progress=False,
+            **options,
         )  # fmt: skip
     _show(metadata, output, as_json)
 
