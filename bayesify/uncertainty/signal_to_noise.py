@@ -13,16 +13,13 @@ from torch import Tensor
 from ..distributions.posterior import SMALLEST_STD
 from ..estimators.precision import widened
 from ..nn.base import Variational
-from ..nn.parametrized_weights import mask
 
 
 @torch.no_grad()
 def signal_to_noise(layer: Variational, name: str) -> Tensor:
     """|mean|/std of every element of `weight` or `bias`, in float32 or better: zero where pruning masks it."""
     mean, std = widened(layer.mean_of(name)), marginal_std(layer, name)
-    ratio = mean.abs() / std.clamp_min(SMALLEST_STD)
-    left = mask(layer, name)
-    return ratio if left is None else ratio * left
+    return mean.abs() / std.clamp_min(SMALLEST_STD)
 
 
 @torch.no_grad()

@@ -30,7 +30,11 @@ def test_a_table_with_a_line_for_each_posterior() -> None:
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
 def test_no_line_is_wider_than_asked(width: int) -> None:
     found = bayesify.inspect(bayesify.convert(DEEP))
-    assert max(map(len, found.as_text(width=width).splitlines())) <= width
+    lines = found.as_text(width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    row = next(at for at, line in enumerate(lines) if line.startswith("posterior ")) + 2
+    assert lines[row].startswith("{0..59}.0.weight ×60  ")
+    assert lines[row + 1] == ""  # cells are left out, and never cut
 
 
 def test_many_are_folded_and_full_is_full() -> None:

@@ -93,6 +93,7 @@ def test_a_posterior_in_other_axes_counts_by_the_std_of_its_weights() -> None:
     model: Any = bayesify.convert(net())
     bayesify.fit_std(model, DATA, task="classification", samples=2)
     layer, basis = model[2], model[2].weight_basis
+    layer.set_std("weight", torch.rand(3, 16) + 0.01)
     variances = torch.stack([(basis @ row.square().diag() @ basis.T).diag() for row in layer.weight_std.detach()])
     ratio = (layer.weight.detach().abs() / variances.sqrt()).flatten().double()
     expected = ratio.quantile(torch.tensor(SNR_LEVELS).double()).tolist()

@@ -179,6 +179,15 @@ def test_channels_go_whole() -> None:
         assert torch.equal(gone.all(1), gone.any(1))
 
 
+def test_channels_that_stay_keep_what_was_pruned_before() -> None:
+    model = fitted(nn.Sequential(nn.Linear(8, 8)))
+    prune(model, fraction=0.25)
+    gone = model[0].weight == 0
+    report = prune(model, snr=1e-9, by="channel")
+    assert torch.equal(model[0].weight == 0, gone)
+    assert report.pruned == int(gone.sum()) == 16
+
+
 def test_a_fraction_of_channels() -> None:
     model = fitted(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 16)))
     report = prune(model, fraction=0.5, by="channel")
