@@ -90,6 +90,8 @@ def uses(module: nn.Module, look_into: Collection[int] = ()) -> Uses:
         if id(value) in uses.problems and not keeps_no_draw and drawable(traces, name):
             del uses.problems[id(value)]
             uses.drawn[id(value)] = value[0].numel()
+        elif value.is_complex() and id(value) in uses.multiplied:
+            _draw_complex(uses, value, keeps_no_draw)
     calls = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"}
     uses.called.update(id(module.get_submodule(name)) for name in calls | traced.looked_into)
     return uses
@@ -105,6 +107,15 @@ def _enter(uses: Uses, value: Parameter, judged: list[_Product | str | None]) ->
         uses.multiplied[id(value)] = products[0].fan_in
         if any(product.grouped for product in products):
             uses.grouped.add(id(value))
+
+
+def _draw_complex(uses: Uses, value: Parameter, keeps_no_draw: bool) -> None:
+    """No estimator multiplies by complex numbers: a draw of them does."""
+    fan_in = uses.multiplied.pop(id(value))
+    if keeps_no_draw:
+        uses.problems[id(value)] = "its numbers are complex, and checkpointing would compute with their mean"
+    else:
+        uses.drawn[id(value)] = fan_in
 
 
 class _Product(NamedTuple):

@@ -27,7 +27,7 @@ from .held_draws import Spread, held_draws, held_product, only_draw
 from .hidden_scales import HidesScales
 from .hooks import mark_reached
 from .layer_kinds import bias_names, weight_names
-from .parametrized_weights import mask, value
+from .parametrized_weights import as_stored, mask, value
 from .posterior_kl import kl_of, normal_prior_of
 from .posterior_tensors import added_names, keeping_wide, posterior_tensors, save_added
 from .replaced_means import RemembersMeans, forget_replaced, refuse_resized
@@ -257,9 +257,8 @@ class Variational(HidesScales, RemembersMeans, Switchable):
         """One draw of `weight` or `bias`, with gradients to its posterior."""
         mean = self.mean_of(name)
         spread = self.spread_of(name, mean)
-        if isinstance(spread, tuple):
-            return mean + only_draw(self, spread)
-        return mean + turned(self, name, spread * noise.normal_like(mean))
+        fresh = None if isinstance(spread, tuple) else turned(self, name, spread * noise.normal_like(mean))
+        return as_stored(self, name, mean + (only_draw(self, spread) if fresh is None else fresh))  # type: ignore
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 from torch.nn.utils import parametrize, prune
@@ -19,9 +20,13 @@ _SOURCES = {WeightNorm: ("g", "v"), SpectralNorm: ("orig",), prune.BasePruningMe
 
 
 def value(layer: nn.Module, name: str) -> Tensor | None:
-    """The weight or bias as it is now: the Parameter, or computed anew, with gradients and without side effects."""
+    """The weight or bias as it is now: the Parameter, or computed anew, with gradients and without side effects.
+
+    Of complex numbers their real and imaginary parts, along a last dimension: each has a posterior.
+    """
     if name in layer._parameters:
-        return layer._parameters[name]
+        own = layer._parameters[name]
+        return own if own is None else as_real(own)
     if parametrize.is_parametrized(layer, name):
         computation: Any = layer.parametrizations[name]  # type: ignore[index]
         with _still(computation):
@@ -32,6 +37,17 @@ def value(layer: nn.Module, name: str) -> Tensor | None:
     if isinstance(hook, SpectralNorm):
         return hook.compute_weight(layer, do_power_iteration=False)
     return None if hook is None else hook.apply_mask(layer)
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """The tensor; of complex numbers their real and imaginary parts, along a last dimension."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def as_stored(layer: nn.Module, name: str, numbers: Tensor) -> Tensor:
+    """What `value` gives, with other numbers, as the Parameter holds them: the inverse of `as_real`."""
+    own = layer._parameters.get(name)
+    return numbers if own is None or not own.is_complex() else torch.view_as_complex(numbers)
 
 
 def sources(layer: nn.Module, name: str) -> list[Parameter]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter, UninitializedParameter
 
 from ..errors import ShapeError, StalePosteriorError
-from .parametrized_weights import is_pruned, value
+from .parametrized_weights import as_real, is_pruned, value
 
 _WHAT_TO_DO = (
     "do this to the plain model and convert it then (bayesify.revert gives it back), or start a posterior anew around "
@@ -90,6 +90,7 @@ def _refuse_replaced(layer: nn.Module) -> None:
                 f"the pruning of {type(layer).__name__}'s {name} was made permanent after conversion, so that its "
                 f"pruned weights would be noisy again: {_WHAT_TO_DO}"
             )
+        before = as_real(before)
         if now is None or (now.shape == before.shape and not _same(now, before)):
             raise StalePosteriorError(
                 f"the {name} of {type(layer).__name__} was replaced after conversion, and its std and prior were made "

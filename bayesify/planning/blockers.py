@@ -14,7 +14,7 @@ from ..analysis.site import Site
 from ..analysis.weight_uses import UNTRACED, UNUSED, Uses, matrices
 from ..nn.base import Flipout, Variational
 from ..nn.layer_kinds import bias_names, layer_kind, weight_names
-from ..nn.parametrized_weights import is_computed, sources
+from ..nn.parametrized_weights import is_computed, kind_before, sources
 from ..nn.posterior_tensors import SUFFIXES
 from ..nn.registry import plain_classes
 from ..programs.part import Part, kind_of
@@ -226,13 +226,16 @@ def tensor_type(module: nn.Module, means: list[str]) -> str | None:
 
 
 def number_type(module: nn.Module, means: list[str]) -> str | None:
-    """A weight of integers, of complex or of 8-bit numbers, which have no Normal distribution."""
-    dtype = sources(module, means[0])[0].dtype
-    if dtype.is_floating_point and dtype.itemsize > 1:
-        return None
-    reason = f"its {means[0]} is {dtype}: noise needs real floating point numbers of 16 bits or more"
-    advice = "; a real Parameter of which the forward takes torch.view_as_complex converts, both parts of each number"
-    return reason + advice if dtype.is_complex else reason
+    """A weight of integers, of complex or of 8-bit numbers, which have no Normal distribution.
+
+    Where a forward of the user's multiplies by complex numbers, a draw of their real and imaginary parts does.
+    """
+    for name in means:
+        dtype = sources(module, name)[0].dtype
+        drawn = dtype.is_complex and kind_before(module) not in plain_classes()
+        if not drawn and not (dtype.is_floating_point and dtype.itemsize > 1):
+            return f"its {name} is {dtype}: noise needs real floating point numbers of 16 bits or more"
+    return None
 
 
 def name_clash(module: nn.Module, means: list[str]) -> str | None:

@@ -35,7 +35,9 @@ def notes(
     yield from _seen_elsewhere(site)
     if settings.drawn:
         names = ", ".join(settings.drawn)
-        yield f"one draw of {names} serves the whole batch: its forward computes with it before it multiplies"
+        computes = any(not site.module.get_parameter(name).is_complex() for name in settings.drawn)
+        why = "its forward computes with it before it multiplies" if computes else "its numbers are complex"
+        yield f"one draw of {names} serves the whole batch: {why}"
     calls = site.census.calls.get(site.name, 0) if site.census else 0
     yield from _calls(site, calls) if finding is None else finding.notes()
     calls = calls if finding is None else len(finding.shapes)

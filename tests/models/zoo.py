@@ -43,7 +43,7 @@ from .zoo_papers import (
     pixel_cnn,
     spline_network,
 )
-from .zoo_science import Detector, FourierOperator, OdeNet, SparseExperts
+from .zoo_science import ComplexFourierOperator, Detector, FourierOperator, OdeNet, SparseExperts
 
 _MAXVIT: dict[str, Any] = {
     "partition_size": 2, "block_channels": [8, 16], "block_layers": [1, 1], "head_dim": 4, "stochastic_depth_prob": 0.0,
@@ -274,6 +274,7 @@ OF_PAPERS = {
     "ArcFace": (AngularMargin, lambda: (torch.randn(2, 6),)),
     "Low rank": (LowRank, lambda: (torch.randn(2, 6),)),
     "Fourier operator": (FourierOperator, lambda: (torch.randn(2, 1, 16),)),
+    "Complex Fourier operator": (ComplexFourierOperator, lambda: (torch.randn(2, 1, 8, 8),)),
     "ODE net": (OdeNet, lambda: (torch.randn(2, 3),)),
     "Sparse experts": (SparseExperts, lambda: (torch.randn(2, 12, 6),)),
     "Detector": (Detector, lambda: ([torch.randn(3, 16, 12), torch.randn(3, 12, 16)],)),

@@ -37,6 +37,40 @@ class FourierOperator(nn.Module):
         return self.project(x)  # type: ignore[no-any-return]
 
 
+class ComplexSpectralConv(nn.Module):
+    """The same over an image, its weights complex Parameters, as the authors' own code has it."""
+
+    def __init__(self, channels: int, modes: int) -> None:
+        super().__init__()
+        self.modes = modes
+        shape = channels, channels, modes, modes
+        self.weights1 = nn.Parameter(torch.rand(shape, dtype=torch.cfloat) / channels**2)
+        self.weights2 = nn.Parameter(torch.rand(shape, dtype=torch.cfloat) / channels**2)
+
+    def multiplied(self, input: Tensor, weights: Tensor) -> Tensor:
+        return torch.einsum("bixy,ioxy->boxy", input, weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, ft = self.modes, torch.fft.rfft2(x)
+        out = torch.zeros(*ft.shape, dtype=torch.cfloat, device=x.device)
+        out[:, :, :low, :low] = self.multiplied(ft[:, :, :low, :low], self.weights1)
+        out[:, :, -low:, :low] = self.multiplied(ft[:, :, -low:, :low], self.weights2)
+        return torch.fft.irfft2(out, s=(x.size(-2), x.size(-1)))
+
+
+class ComplexFourierOperator(nn.Module):
+    """Lifts, a complex spectral layer beside a pointwise one, projects; x (batch, 1, height, width)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.project = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 1, 1)
+        self.spectral, self.pointwise = ComplexSpectralConv(4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lift(x)
+        return self.project(F.gelu(self.spectral(x) + self.pointwise(x)))  # type: ignore[no-any-return]
+
+
 class OdeNet(nn.Module):
     """A neural ordinary differential equation, by four steps of Runge and Kutta (Chen et al. 2018); x (batch, 3)."""
 
