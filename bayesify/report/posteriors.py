@@ -129,7 +129,8 @@ def headline(found: Inspected) -> str:
     """`KL 12,345 nats, 1.2 for each of 10,240 weights; 37.5% of them have no more signal than noise`."""
     each = found.kl / max(found.weights, 1)
     free = f"; {found.free:.1%} of them have no more signal than noise"
-    return f"KL {found.kl:,.6g} nats, {each:.3g} for each of {found.weights:,} weights{free}"
+    kl = f"{found.kl:,.0f}" if found.kl >= 1000 else number(found.kl)
+    return f"KL {kl} nats, {each:.3g} for each of {found.weights:,} weights{free}"
 
 
 def about(finding: Finding) -> str:

@@ -6,6 +6,7 @@ pruned is masked as by torch.nn.utils.prune, and has no noise and no KL. Its Par
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from ..errors import UsageError, did_you_mean
 from ..nn.basis import has_basis
 from ..nn.kl import Term, terms
 from ..nn.layer_kinds import bias_names, layer_kind
-from ..nn.parametrized_weights import is_computed, is_pruned, mask
+from ..nn.parametrized_weights import is_computed, is_pruned, mask, sources
 from ..nn.rerouting import Rerouting
 from ..programs.part import shown
 from ..surgery.all_or_nothing import all_or_nothing
@@ -99,12 +100,14 @@ def _row(place: Place) -> PrunedWeight:
 def _places(model: nn.Module, by: By) -> tuple[list[Place], list[tuple[str, str]]]:
     """The weights that can be pruned, and (name, why not) of the others."""
     read = {id(layer) for module in model.modules() if isinstance(module, Rerouting) for layer in module._rerouted()}
+    uses = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
     places, skipped = [], []
     for term in terms(model):
         name = shown(f"{term.layer_name}.{term.mean_name}".lstrip("."))
         if term.mean_name in bias_names(term.layers[0]):
             continue
-        why = _why_not(term, by, read)
+        tied = any(uses[id(source)] > 1 for source in sources(term.layers[0], term.mean_name))
+        why = "is tied to another layer" if tied else _why_not(term, by, read)
         if why is None:
             places.append(Place(name, term))
         else:
@@ -117,8 +120,6 @@ def _places(model: nn.Module, by: By) -> tuple[list[Place], list[tuple[str, str]
 
 def _why_not(term: Term, by: By, read: set[int]) -> str | None:
     layer, name = term.layers[0], term.mean_name
-    if len(term.layers) > 1:
-        return "is tied to another layer"
     if id(layer) in read or isinstance(layer, NonDynamicallyQuantizableLinear):
         return "is read by its parent, which never calls it"
     if layer._settings.weights or not layer_kind(layer).maskable:

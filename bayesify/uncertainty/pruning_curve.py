@@ -13,7 +13,7 @@ from ..nn.kl import terms
 from ..nn.layer_kinds import bias_names
 from ..surgery.copying import copied
 from .prune import prune
-from .scoring import Scoring
+from .scoring import Score, Scoring
 from .signal_to_noise import signal_to_noise
 
 FRACTIONS = (0.0, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95)
@@ -50,15 +50,16 @@ def _measured(model: nn.Module, points: list[PruningPoint], scoring: Scoring) ->
         twin = copied(model)
     except NotCopyableError:
         return points
-    found = []
-    for point in points:
-        if point.fraction in MEASURED:
-            try:
-                if point.fraction:
-                    prune(twin, fraction=point.fraction)
-                score = scoring.score(twin, "")
-                point = replace(point, nll=score.nll, accuracy=score.accuracy, rmse=score.rmse)
-            except UsageError:  # all weights have the same |mean|/std, or none can be pruned
-                pass
-        found.append(point)
-    return found
+    measured = {}
+    for fraction in MEASURED:
+        try:
+            if fraction:
+                prune(twin, fraction=fraction)
+        except UsageError:  # all weights have the same |mean|/std, or none can be pruned
+            break
+        measured[fraction] = scoring.score(twin, "")
+    return [_scored(point, measured.get(point.fraction)) for point in points]
+
+
+def _scored(point: PruningPoint, score: Score | None) -> PruningPoint:
+    return point if score is None else replace(point, nll=score.nll, accuracy=score.accuracy, rmse=score.rmse)

@@ -255,6 +255,14 @@ def test_what_cannot_be_pruned_is_left_and_named() -> None:
     assert report.weights == 16 + 128
 
 
+def test_a_decoder_tied_to_its_embedding_is_left() -> None:
+    plain = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 7))
+    plain[2].weight = plain[0].weight  # type: ignore[assignment]
+    report = prune(fitted(plain), fraction=0.5)
+    assert report.skipped == (("2.weight", "is tied to another layer"),)
+    assert [row.name for row in report.rows] == ["1.weight"]
+
+
 def test_other_weights_that_are_left() -> None:
     model = fitted(nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4)))
     assert prune(model, snr=0.5).skipped == (("0.weight", "is computed by a parametrization"),)
