@@ -54,6 +54,11 @@ class Prediction:
     dim: int = -1
     conformal: Conformal | None = None
 
+    def to(self, device: torch.device | str) -> Prediction:
+        """The same with all its tensors on the device."""
+        moved: Prediction = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, self)
+        return moved
+
     @property
     def label(self) -> Any:
         """The most probable class: int64, of the output's shape without the dimension of the classes.

@@ -1,0 +1,1 @@
+"""Callbacks for trainers of other libraries: each module imports its library, and is imported only when used."""
