@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..estimators import noise
-from ..estimators.eager import transforming
 from ..estimators.precision import widened
 from .posterior import SHALLOW
 from .scale import Scale
@@ -121,42 +120,6 @@ def _log_ratio(std: Tensor, prior_std: Tensor | float) -> Tensor:
 
 
 _SMALL = 1e-30
-
-
-def softplus_normal_kl(
-    mean: Tensor, rho: Tensor, prior_mean: Tensor | float, prior_std: Tensor | float
-) -> Tensor:
-    """`normal_kl` for std = softplus(rho), in one pass: gradients are made along with the value."""
-    if torch.compiler.is_compiling() or transforming() or not (mean.requires_grad or rho.requires_grad):
-        return normal_kl(mean, F.softplus(rho), prior_mean, prior_std)
-    return cast("Tensor", _SoftplusNormalKL.apply(mean, rho, prior_mean, prior_std)[0])  # type: ignore[no-untyped-call]
-
-
-class _SoftplusNormalKL(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(mean: Tensor, rho: Tensor, prior_mean: Any, prior_std: Any) -> tuple[Tensor, Tensor, Tensor]:
-        std = F.softplus(rho)
-        ratio, shift = std / prior_std, (mean - prior_mean).div_(prior_std)
-        excess = (ratio * ratio).sub_(1).sum()  # less 1 one by one: near the prior, the sums would round to nonsense
-        total = 0.5 * (excess + (shift * shift).sum()) - torch.log(ratio).sum()
-        of_rho = ratio.div_(prior_std).sub_(std.reciprocal_()).mul_(torch.sigmoid(rho))
-        return total, shift.div_(prior_std), of_rho
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.prior = inputs[2:]
-        ctx.save_for_backward(*inputs[:2], *output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
-        mean, rho, of_mean, of_rho = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            total = normal_kl(mean, F.softplus(rho), *ctx.prior)
-            return *torch.autograd.grad(total, (mean, rho), grad, create_graph=True), None, None
-        return grad * of_mean, grad * of_rho, None, None
 
 
 def scale_mixture_kl(mean: Tensor, std: Tensor, prior: ScaleMixture) -> Tensor:

@@ -52,8 +52,12 @@ class Scale:
 
 def magnitude(weight: Tensor, fan_in: int, floor: float) -> Tensor:
     """|w|, but at least `floor` times the tensor's root mean square; 1/sqrt(fan_in) stands in where all are zero."""
+    return weight.abs().maximum(threshold(weight, fan_in, floor))
+
+
+def threshold(weight: Tensor, fan_in: int, floor: float) -> Tensor:
+    """What `magnitude` is at least, 0-dim."""
     import torch
 
     rms = (weight.square().sum() / max(weight.numel(), 1)).sqrt()  # summed in pairs, as a norm is not
-    rms = torch.where(rms > 0, rms, torch.full_like(rms, max(fan_in, 1) ** -0.5))
-    return weight.abs().maximum(floor * rms)
+    return floor * torch.where(rms > 0, rms, max(fan_in, 1) ** -0.5)

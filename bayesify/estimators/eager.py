@@ -17,6 +17,31 @@ def rows_together(product: Product, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [x.contiguous() if product.flattens and x.dim() > 2 else x for x in inputs]
 
 
+def not_a_view(tensor: Tensor) -> Tensor:
+    """The tensor, such that the user may write to it: autograd lets no one write to a view that a Function made."""
+    return torch.ops.aten._unsafe_view(tensor, tensor.shape) if tensor._is_view() else tensor
+
+
+def plus_product_(tensor: Tensor | None, factor: Tensor | None, other: Tensor) -> Tensor | None:
+    """tensor + factor·other, in its place where that is possible; None stands for a gradient that no one asked for."""
+    if tensor is None or factor is None:
+        return None
+    if not tensor.is_contiguous() or tensor.dtype != factor.dtype:
+        return tensor + factor * other
+    return tensor.addcmul_(factor, other)
+
+
+def gradients(
+    formula: Callable[..., Tensor], tensors: Sequence[Any], needs: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """The formula's gradients in those of its tensors that need one, themselves differentiable."""
+    own = [x if x is None else x.view_as(x) for x in tensors]  # one tensor may be given twice
+    output = formula(*own)
+    leaves = [x for x, need in zip(own, needs, strict=True) if need and x is not None]
+    found = iter(torch.autograd.grad(output, leaves, grad.to(output.dtype), create_graph=True))
+    return [next(found) if need else None for need in needs]
+
+
 def in_mode(formula: Callable[..., Any], function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """The formula as an autograd Function, which keeps less for the backward pass; or itself where torch transforms it.
 

@@ -1,23 +1,24 @@
-"""The two estimators, for any product that is linear in its weight: one product with the mean, plus a noise term.
+"""Flipout for any product that is linear in its weight: the product with the mean, plus that of signs and one draw.
 
-Both noise terms are written twice. The plain formula serves the compiler, which fuses it and decides by itself what to
-keep. In eager mode the same formula is an autograd Function that keeps little beside the inputs: Flipout its signs as
-bits, LRT one number per output, and computes all else again in the backward pass.
+It is written twice. The plain formula serves the compiler, which fuses it and decides by itself what to keep. In eager
+mode the same formula is an autograd Function that keeps beside its inputs the draw and the signs' bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from math import prod
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import noise
-from .eager import in_mode, rows_together
+from .eager import gradients, in_mode, not_a_view, plus_product_, rows_together
 from .precision import autocasted, without_autocast
 from .products import Product
+from .std_forms import Form, Std, form_of
 
 Signs = Literal["example", "position"]
 
@@ -39,8 +40,7 @@ class Fold:
         return spread
 
 
-@dataclass(frozen=True, eq=False)
-class Pattern:
+class Pattern(NamedTuple):
     """How the signs of one tensor are drawn, and spread where the dimension `dim` of so many rows is folded."""
 
     shape: list[int]
@@ -48,9 +48,8 @@ class Pattern:
     rows: int = 0
     fold: Fold | None = None
 
-    def signs(self, bits: Tensor, dtype: torch.dtype) -> Tensor:
-        """The signs that the bits say."""
-        signs = noise.signs(bits, self.shape, dtype)
+    def spread(self, signs: Tensor) -> Tensor:
+        """Signs of `shape`, once for each row of their example."""
         return signs if self.fold is None else self.fold.spread(signs, self.dim, self.rows)
 
 
@@ -58,7 +57,7 @@ def flipout(
     product: Product,
     inputs: Sequence[Tensor],
     mean: Tensor,
-    std: Tensor,
+    std: Std,
     bias: Tensor | None = None,
     bias_std: Tensor | None = None,
     *,
@@ -72,26 +71,28 @@ def flipout(
     one weight draw of its own; `position` draws them for every element. A variational bias moves with r too.
     `batch_dim` is where the examples are, and `fold` how they lie there among others.
     """
-    delta = std * noise.normal_like(std)
-    bias_delta = None if bias_std is None else bias_std * noise.normal_like(bias_std)
-    *inputs, mean, delta, bias, bias_delta = autocasted(*inputs, mean, delta, bias, bias_delta)
+    form, parameter = form_of(std)
+    bias_deviation = None if bias_std is None else bias_std * noise.normal_like(bias_std)
+    *inputs, mean, bias, bias_deviation = autocasted(*inputs, mean, bias, bias_deviation)
     inputs = rows_together(product, inputs)
-    output = product(inputs, mean, bias)
-    tensors = enumerate((output, *inputs), -1)
-    patterns = [_pattern(product, at, tensor, signs, batch_dim, fold) for at, tensor in tensors]
-    bits = [noise.sign_bits(pattern.shape, delta) for pattern in patterns]
-    spread: Tensor = in_mode(_flipout_noise, _FlipoutNoise)(product, patterns, delta, bias_delta, *bits, *inputs)
-    return output + spread
+    spread = _Spread(product, form, signs, batch_dim, fold)
+    output: Tensor = in_mode(_flipout, _Flipout)(spread, parameter, mean, bias, bias_deviation, *inputs)
+    return output
 
 
+class _Spread(NamedTuple):
+    """How the noise of one call is made."""
 
+    product: Product
+    form: Form
+    signs: Signs
+    batch_dim: int
+    fold: Fold | None
 
-
-
-
-
-
-
+    def patterns(self, output: Tensor, inputs: Sequence[Tensor]) -> list[Pattern]:
+        """The signs' patterns, of the output first."""
+        tensors = enumerate((output, *inputs), -1)
+        return [_pattern(self.product, at, x, self.signs, self.batch_dim, self.fold) for at, x in tensors]
 
 
 def _pattern(
@@ -108,55 +109,80 @@ def _pattern(
     return Pattern([*shape[:dim], fold.examples, *shape[dim + 1 :]], dim, shape[dim], fold)
 
 
-def _flipout_noise(
-    product: Product, patterns: Sequence[Pattern], delta: Tensor, bias: Tensor | None, *bits_and_inputs: Tensor
-) -> Tensor:
-    of_output, flipped, _ = _flip(patterns, delta.dtype, bits_and_inputs)
-    return product(flipped, delta, bias) * of_output
+def _flipout(spread: _Spread, *tensors: Any) -> Tensor:
+    std = spread.form.std(tensors[0])
+    return _flipped(spread, std * noise.normal_like(std), None, *tensors[1:])
 
 
-def _flip(
-    patterns: Sequence[Pattern], dtype: torch.dtype, bits_and_inputs: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The output's signs, the inputs times theirs, and the inputs' signs."""
-    bits, inputs = bits_and_inputs[: len(patterns)], bits_and_inputs[len(patterns) :]
-    of_output, *of_inputs = (pattern.signs(words, dtype) for words, pattern in zip(bits, patterns, strict=True))
-    return of_output, [x * sign for x, sign in zip(inputs, of_inputs, strict=True)], of_inputs
+def _flipped(
+    spread: _Spread, deviation: Tensor, bits: Sequence[Tensor] | None, mean: Tensor, bias: Tensor | None,
+    bias_deviation: Tensor | None, *inputs: Tensor,
+) -> Tensor:  # fmt: skip
+    """The plain formula for a draw, and for the signs of these bits or of new ones."""
+    output = spread.product(inputs, mean, bias)
+    patterns = spread.patterns(output, inputs)
+    bits = _drawn_bits(patterns, deviation) if bits is None else bits
+    of_output, *of_inputs = _signs(bits, patterns, mean.dtype)
+    flipped = [x * sign for x, sign in zip(inputs, of_inputs, strict=True)]
+    return output + spread.product(flipped, deviation.to(mean.dtype), bias_deviation) * of_output
 
 
-
-
-class _FlipoutNoise(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _Flipout(torch.autograd.Function):
     @staticmethod
-    def forward(product: Product, patterns: Sequence[Pattern], *tensors: Any) -> Tensor:
-        return _flipout_noise(product, patterns, *tensors)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.product, ctx.patterns, delta, _, *bits_and_inputs = inputs
-        ctx.save_for_backward(delta, *bits_and_inputs)
+    def forward(ctx: Any, spread: _Spread, *tensors: Any) -> Tensor:
+        parameter, mean, bias, bias_deviation, *inputs = tensors
+        drawn = spread.form.draw(parameter)
+        output = spread.product(inputs, mean, bias)
+        patterns = spread.patterns(output, inputs)
+        bits = _drawn_bits(patterns, drawn)
+        of_output, *of_inputs = _signs(bits, patterns, mean.dtype)
+        deviation = spread.form.deviation(drawn, parameter).to(mean.dtype)
+        flipped = [x * sign for x, sign in zip(inputs, of_inputs, strict=True)]
+        output.addcmul_(spread.product(flipped, deviation, bias_deviation), of_output)
+        ctx.spread, ctx.patterns = spread, patterns
+        ctx.save_for_backward(drawn, *bits, *tensors)
+        return not_a_view(output)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
-        delta, *bits_and_inputs = ctx.saved_tensors
-        of_output, flipped, of_inputs = _flip(ctx.patterns, delta.dtype, bits_and_inputs)
-        _, _, delta_needs, bias_needs, *rest = ctx.needs_input_grad
-        needs = [*rest[len(ctx.patterns) :], delta_needs, bias_needs]
-        of_x, of_delta, of_bias = ctx.product.gradients(grad * of_output, flipped, delta, needs)
-        of_x = [x if x is None else x * sign for x, sign in zip(of_x, of_inputs, strict=True)]
-        return None, None, of_delta, of_bias, *(None for _ in ctx.patterns), *of_x
+        needs, spread, patterns = ctx.needs_input_grad[1:], ctx.spread, ctx.patterns
+        drawn, *others = ctx.saved_tensors
+        bits, tensors = others[: -len(needs)], others[-len(needs) :]
+        parameter, mean, _, _, *inputs = tensors
+        form, product = spread.form, spread.product
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            eps = form.eps(drawn, parameter)
+
+            def formula(parameter: Tensor, *others: Any) -> Tensor:
+                return _flipped(spread, form.std(parameter) * eps, bits, *others)
+
+            return None, *gradients(formula, tensors, needs, grad)
+        of_output, *of_inputs = _signs(bits, patterns, mean.dtype)
+        flipped = [x * sign for x, sign in zip(inputs, of_inputs, strict=True)]
+        deviation = form.deviation(drawn, parameter)
+        of_x, of_mean, of_bias = product.gradients(grad, inputs, mean, [*needs[4:], needs[1], needs[2]])
+        of_flipped, of_deviation, of_bias_deviation = product.gradients(
+            grad * of_output, flipped, deviation.to(mean.dtype), [*needs[4:], needs[0], needs[3]]
+        )
+        of_x = [plus_product_(*each) for each in zip(of_x, of_flipped, of_inputs, strict=True)]
+        if of_deviation is not None:
+            of_deviation = form.through_deviation_(of_deviation.to(deviation.dtype), drawn, parameter)
+        return None, of_deviation, of_mean, of_bias, of_bias_deviation, *of_x
 
 
+def _drawn_bits(patterns: Sequence[Pattern], like: Tensor) -> list[Tensor]:
+    """Bits for the signs of all patterns: one draw, or in an exported program one for each."""
+    shapes = [pattern.shape for pattern in patterns]
+    if noise.exported():
+        return [noise.sign_bits(shape, like) for shape in shapes]
+    return [noise.sign_bits([sum(map(prod, shapes))], like)]
 
 
-
-
-
-
-
-
-
-
+def _signs(bits: Sequence[Tensor], patterns: Sequence[Pattern], dtype: torch.dtype) -> list[Tensor]:
+    sizes = [prod(pattern.shape) for pattern in patterns]
+    if len(bits) == 1 and len(sizes) > 1:
+        signs = torch.split(noise.signs(bits[0], [sum(sizes)], dtype), sizes)
+    else:
+        signs = tuple(noise.signs(*each, dtype) for each in zip(bits, [[size] for size in sizes], strict=True))
+    return [pattern.spread(each.view(pattern.shape)) for each, pattern in zip(signs, patterns, strict=True)]

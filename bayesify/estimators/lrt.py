@@ -1,28 +1,30 @@
 """Local reparameterization: noise per pre-activation, its variance computed from the squares of input and std.
 
-The noise term is written twice. The plain formula serves the compiler. In eager mode the same formula is an autograd
-Function that keeps one number per output beside the inputs, and computes all else again in the backward pass.
+It is written twice. The plain formula serves the compiler. In eager mode the same formula is an autograd Function that
+keeps one number per output beside its inputs, and computes all else again in the backward pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import noise
-from .eager import in_mode, rows_together
+from .eager import gradients, in_mode, not_a_view, plus_product_, rows_together
 from .precision import autocasted, no_autocast, widened, without_autocast
 from .products import Product
+from .std_forms import Form, Std, form_of
 
 
 def lrt(
     product: Product,
     inputs: Sequence[Tensor],
     mean: Tensor,
-    std: Tensor,
+    std: Std,
     bias: Tensor | None = None,
     bias_std: Tensor | None = None,
 ) -> Tensor:
@@ -32,21 +34,30 @@ def lrt(
     the noise is zero; there is no floor under it.
     """
     inputs = rows_together(product, inputs)
+    form, parameter = form_of(std)
+    output: Tensor = in_mode(_lrt, _LRT)(product, form, parameter, mean, bias, bias_std, *inputs)
+    return output
+
+
+def _lrt(product: Product, form: Form, *tensors: Any) -> Tensor:
+    return _noisy(product, form, None, *tensors)
+
+
+def _noisy(
+    product: Product, form: Form, eps: Tensor | None, parameter: Tensor, mean: Tensor, bias: Tensor | None,
+    bias_std: Tensor | None, *inputs: Tensor,
+) -> Tensor:  # fmt: skip
+    """The plain formula, for this eps or a new one."""
     output = product(autocasted(*inputs), *autocasted(mean, bias))
     with no_autocast(mean):
-        eps = noise.normal_like(widened(output))
-        answer = in_mode(_lrt_noise, _LRTNoise)(product, eps, std, bias_std, *inputs)
-    spread: Tensor = answer[0] if isinstance(answer, tuple) else answer
-    return output + spread.to(output.dtype)
+        variance = _variance(product, widened(form.std(parameter)).square(), bias_std, inputs)
+        spread = _safe_sqrt(variance) * (noise.normal_like(variance) if eps is None else eps)
+        return output + spread.to(output.dtype)
 
 
-def _lrt_noise(product: Product, eps: Tensor, std: Tensor, bias_std: Tensor | None, *inputs: Tensor) -> Tensor:
-    return _safe_sqrt(_variance(product, std, bias_std, inputs)) * eps
-
-
-def _variance(product: Product, std: Tensor, bias_std: Tensor | None, inputs: Sequence[Tensor]) -> Tensor:
+def _variance(product: Product, square: Tensor, bias_std: Tensor | None, inputs: Sequence[Tensor]) -> Tensor:
     squares = [widened(x).square() for x in inputs]
-    return product(squares, widened(std).square(), None if bias_std is None else widened(bias_std).square())
+    return product(squares, square, None if bias_std is None else widened(bias_std).square())
 
 
 def _safe_sqrt(variance: Tensor) -> Tensor:
@@ -55,49 +66,46 @@ def _safe_sqrt(variance: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, variance, 1).sqrt(), 0)
 
 
-def _slope(deviation: Tensor, eps: Tensor) -> Tensor:
-    """d(sqrt(variance)·eps)/d variance."""
-    positive = deviation > 0
-    return torch.where(positive, eps / torch.where(positive, 2 * deviation, 1), 0)
-
-
-class _LRTNoise(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _LRT(torch.autograd.Function):
     @staticmethod
-    def forward(product: Product, eps: Tensor, *tensors: Any) -> tuple[Tensor, Tensor]:
-        std, bias_std, *inputs = tensors
-        deviation = _variance(product, std, bias_std, inputs).clamp_min_(0).sqrt_()
-        return deviation * eps, _slope(deviation, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.product, _, *tensors = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1], *tensors)
+    def forward(ctx: Any, product: Product, form: Form, *tensors: Any) -> Tensor:
+        parameter, mean, bias, bias_std, *inputs = tensors
+        *narrow, narrow_mean, narrow_bias = autocasted(*inputs, mean, bias)
+        output = product(narrow, narrow_mean, narrow_bias)
+        with no_autocast(mean):
+            deviation = _variance(product, form.square(parameter), bias_std, inputs).clamp_min_(0).sqrt_()
+            eps = noise.normal_like(deviation)
+            if output.dtype is deviation.dtype:
+                output.addcmul_(deviation, eps)
+            else:
+                output.add_(deviation * eps)
+            slope = eps.div_(deviation).nan_to_num_(0, 0, 0)  # none where the variance is zero
+        ctx.product, ctx.form, ctx.dtype = product, form, narrow_mean.dtype
+        ctx.save_for_backward(slope, *tensors)
+        return not_a_view(output)
 
     @staticmethod
     @without_autocast
-    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
-        slope, std, bias_std, *inputs = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted, and the slope depends on all inputs too
-            deviation = _safe_sqrt(_variance(ctx.product, std, bias_std, inputs))
-            slope = _slope(deviation, (2 * deviation * slope).detach())
-        _, _, std_needs, bias_needs, *x_needs = ctx.needs_input_grad
-        needs = [*x_needs, std_needs, bias_needs]
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        needs, product, form = ctx.needs_input_grad[2:], ctx.product, ctx.form
+        slope, *tensors = ctx.saved_tensors
+        parameter, mean, _, bias_std, *inputs = tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            std = form.std(parameter.detach())
+            eps = slope * _safe_sqrt(_variance(product, widened(std).square(), bias_std, inputs)).detach()
+            return None, None, *gradients(partial(_noisy, product, form, eps), tensors, needs, grad)
+        narrow = [x.to(ctx.dtype) for x in inputs]
+        of_x, of_mean, of_bias = product.gradients(
+            grad, narrow, mean.to(ctx.dtype), [*needs[4:], needs[1], needs[2]]
+        )
         wide = [widened(x) for x in inputs]
-        squares = [x.square() for x in wide]
-        of_squares, of_std, of_bias = ctx.product.gradients(grad * slope, squares, widened(std).square(), needs)
-        of_x = [
-            None if of_square is None else (2 * x * of_square).to(given.dtype)
-            for of_square, x, given in zip(of_squares, wide, inputs, strict=True)
-        ]
-        return None, None, _through_square(of_std, std), _through_square(of_bias, bias_std), *of_x
-
-
-def _through_square(of_square: Tensor | None, value: Tensor | None) -> Tensor | None:
-    return None if of_square is None or value is None else (2 * widened(value) * of_square).to(value.dtype)
-
-
-
-
+        square = form.square(parameter) if any(needs[4:]) else parameter  # only its shape matters then
+        of_squares, of_square, of_bias_square = product.gradients(
+            grad * slope, [x.square() for x in wide], square, [*needs[4:], needs[0], needs[3]]
+        )
+        # the slope is twice that in the variance
+        of_x = [plus_product_(*each) for each in zip(of_x, of_squares, wide, strict=True)]
+        if of_square is not None:
+            of_square = form.through_square_(of_square, parameter)
+        of_bias_std = None if of_bias_square is None else of_bias_square * bias_std
+        return None, None, of_square, of_mean, of_bias, of_bias_std, *of_x

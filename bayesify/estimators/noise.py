@@ -28,7 +28,7 @@ def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
     words = (prod(shape) + 63) // 64
     if not torch.compiler.is_compiling() and (counts := _counts.get()) is not None:
         counts.append(prod(shape))
-    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:  # other batches need other words
+    if exported():  # other batches need other words
         return torch.rand(list(shape), device=like.device) < 0.5
     if _inductor_is_slow(like):
         bits = torch.ops.bayesify.random_words(like, words, torch.empty(()))
@@ -37,13 +37,24 @@ def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
     return bits.view(torch.uint8)  # type: ignore[no-any-return]
 
 
+def exported() -> bool:
+    """Whether what is computed now goes into an exported or recorded program."""
+    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+
+
 def signs(bits: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The bits as ±1, of the given shape and dtype."""
     if bits.dtype is torch.bool:
         return bits.to(dtype) * 2 - 1
+    if type(bits) is Tensor and bits.is_cpu and not torch.compiler.is_compiling():
+        table = _SIGNS if dtype is torch.float32 else _SIGNS.to(dtype)
+        return torch.embedding(table, bits.view(-1).int()).view(-1)[: prod(shape)].view(shape)
     shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
     spread = (bits.unsqueeze(-1) >> shifts) & 1
     return (spread.flatten()[: prod(shape)].view(shape).to(dtype) * 2) - 1
+
+
+_SIGNS = torch.tensor([[2.0 * (byte >> bit & 1) - 1 for bit in range(8)] for byte in range(256)])  # of each byte's bits
 
 
 _counts: ContextVar[list[int] | None] = ContextVar("counts", default=None)
@@ -65,7 +76,7 @@ _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
 def _inductor_is_slow(tensor: Tensor) -> bool:
     """On CPUs the compiler's own generator costs eleven times eager's, so that compiled code calls eager's here."""
-    return tensor.device.type == "cpu" and torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return torch.compiler.is_compiling() and tensor.device.type == "cpu" and not torch.compiler.is_exporting()
 
 
 # nondeterministic_seeded keeps the compiler from drawing again in the backward pass. It does not keep it from merging

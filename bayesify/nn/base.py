@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter, UninitializedParameter
 
+from ..distributions.normal_kl import NormalTerm
 from ..errors import NoPosteriorError, did_you_mean
 from ..estimators import noise
 from ..estimators.eager import recorded
@@ -21,14 +22,16 @@ from ..estimators.flipout import flipout
 from ..estimators.lrt import lrt
 from ..estimators.precision import widened
 from ..estimators.products import Product
+from ..estimators.std_forms import SoftplusStd
 from .basis import drop_basis, has_basis, multiply_in_basis, turned
 from .folded_batches import fold_of
 from .held_draws import Spread, held_draws, held_product, only_draw
 from .hidden_scales import HidesScales
 from .hooks import mark_reached
+from .late_std import late_spread_of, own_or_computed
 from .layer_kinds import bias_names, weight_names
 from .parametrized_weights import as_stored, mask, value
-from .posterior_kl import kl_of, normal_prior_of
+from .posterior_kl import kl_part_of, normal_prior_of, summed
 from .posterior_tensors import added_names, keeping_wide, posterior_tensors, save_added
 from .replaced_means import RemembersMeans, forget_replaced, refuse_resized
 from .settings import Method, Settings
@@ -72,14 +75,14 @@ class Variational(HidesScales, RemembersMeans, Switchable):
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The plain layer's forward, with noise. With `return_kl`, (output, KL of this layer in nats)."""
-        self._reached = True  # though it is called as `layer.forward(x)`, past its hooks
+        mark_reached(self)  # though it is called as `layer.forward(x)`, past its hooks
         if is_quiet(self):
             output = super().forward(*inputs, **kwargs)
         else:
             product, taken = self.product(*inputs, **kwargs)
-            mean, bias = self.weight, self.bias  # each read once, since reading may compute it
+            mean, bias = own_or_computed(self, "weight"), own_or_computed(self, "bias")  # reading may compute it
             bias_spread = None if self.scale_of("bias") is None else self.spread_of("bias", bias)
-            posterior = mean, self.spread_of("weight", mean), bias, bias_spread
+            posterior = mean, late_spread_of(self, "weight", mean), bias, bias_spread
             output = self.multiply(product, taken, *posterior, batch_dim=self._settings.batch_dim)
         return (output, self.kl_divergence()) if return_kl else output
 
@@ -164,7 +167,7 @@ class Variational(HidesScales, RemembersMeans, Switchable):
             return tuple(turned(self, name, deviation) for deviation in held.deviations(name, std))
 
     def multiply(
-        self, product: Product, inputs: list[Tensor], mean: Tensor, spread: Spread, bias: Tensor | None,
+        self, product: Product, inputs: list[Tensor], mean: Tensor, spread: Spread | SoftplusStd, bias: Tensor | None,
         bias_spread: Spread | None, *, batch_dim: int,
     ) -> Tensor:  # fmt: skip
         """The product by the layer's estimator; where draws are held, with them."""
@@ -178,7 +181,7 @@ class Variational(HidesScales, RemembersMeans, Switchable):
 
     def kl_divergence(self) -> Tensor:
         """KL(q‖p) of this layer alone in nats: a 0-dim tensor in float32 or better, summed over weight and bias."""
-        return torch.stack([self.kl_term(name) for name in self.means()]).sum()
+        return summed([self.kl_part(name) for name in self.means()])
 
     def kl_term(self, name: str) -> Tensor:
         """KL(q‖p) of `weight` or `bias` in nats, a 0-dim tensor in float32 or better.
@@ -187,9 +190,13 @@ class Variational(HidesScales, RemembersMeans, Switchable):
             UninitializedLayerError: the layer is lazy and has not seen data, or is on the meta device.
             ShapeError, StalePosteriorError: see `std_of`.
         """
+        return summed([self.kl_part(name)])
+
+    def kl_part(self, name: str) -> Tensor | NormalTerm:
+        """`kl_term`, or what it is computed from together with others: for `summed`."""
         self.refuse_replaced_means()
         with unrouted():
-            return kl_of(self, name)
+            return kl_part_of(self, name)
 
     def normal_prior(self, name: str) -> tuple[Tensor | float, Tensor | float]:
         """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
@@ -273,9 +280,10 @@ class Flipout(Variational):
 
     def estimate(self, product: Product, inputs: list[Tensor], *posterior: Any, batch_dim: int) -> Tensor:
         """The product with noise, for the posterior's (mean, std, bias, bias_std)."""
-        signs, x = self._settings.signs, inputs[0]
-        dims = product.sign_dims(0, x.dim(), batch_dim) - product.sign_dims(0, x.dim(), -1)
-        fold = fold_of(self, x.shape[dims.pop()]) if dims and signs == "example" else None
+        signs, x, fold = self._settings.signs, inputs[0], None
+        if self._settings.rows > 1 and signs == "example":
+            dims = product.sign_dims(0, x.dim(), batch_dim) - product.sign_dims(0, x.dim(), -1)
+            fold = fold_of(self, x.shape[dims.pop()]) if dims else None
         with unrouted():
             return flipout(product, inputs, *posterior, signs=signs, batch_dim=batch_dim, fold=fold)
 

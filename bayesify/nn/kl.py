@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..distributions.normal_kl import NormalTerm
 from ..errors import NotVariationalError, StalePosteriorError, UninitializedLayerError
 from .base import Variational
 from .model_argument import refuse_other_than_model
 from .parametrized_weights import identity
+from .posterior_kl import summed
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,21 @@ class Term:
         """The term at the present parameters, in nats.
 
         Raises:
+            UninitializedLayerError: see `part`.
+        """
+        return summed([self.part()])
+
+    def part(self) -> Tensor | NormalTerm:
+        """The term, or what it is computed from together with others: for `summed`.
+
+        Raises:
             UninitializedLayerError: the layer is lazy and has not seen data, or stands on the meta device.
             StalePosteriorError: another layer's Parameter took the place of one after conversion.
         """
         for other in self.layers[1:]:
             other.refuse_replaced_means()
         try:
-            return self.layers[0].kl_term(self.mean_name)
+            return self.layers[0].kl_part(self.mean_name)
         except UninitializedLayerError as error:
             layer = f"layer {self.layer_name!r}" if self.layer_name else type(self.layers[0]).__name__
             raise UninitializedLayerError(f"{layer} {error}") from None
@@ -89,12 +99,17 @@ class Ledger:
         """Take the variational layers that the model has now for all that it should have."""
         self.layers = tuple(layer for _, layer in variational_layers(self.root))
 
-    def refuse_lost(self) -> None:
+    def refuse_lost(self, found: Collection[nn.Module] = ()) -> None:
         """Raise where a layer that had a posterior is in the model no more. Layers that `revert` took back are meant.
+
+        Args:
+            found: layers that are known to be in the model.
 
         Raises:
             StalePosteriorError: how many, and what to do.
         """
+        if all(layer in found for layer in self.layers):
+            return
         present = set(self.root.modules())
         gone = [layer for layer in self.layers if isinstance(layer, Variational) and layer not in present]
         if gone:
@@ -112,14 +127,14 @@ def total_kl(model: nn.Module, *, reached: bool = False) -> Tensor:
     """`model.kl()` by function: works on any part of a converted model, and where a copy lost the attribute."""
     refuse_other_than_model(model)
     all_terms = terms(model)
-    refuse_lost_posteriors(model)
+    refuse_lost_posteriors(model, {layer for term in all_terms for layer in term.layers})
     if not all_terms:
         raise _not_variational(model)
-    values = [term.evaluate() for term in all_terms if term.reached or not reached]
-    if not values:
+    parts = [term.part() for term in all_terms if term.reached or not reached]
+    if not parts:
         first = all_terms[0]
         return torch.zeros((), device=first.layers[0].mean_of(first.mean_name).device)
-    return torch.stack([value.to(values[0].device) for value in values]).sum()
+    return summed(parts)
 
 
 def variational_layers(model: nn.Module) -> Iterator[tuple[str, Variational]]:
@@ -141,14 +156,17 @@ def layers_of(model: nn.Module) -> list[Variational]:
     return layers
 
 
-def refuse_lost_posteriors(model: nn.Module) -> None:
+def refuse_lost_posteriors(model: nn.Module, found: Collection[nn.Module] = ()) -> None:
     """Raise where the model had more variational layers when it was converted.
+
+    Args:
+        found: layers that are known to be in it.
 
     Raises:
         StalePosteriorError: which are gone, and what to do.
     """
     for ledger in [value for value in vars(model).values() if isinstance(value, Ledger) and value.root is model]:
-        ledger.refuse_lost()
+        ledger.refuse_lost(found)
 
 
 def terms(model: nn.Module) -> list[Term]:
@@ -157,11 +175,13 @@ def terms(model: nn.Module) -> list[Term]:
     for layer_name, layer in variational_layers(model):
         for mean_name in layer.means():
             holders.setdefault(identity(layer, mean_name), []).append((layer_name, mean_name, layer))
-    return [Term(*places[0][:2], _padded_last(layer for _, _, layer in places)) for places in holders.values()]
+    return [Term(*places[0][:2], _padded_last([layer for _, _, layer in places])) for places in holders.values()]
 
 
-def _padded_last(layers: Iterable[Variational]) -> tuple[Variational, ...]:
+def _padded_last(layers: Sequence[Variational]) -> tuple[Variational, ...]:
     """Embeddings with a padding row come last: the first layer evaluates the KL, and must count every row."""
+    if len(layers) == 1:
+        return (layers[0],)
     return tuple(sorted(layers, key=lambda layer: getattr(layer, "padding_idx", None) is not None))
 
 

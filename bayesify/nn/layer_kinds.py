@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -53,15 +54,27 @@ class LayerKind:
 def describe(cls: type[nn.Module], kind: LayerKind) -> None:
     """Enter what is known of `cls` and its subclasses."""
     _KINDS[cls] = kind
+    _FOUND.clear()
 
 
 def layer_kind(layer: nn.Module) -> LayerKind:
     """What is known of a layer: as its nearest described class says, or as of a layer with one `weight` matrix."""
-    return next((_KINDS[base] for base in type(layer).__mro__ if base in _KINDS), _UNKNOWN)
+    cls = type(layer)
+    if torch.compiler.is_compiling():
+        return _nearest(cls)
+    found = _FOUND.get(cls)
+    if found is None:
+        found = _FOUND[cls] = _nearest(cls)
+    return found
+
+
+def _nearest(cls: type[nn.Module]) -> LayerKind:
+    return next((_KINDS[base] for base in cls.__mro__ if base in _KINDS), _UNKNOWN)
 
 
 _KINDS: dict[type[nn.Module], LayerKind] = {nn.LayerNorm: LayerKind(on_sequences=True)}
 _UNKNOWN = LayerKind()
+_FOUND: WeakKeyDictionary[type[nn.Module], LayerKind] = WeakKeyDictionary()  # asked for each posterior of each KL
 
 
 def weight_names(layer: nn.Module, settings: Settings | None = None) -> list[str]:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from ..distributions.prior import (
-    LogUniform,
-    ScaleMixture,
-    log_uniform_kl,
-    normal_kl,
-    scale_mixture_kl,
-    softplus_normal_kl,
-)
+from ..distributions.normal_kl import NormalTerm, normal_kls
+from ..distributions.prior import LogUniform, ScaleMixture, log_uniform_kl, normal_kl, scale_mixture_kl
+from ..distributions.scale import Scale
 from ..errors import UninitializedLayerError
 from ..estimators.precision import widened
 from .layer_kinds import fan_in
 from .replaced_means import refuse_resized
 
 
-def kl_of(layer: Any, name: str) -> Tensor:
-    """KL(q‖p) of a variational layer's `weight` or `bias` in nats, a 0-dim tensor in float32 or better.
+def summed(parts: Sequence[Tensor | NormalTerm]) -> Tensor:
+    """The sum of what `kl_part_of` gave for some posteriors: 0-dim, in float32 or better, on the first one's device."""
+    together = [part for part in parts if isinstance(part, NormalTerm)]
+    values = [part for part in parts if isinstance(part, Tensor)]
+    if together:
+        values.append(normal_kls(together))
+    first = parts[0].mean if isinstance(parts[0], NormalTerm) else parts[0]
+    return values[0] if len(values) == 1 else torch.stack([value.to(first.device) for value in values]).sum()
+
+
+def kl_part_of(layer: Any, name: str) -> Tensor | NormalTerm:
+    """The KL of one posterior in nats; or, where many are computed in one pass, what that pass needs.
 
     Raises:
         UninitializedLayerError: the layer is lazy and has not seen data, or is on the meta device.
@@ -50,18 +57,27 @@ def kl_of(layer: Any, name: str) -> Tensor:
     if isinstance(prior, ScaleMixture):
         return scale_mixture_kl(mean, posterior.std(mean, scale), prior)
     if posterior.parameterization == "additive":
-        return softplus_normal_kl(mean, scale, *normal_prior_of(layer, name))
+        return NormalTerm(mean, scale, *_prior_parts(layer, name))
     return normal_kl(mean, posterior.std(mean, scale), *normal_prior_of(layer, name))
 
 
 def normal_prior_of(layer: Any, name: str) -> tuple[Tensor | float, Tensor | float]:
     """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
+    mean, std, fan_in = _prior_parts(layer, name)
+    return mean, std.std(mean, fan_in) if isinstance(std, Scale) else std  # type: ignore[arg-type]
+
+
+def _prior_parts(layer: Any, name: str) -> tuple[Tensor | float, Tensor | float | Scale, int]:
+    """The prior's mean, its std or the rule by which that follows from the mean, and the fan-in."""
     prior: Any = layer._settings.prior
     mean, std = (layer._buffers.get(f"{name}_prior_{part}") for part in ("mean", "std"))
     prior_mean = prior.mean if mean is None else widened(layer.counted(name, mean))
     if std is not None:
-        return prior_mean, widened(layer.counted(name, std))
-    return prior_mean, prior.std.std(prior_mean, fan_in(layer, name))
+        return prior_mean, widened(layer.counted(name, std)), 1
+    if prior.std.kind == "constant":
+        return prior_mean, prior.std.value, 1
+    width = fan_in(layer, name)
+    return prior_mean, prior.std if prior.std.kind == "relative" else prior.std.std(prior_mean, width), width
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Normal as TorchNormal
 from torch.distributions import kl_divergence
 
+from bayesify.distributions.normal_kl import NormalTerm, normal_kls
 from bayesify.distributions.posterior import Scale
 from bayesify.distributions.prior import (
     LogUniform,
@@ -19,7 +20,6 @@ from bayesify.distributions.prior import (
     log_uniform_kl,
     normal_kl,
     scale_mixture_kl,
-    softplus_normal_kl,
 )
 from bayesify.distributions.scale import magnitude
 from tests.support import as_if_compiling, judge_mean
@@ -46,7 +46,7 @@ def test_normal_kl_and_its_gradients(std: float, prior_std: float, compiling: bo
     exact = kl_divergence(q, p).sum()
     expected = torch.autograd.grad(exact, wide)
     with as_if_compiling() if compiling else torch.enable_grad():
-        value = softplus_normal_kl(mean, rho, prior_mean, prior_scale)
+        value = normal_kls([NormalTerm(mean, rho, prior_mean, prior_scale)])
     plain = normal_kl(mean, F.softplus(rho), prior_mean, prior_scale)
     for found in (value, plain):
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6 * 37)
@@ -62,7 +62,7 @@ def test_the_sum_over_many_weights_is_right(requires_grad: bool) -> None:
     count = 1 << 24
     mean = torch.full((count,), 1.3)
     rho = torch.full((count,), -3.0).requires_grad_(requires_grad)
-    value = softplus_normal_kl(mean, rho, 0.1, 0.7)
+    value = normal_kls([NormalTerm(mean, rho, 0.1, 0.7)])
     exact = kl_divergence(TorchNormal(1.3, F.softplus(torch.tensor(-3.0).double())), TorchNormal(0.1, 0.7)) * count
     assert value.item() == pytest.approx(exact.item(), rel=5e-6)  # all weights are rounded alike
     assert magnitude(mean, 1, floor=2.0)[0].item() == pytest.approx(2.6, rel=1e-6)
@@ -70,7 +70,7 @@ def test_the_sum_over_many_weights_is_right(requires_grad: bool) -> None:
 
 def test_kl_of_the_prior_itself_is_zero() -> None:
     mean, rho = torch.randn(10_001), torch.randn(10_001).requires_grad_()
-    value = softplus_normal_kl(mean, rho, mean.clone(), F.softplus(rho.detach()))
+    value = normal_kls([NormalTerm(mean, rho, mean.clone(), F.softplus(rho.detach()))])
     assert abs(value) < 1e-6 * mean.numel()
 
 
@@ -83,8 +83,8 @@ def test_kl_is_of_q_to_p_and_summed() -> None:
 
 def test_softplus_kl_has_second_derivatives() -> None:
     mean, rho = (torch.randn(7, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(lambda *q: softplus_normal_kl(*q, 0.1, 0.7), (mean, rho))
-    assert torch.autograd.gradgradcheck(lambda *q: softplus_normal_kl(*q, 0.1, 0.7), (mean, rho))
+    assert torch.autograd.gradcheck(lambda *q: normal_kls([NormalTerm(*q, 0.1, 0.7)]), (mean, rho))
+    assert torch.autograd.gradgradcheck(lambda *q: normal_kls([NormalTerm(*q, 0.1, 0.7)]), (mean, rho))
 
 
 def exact_log_uniform_kl(log_alpha: Tensor) -> Tensor:

@@ -1,0 +1,201 @@
+"""KL(q‖p) in nats of many posteriors at once: std = softplus(rho), against normal priors.
+
+In eager mode one autograd Function makes two passes over all of them, one for the value and one for the gradients. It
+keeps the tensors that it is given and nothing else. Large tensors go through it in pieces that stay in a CPU's cache,
+small ones together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..estimators.eager import gradients, in_mode
+from ..estimators.pieces import in_pieces
+from ..estimators.softplus import write_std, write_std_and_slope
+from .prior import normal_kl
+from .scale import Scale, threshold
+
+SMALL = 2**14  # elements: below, a tensor costs more for its calls than for its elements
+
+
+class NormalTerm(NamedTuple):
+    """What one posterior N(mean, softplus(rho)²) and its prior are made of, in float32 or float64.
+
+    Attributes:
+        prior_std: a `relative` scale means a fraction of |prior_mean|, which is a tensor then.
+        fan_in: what a relative scale falls back to where all of the prior's means are zero.
+    """
+
+    mean: Tensor
+    rho: Tensor
+    prior_mean: Tensor | float
+    prior_std: Tensor | float | Scale
+    fan_in: int = 1
+
+    @property
+    def prior(self) -> tuple[Tensor | float, Tensor | float]:
+        """The prior's mean and std."""
+        mean: Any = self.prior_mean
+        return mean, self.prior_std.std(mean, self.fan_in) if isinstance(self.prior_std, Scale) else self.prior_std
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What is the same for terms that can be computed together."""
+        parts = (self.prior_mean, self.prior_std)
+        return (self.mean.device, self.mean.dtype, *(Tensor if isinstance(part, Tensor) else part for part in parts))
+
+
+def normal_kls(terms: Sequence[NormalTerm]) -> Tensor:
+    """Σ KL(q‖p) over all elements of all terms, 0-dim, on the first one's device; differentiable in mean and rho."""
+    tensors = [*(term.mean for term in terms), *(term.rho for term in terms)]
+    total: Tensor = in_mode(_plain_sum, _NormalKLs)([term[2:] for term in terms], *tensors)
+    return total
+
+
+def _terms(priors: Sequence[tuple[Any, ...]], tensors: Sequence[Tensor]) -> list[NormalTerm]:
+    """Of all means, then all rhos."""
+    means, rhos = tensors[: len(priors)], tensors[len(priors) :]
+    return [NormalTerm(mean, rho, *prior) for mean, rho, prior in zip(means, rhos, priors, strict=True)]
+
+
+def _plain_sum(priors: Sequence[tuple[Any, ...]], *tensors: Tensor) -> Tensor:
+    values = [normal_kl(term.mean, F.softplus(term.rho), *term.prior) for term in _terms(priors, tensors)]
+    return torch.stack([value.to(values[0].device) for value in values]).sum()
+
+
+class _NormalKLs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, priors: Sequence[tuple[Any, ...]], *tensors: Tensor) -> Tensor:
+        ctx.priors = priors
+        ctx.save_for_backward(*tensors)
+        totals = [_value(batch) for batch in _batches(_terms(priors, tensors))]
+        return torch.stack([total.to(totals[0].device) for total in totals]).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            return None, *gradients(partial(_plain_sum, ctx.priors), tensors, ctx.needs_input_grad[1:], grad)
+        terms = _terms(ctx.priors, tensors)
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for batch in _batches(terms):
+            found |= zip(map(id, batch.terms), batch.apart(*_gradients(batch, grad.to(batch.mean.device))), strict=True)
+        return None, *(found[id(term)][0] for term in terms), *(found[id(term)][1] for term in terms)
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """One large term; or small ones of one kind, their tensors flat and one after the other.
+
+    Attributes:
+        threshold: what |prior_mean| is at least, where the prior's std is relative to it.
+    """
+
+    terms: Sequence[NormalTerm]
+    mean: Tensor
+    rho: Tensor
+    prior_mean: Tensor | float
+    prior_std: Any
+    threshold: Tensor | None = None
+
+    def pieces(self, *outputs: Tensor, scratch: int) -> Iterator[tuple[Any, ...]]:
+        """(mean, rho, prior mean, prior std, outputs..., scratch...) of one piece after the other."""
+        given = (self.mean, self.rho, self.prior_mean, self.prior_std, self.threshold, *outputs)
+        relative = isinstance(self.prior_std, Scale)
+        for mean, rho, prior_mean, prior_std, least, *others in in_pieces(*given, scratch=scratch + relative):
+            if relative:
+                buffer = others.pop()
+                prior_std = torch.abs(prior_mean, out=buffer).clamp_min_(least).mul_(prior_std.value)
+            yield mean, rho, prior_mean, prior_std, *others
+
+
+    def apart(self, of_mean: Tensor, of_rho: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each term's part of the gradients."""
+        if len(self.terms) == 1:
+            return [(of_mean, of_rho)]  # autograd adds to a gradient in its place, but not to a view
+        shapes = [term.mean.shape for term in self.terms]
+        sizes = [shape.numel() for shape in shapes]
+        parts = zip(torch.split(of_mean, sizes), torch.split(of_rho, sizes), shapes, strict=True)
+        return [(mean.view(shape), rho.view(shape)) for mean, rho, shape in parts]
+
+
+def _batches(terms: Sequence[NormalTerm]) -> Iterator[_Batch]:
+    small: dict[Any, list[NormalTerm]] = {}
+    for term in terms:
+        if term.mean.numel() < SMALL:
+            small.setdefault(term.kind, []).append(term)
+        else:
+            yield _batch([term])
+    yield from map(_batch, small.values())
+
+
+def _batch(terms: Sequence[NormalTerm]) -> _Batch:
+    first = terms[0]
+    relative: Any = first.prior_std if isinstance(first.prior_std, Scale) else None
+    mean, rho, prior_mean, prior_std = (
+        _flat([getattr(term, name) for term in terms]) for name in ("mean", "rho", "prior_mean", "prior_std")
+    )
+    least = None
+    if relative:
+        weights: Any = [term.prior_mean for term in terms]
+        widths = [term.fan_in for term in terms]
+        least = (
+            threshold(weights[0], widths[0], relative.floor)
+            if len(terms) == 1
+            else _thresholds(weights, widths, relative.floor)
+        )
+    return _Batch(terms, mean, rho, prior_mean, prior_std, least)
+
+
+def _flat(parts: Sequence[Any]) -> Any:
+    """Tensors one after the other; what is not a tensor is the same in all."""
+    together = len(parts) > 1 and isinstance(parts[0], Tensor)
+    return torch.cat([part.reshape(-1) for part in parts]) if together else parts[0]
+
+
+def _thresholds(weights: list[Tensor], widths: Sequence[int], floor: float) -> Tensor:
+    """`threshold` of small weights, for each of their elements."""
+    sizes, first = [weight.numel() for weight in weights], weights[0]
+    norms = torch.stack(torch._foreach_norm(weights))
+    roots, others = (first.new_tensor([max(n, 1) ** -0.5 for n in numbers]) for numbers in (sizes, widths))
+    least = floor * torch.where(norms > 0, norms * roots, others)
+    return least.repeat_interleave(torch.tensor(sizes, device=first.device), output_size=sum(sizes))
+
+
+def _value(batch: _Batch) -> Tensor:
+    minus_one, excesses, logs = batch.mean.new_full((), -1), [], []
+    for mean, rho, prior_mean, prior_std, ratio, excess in batch.pieces(scratch=2):
+        write_std(rho, ratio, excess)
+        ratio.div_(prior_std)
+        torch.addcmul(minus_one, ratio, ratio, out=excess)  # near the prior, a sum less its size would be nonsense
+        logs.append(ratio.log_().sum())
+        shift = torch.sub(mean, prior_mean, out=ratio).div_(prior_std)
+        excesses.append(excess.addcmul_(shift, shift).sum())
+    return 0.5 * _sum(excesses) - _sum(logs)
+
+
+def _gradients(batch: _Batch, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Of mean and rho: (mean - prior_mean) / prior_std² and (std/prior_std² - 1/std)·sigmoid(rho), times `grad`."""
+    of_mean, of_rho = torch.empty_like(batch.mean), torch.empty_like(batch.rho)
+    minus_one, number = batch.mean.new_full((), -1), isinstance(batch.prior_std, float)
+    of_square = grad / batch.prior_std / batch.prior_std if number else grad
+    outputs = (of_mean, of_rho)
+    for mean, rho, prior_mean, prior_std, mean_out, rho_out, std, slope, exp in batch.pieces(*outputs, scratch=3):
+        torch.sub(mean, prior_mean, out=mean_out).mul_(of_square)
+        if not number:
+            mean_out.div_(prior_std).div_(prior_std)
+        write_std_and_slope(rho, std, slope, exp)
+        std.div_(prior_std)
+        torch.addcmul(minus_one, std, std, out=rho_out).mul_(slope).mul_(grad)
+    return of_mean, of_rho
+
+
+def _sum(numbers: list[Tensor]) -> Tensor:
+    return numbers[0] if len(numbers) == 1 else torch.stack(numbers).sum()

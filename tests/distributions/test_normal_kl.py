@@ -1,0 +1,111 @@
+"""The KL of many posteriors in one pass: small ones together, large ones in pieces, whatever their priors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from bayesify.distributions import Scale
+from bayesify.distributions.normal_kl import SMALL, NormalTerm, normal_kls
+from bayesify.estimators import pieces
+from tests.support import as_if_compiling
+
+RELATIVE = Scale("relative", 0.3, floor=0.5)
+
+
+def _terms(dtype: torch.dtype = torch.float32) -> list[NormalTerm]:
+    """Of every kind, small and large, in no order; two of the small ones are of one kind."""
+    torch.manual_seed(0)
+    found = []
+    for shape in ((3, 4), (SMALL // 64, 65), (2, 3, 2), (5,)):
+        mean, rho = (torch.randn(shape, dtype=dtype) for _ in range(2))
+        rho = (rho - 6).requires_grad_()
+        mean.requires_grad_()
+        others: list[Any] = [
+            (0.0, 0.5), (0.3, 0.7), (0.1, 0.2 + torch.rand(shape, dtype=dtype)),
+            (torch.randn(shape, dtype=dtype), 2.0), (torch.randn(shape, dtype=dtype), RELATIVE),
+            (torch.zeros(shape, dtype=dtype), RELATIVE),
+        ]  # fmt: skip
+        found += [NormalTerm(mean, rho, *prior, fan_in=9) for prior in others]
+    return found
+
+
+def _exact(terms: list[NormalTerm]) -> tuple[Tensor, dict[int, Tensor]]:
+    """By torch.distributions in float64, and the gradients by the id of what they are in."""
+    total, leaves = torch.zeros((), dtype=torch.float64), {}
+    for term in terms:
+        mean, rho = (
+            leaves.setdefault(id(x), x.detach().double().requires_grad_()) for x in (term.mean, term.rho)
+        )
+        centre = torch.as_tensor(term.prior_mean, dtype=torch.float64)
+        std: Any = term.prior_std
+        if isinstance(std, Scale):
+            root = centre.square().mean().sqrt()
+            std = 0.3 * centre.abs().maximum(0.5 * (root if root > 0 else torch.tensor(1 / 3)))
+        p = Normal(centre, torch.as_tensor(std, dtype=torch.float64))
+        total = total + kl_divergence(Normal(mean, F.softplus(rho)), p).sum()
+    gradients = torch.autograd.grad(total, list(leaves.values()))
+    return total, dict(zip(leaves, gradients, strict=True))
+
+
+@pytest.mark.parametrize("way", ["whole", "pieces", "compiler"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_terms_of_all_kinds(way: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 1000 if way == "pieces" else 2**16)
+    terms = _terms(dtype)
+    exact, expected = _exact(terms)
+    leaves = {id(x): x for term in terms for x in (term.mean, term.rho)}
+    if way == "compiler":
+        with as_if_compiling():
+            total = normal_kls(terms)
+    else:
+        total = normal_kls(terms)
+    assert total.dtype == dtype
+    torch.testing.assert_close(total.double(), exact, rtol=1e-6, atol=0)
+    for name, gradient in zip(leaves, torch.autograd.grad(3 * total, list(leaves.values())), strict=True):
+        assert gradient.shape == leaves[name].shape
+        torch.testing.assert_close(gradient.double(), 3 * expected[name], rtol=2e-5, atol=1e-5)
+
+
+def test_each_alone_and_all_together_are_the_same() -> None:
+    terms = _terms(torch.float64)
+    alone = torch.stack([normal_kls([term]) for term in terms]).sum()
+    torch.testing.assert_close(normal_kls(terms), alone)
+
+
+def test_nothing_is_kept_but_the_parameters() -> None:
+    terms, kept = _terms(), []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda given: given):
+        normal_kls(terms)
+    given = {x.data_ptr() for term in terms for x in (term.mean, term.rho)}
+    assert kept
+    assert {x.data_ptr() for x in kept} <= given
+
+
+def test_without_gradients_for_some() -> None:
+    one, other = _terms()[:2]
+    frozen = NormalTerm(one.mean.detach(), one.rho, 0.0, 1.0)
+    total = normal_kls([frozen, other])
+    found = torch.autograd.grad(total, (one.rho, other.mean))
+    expected = torch.autograd.grad(normal_kls([frozen]) + normal_kls([other]), (one.rho, other.mean))
+    torch.testing.assert_close(found, expected)
+
+
+def test_layouts_other_than_contiguous() -> None:
+    shape = (8, 4, 3, 3)
+    mean, rho, centre = (torch.randn(shape).to(memory_format=torch.channels_last) for _ in range(3))
+    mean.requires_grad_()
+    rho = (rho - 3).requires_grad_()
+    big = [torch.randn(SMALL // 4, 4, 3, 3).to(memory_format=torch.channels_last).requires_grad_() for _ in range(2)]
+    terms = [NormalTerm(mean, rho, centre, RELATIVE), NormalTerm(mean, rho, centre, 0.3), NormalTerm(*big, 0.0, 1.0)]
+    exact, expected = _exact(terms)
+    total = normal_kls(terms)
+    torch.testing.assert_close(total.double(), exact, rtol=1e-6, atol=0)
+    for leaf in (mean, rho, *big):
+        (found,) = torch.autograd.grad(total, leaf, retain_graph=True)
+        torch.testing.assert_close(found.double(), expected[id(leaf)], rtol=2e-5, atol=1e-5)

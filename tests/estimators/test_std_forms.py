@@ -1,0 +1,105 @@
+"""softplus(rho) in buffers, in series and in pieces: the same numbers as torch's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bayesify.estimators import pieces, softplus
+from bayesify.estimators.flipout import flipout
+from bayesify.estimators.lrt import lrt
+from bayesify.estimators.pieces import in_pieces
+from bayesify.estimators.products import LinearProduct
+from bayesify.estimators.std_forms import SoftplusStd, form_of
+
+SIZE = 3 * softplus.SMALL
+RANGES = {"tiny": (-87.3, -60.0), "small": (-20.0, -4.61), "any": (-20.0, 30.0), "large": (30.0, 1e4)}
+
+
+@pytest.mark.parametrize("span", RANGES)
+@pytest.mark.parametrize("size", [7, SIZE])
+def test_std_and_slope_are_exact(span: str, size: int) -> None:
+    rho = torch.linspace(*RANGES[span], size)
+    wide = rho.double()
+    std = wide.maximum(torch.zeros(())) + torch.log1p(torch.exp(-wide.abs()))
+    slope = torch.sigmoid(wide) / std
+    for write, expected in ((softplus.write_std, std), (softplus.write_slope, slope)):
+        found, exp = torch.empty_like(rho), torch.empty_like(rho)
+        write(rho, found, exp)
+        torch.testing.assert_close(found.double(), expected, rtol=6e-7, atol=0)
+    both = [torch.empty_like(rho) for _ in range(3)]
+    softplus.write_std_and_slope(rho, *both)
+    for found, expected in zip(both, (std, slope), strict=False):
+        torch.testing.assert_close(found.double(), expected, rtol=6e-7, atol=0)
+
+
+def test_below_the_smallest_number_the_slope_stays_finite() -> None:
+    for size in (3, SIZE):
+        rho = torch.full((size,), -200.0)
+        slope, exp = torch.empty_like(rho), torch.empty_like(rho)
+        softplus.write_slope(rho, slope, exp)
+        assert torch.equal(slope, torch.ones(size))
+
+
+@pytest.mark.parametrize("layout", ["whole", "pieces", "strided"])
+def test_every_element_is_in_one_piece(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 10)
+    x = torch.arange(12.0 if layout == "whole" else 90.0)[: 9 if layout == "whole" else None]
+    x = x.view(9, -1).T if layout == "strided" else x.view(3, -1)
+    result, scalar = torch.zeros_like(x), torch.tensor(2.0)
+    shapes = set()
+    for given, factor, number, out, buffer in in_pieces(x, scalar, 0.5, result, scratch=1):
+        assert (factor, number) == (2.0, 0.5)
+        assert buffer.shape == given.shape == out.shape
+        torch.mul(given, factor * number, out=buffer)
+        out.add_(buffer + 1)
+        shapes.add(tuple(given.shape))
+    assert torch.equal(result, x + 1)
+    assert len(shapes) == 1
+    assert (shapes == {(10 // torch.get_num_threads() * torch.get_num_threads(),)}) == (layout == "pieces")
+
+
+def _outcome(estimator: Any, std: Any, rho: Tensor, x: Tensor, mean: Tensor) -> list[Tensor]:
+    torch.manual_seed(5)
+    y = estimator(LinearProduct(), [x], mean, std)
+    return [y, *torch.autograd.grad(y.square().sum(), (x, mean, rho))]
+
+
+@pytest.mark.parametrize("shift", [-6.5, -2.0])
+@pytest.mark.parametrize("estimator", [flipout, lrt])
+def test_in_pieces_and_by_series_as_from_the_std_itself(
+    estimator: Any, shift: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "PIECE", softplus.SMALL)
+    rho = (torch.rand(130, 101) + shift).requires_grad_()
+    x, mean = torch.randn(5, 101, requires_grad=True), torch.randn(130, 101, requires_grad=True)
+    found = _outcome(estimator, SoftplusStd(rho), rho, x, mean)
+    expected = _outcome(estimator, F.softplus(rho), rho, x, mean)
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("estimator", [flipout, lrt])
+def test_the_gradient_has_a_gradient(estimator: Any) -> None:
+    """x given twice: each place of it has a gradient of its own."""
+    rho, mean = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    x = torch.randn(2, 4, dtype=torch.float64)
+
+    def output(x: Tensor, mean: Tensor, rho: Tensor) -> Tensor:
+        torch.manual_seed(2)
+        y: Tensor = estimator(LinearProduct(), [x], mean, SoftplusStd(rho))
+        return y
+
+    leaves = tuple(leaf.requires_grad_() for leaf in (x, mean, rho))
+    assert torch.autograd.gradcheck(output, leaves)
+    assert torch.autograd.gradgradcheck(output, leaves)
+
+
+def test_a_gradient_that_shares_memory_is_not_written_to() -> None:
+    form, rho = form_of(SoftplusStd(torch.randn(4, 3)))
+    grad = torch.ones(1, 3).expand(4, 3)
+    form.through_square_(grad, rho)
+    assert torch.equal(grad, torch.ones(4, 3))
