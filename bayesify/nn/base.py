@@ -7,14 +7,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter, UninitializedParameter
 
-from ..distributions.normal_kl import NormalTerm
 from ..errors import NoPosteriorError, did_you_mean
 from ..estimators import noise
 from ..estimators.eager import recorded
@@ -38,7 +36,7 @@ from .settings import Method, Settings
 from .signatures import keep_signatures
 from .starts import KEPT_AS as STARTS
 from .starts import remember_start
-from .switches import Switchable, draws_of_forward, in_backward, is_quiet, way_of
+from .switches import Switchable, draws_of_forward, in_backward, is_quiet, unrouted, way_of
 
 
 class Variational(HidesScales, RemembersMeans, Switchable):
@@ -181,7 +179,7 @@ class Variational(HidesScales, RemembersMeans, Switchable):
 
     def kl_divergence(self) -> Tensor:
         """KL(q‖p) of this layer alone in nats: a 0-dim tensor in float32 or better, summed over weight and bias."""
-        return summed([self.kl_part(name) for name in self.means()])
+        return summed([kl_part_of(self, name) for name in self.means()])
 
     def kl_term(self, name: str) -> Tensor:
         """KL(q‖p) of `weight` or `bias` in nats, a 0-dim tensor in float32 or better.
@@ -190,13 +188,7 @@ class Variational(HidesScales, RemembersMeans, Switchable):
             UninitializedLayerError: the layer is lazy and has not seen data, or is on the meta device.
             ShapeError, StalePosteriorError: see `std_of`.
         """
-        return summed([self.kl_part(name)])
-
-    def kl_part(self, name: str) -> Tensor | NormalTerm:
-        """`kl_term`, or what it is computed from together with others: for `summed`."""
-        self.refuse_replaced_means()
-        with unrouted():
-            return kl_part_of(self, name)
+        return summed([kl_part_of(self, name)])
 
     def normal_prior(self, name: str) -> tuple[Tensor | float, Tensor | float]:
         """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""
@@ -297,9 +289,3 @@ class LRT(Variational):
         """The product with noise, for the posterior's (mean, std, bias, bias_std)."""
         with unrouted():
             return lrt(product, inputs, *posterior)
-
-
-def unrouted() -> AbstractContextManager[Any]:
-    """What a layer computes of its own weight is not a product for a module around it to answer: see `rerouting`."""
-    enabled = torch._C._is_torch_function_mode_enabled()
-    return torch._C.DisableTorchFunction() if enabled else nullcontext()

@@ -13,7 +13,7 @@ from ..errors import NotVariationalError, StalePosteriorError, UninitializedLaye
 from .base import Variational
 from .model_argument import refuse_other_than_model
 from .parametrized_weights import identity
-from .posterior_kl import summed
+from .posterior_kl import kl_part_of, summed
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Term:
         for other in self.layers[1:]:
             other.refuse_replaced_means()
         try:
-            return self.layers[0].kl_part(self.mean_name)
+            return kl_part_of(self.layers[0], self.mean_name)
         except UninitializedLayerError as error:
             layer = f"layer {self.layer_name!r}" if self.layer_name else type(self.layers[0]).__name__
             raise UninitializedLayerError(f"{layer} {error}") from None

@@ -16,6 +16,7 @@ from ..errors import UninitializedLayerError
 from ..estimators.precision import widened
 from .layer_kinds import fan_in
 from .replaced_means import refuse_resized
+from .switches import unrouted
 
 
 def summed(parts: Sequence[Tensor | NormalTerm]) -> Tensor:
@@ -23,7 +24,8 @@ def summed(parts: Sequence[Tensor | NormalTerm]) -> Tensor:
     together = [part for part in parts if isinstance(part, NormalTerm)]
     values = [part for part in parts if isinstance(part, Tensor)]
     if together:
-        values.append(normal_kls(together))
+        with unrouted():
+            values.append(normal_kls(together))
     first = parts[0].mean if isinstance(parts[0], NormalTerm) else parts[0]
     return values[0] if len(values) == 1 else torch.stack([value.to(first.device) for value in values]).sum()
 
@@ -34,7 +36,14 @@ def kl_part_of(layer: Any, name: str) -> Tensor | NormalTerm:
     Raises:
         UninitializedLayerError: the layer is lazy and has not seen data, or is on the meta device.
         ShapeError: the mean was resized after conversion.
+        StalePosteriorError: the mean was replaced after conversion by one of other values.
     """
+    layer.refuse_replaced_means()
+    with unrouted():
+        return _part(layer, name)
+
+
+def _part(layer: Any, name: str) -> Tensor | NormalTerm:
     mean: Any = layer.mean_of(name)
     scale: Any = layer.scale_of(name)
     if isinstance(layer, LazyModuleMixin):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -231,3 +231,9 @@ class Switchable(nn.Module):
 def _path(tracer: Any, module: nn.Module) -> str:
     path: str = tracer.path_of_module(module)
     return path
+
+
+def unrouted() -> AbstractContextManager[Any]:
+    """What a layer computes of its own weight is not a product for a module around it to answer: see `rerouting`."""
+    enabled = torch._C._is_torch_function_mode_enabled()
+    return torch._C.DisableTorchFunction() if enabled else nullcontext()
