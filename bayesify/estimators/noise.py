@@ -25,7 +25,7 @@ def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
     In an exported program they are booleans of that shape: drawn so, since exporters make a constant of a draw whose
     probabilities are one.
     """
-    words = (prod(shape) + 63) // 64
+    words = prod(shape) // 64 + 2  # never one: a compiler treats such a dimension apart, and compiles again for it
     if not torch.compiler.is_compiling() and (counts := _counts.get()) is not None:
         counts.append(prod(shape))
     if exported():  # other batches need other words

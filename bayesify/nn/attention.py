@@ -12,8 +12,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import ShapeError
 from ..estimators.products import LinearProduct
+from ..estimators.std_forms import SoftplusStd
 from .base import LRT, Flipout, Variational
 from .held_draws import Spread
+from .late_std import late_spread_of
 from .layer_kinds import LayerKind, batch_first_dims, describe, weight_names
 from .linear import LinearFamily
 from .posterior_tensors import posterior_tensors
@@ -176,7 +178,7 @@ class AttentionFamily(Variational):
         """
         names = weight_names(self)
         means = [self.mean_of(name) for name in names]
-        spreads = [self.spread_of(name, mean) for name, mean in zip(names, means, strict=True)]
+        spreads = [late_spread_of(self, name, mean) for name, mean in zip(names, means, strict=True)]
         if len(names) == 1:
             means, spreads = _thirds(means[0]), _thirds(spreads[0])
         parts = zip(inputs, means, spreads, _thirds(self.in_proj_bias), _thirds(self._bias_spread()), strict=True)
@@ -221,7 +223,9 @@ class LRTMultiheadAttention(AttentionFamily, LRT, nn.MultiheadAttention):
     out_class = LRTOutProjection
 
 
-def _thirds(packed: Spread | None) -> list[Any]:
+def _thirds(packed: Spread | SoftplusStd | None) -> list[Any]:
+    if isinstance(packed, SoftplusStd):
+        return [SoftplusStd(rho) for rho in packed.rho.chunk(3)]
     if isinstance(packed, tuple):
         return list(zip(*(draw.chunk(3) for draw in packed), strict=True))
     return [None] * 3 if packed is None else list(packed.chunk(3))
