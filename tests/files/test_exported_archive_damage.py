@@ -10,7 +10,7 @@ import torch
 from bayesify.errors import FileRefusedError
 from bayesify.files.load_model import load_model as load
 from bayesify.files.untrusted.exported_archive import open_program
-from bayesify.programs.serialized.checked_strings import refuse_expression
+from bayesify.programs.serialized.symbolic_sizes import refuse_expression
 from tests.files.edited_archives import rewritten
 
 
@@ -90,3 +90,55 @@ def test_flipped_bits_and_cuts_never_give_other_weights(archive, tmp_path):
         assert opened is None or all(torch.equal(opened[name], value) for name, value in expected.items())
     assert refused > 200
     assert all(opens_as(good[: random.randrange(len(good))], path) is None for _ in range(100))
+
+
+def nested(form: str, times: int, inner: str = "s0") -> str:
+    for number in range(times):
+        inner = form.format(inner, number + 2)
+    return inner
+
+
+BOMBS = {
+    "a maximum of many": f"Max({', '.join(f's{i}' for i in range(300))})",
+    "magnitudes": nested("Abs({0}-{1})", 70),
+    "comparisons": nested("Not(Xor({0}, Lt(s0, {1})))", 25, "Lt(s1, 2)"),
+    "digits": "Float('1.5', precision=999999999)",
+    "digits by place": "Float('1.5', 999999999)",
+    "roundings": nested("floor({0}/{1})", 75),
+    "a power of a sum": "(s0+s1+s2+s3+s4+s5)**8",
+    "a power of a product": "(s0*s1*s2)**64",
+    "powers of powers": "(((s0*s1*s2)**8)**8)**8",
+    "a product of sums": "*".join(f"(s{i}+s{i + 1})" for i in range(0, 60, 2)),
+    "a rest of a long sum": f"Mod({'+'.join(f'{i}*s0*s{i}' for i in range(90))}, 6)",
+    "a rest of a product": "Mod((s0+1)**8*(s0+2)**8*(s0+3)**8*(s0+4)**8*(s1+1)**8, 3)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_size_that_would_take_sympy_long_is_refused(bomb, archive, tmp_path):
+    def edit(program):
+        sizes = program["graph_module"]["graph"]["tensor_values"]["x"]["sizes"]
+        sizes[0] = {"as_expr": {"expr_str": BOMBS[bomb], "hint": None}}
+
+    with pytest.raises(FileRefusedError, match="not arithmetic of symbols"):
+        open_program(rewritten(archive, tmp_path, edit))
+
+
+def test_many_sizes_that_take_a_while_each_are_refused(archive, tmp_path):
+    def edit(program):
+        values = program["graph_module"]["graph"]["tensor_values"]
+        for number in range(40):
+            size = {"as_expr": {"expr_str": f"Max(s77, {number})+Max(s77*s77, 7)", "hint": None}}
+            values[f"x{number}"] = {**values["x"], "sizes": [size, {"as_int": 3}]}
+
+    with pytest.raises(FileRefusedError, match="more sizes to compare"):
+        open_program(rewritten(archive, tmp_path, edit))
+
+
+@pytest.mark.parametrize(
+    "size",
+    [nested("Add(FloorDiv(Add({0}, Integer(-1)), Integer(2)), Integer(1))", 7), "Max(Integer(1), s0)", "Mod(s0*s1, 8)",
+     "(s0+1)**2*s1", "+".join(f"s{i}" for i in range(200)), "CeilToInt(IntTrueDiv(s0, 3))", "s0*(s1//2)*(s2//2)*64"],
+)  # fmt: skip
+def test_sizes_of_real_models_pass(size):
+    refuse_expression(size)

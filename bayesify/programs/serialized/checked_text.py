@@ -13,7 +13,7 @@ import keyword
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import FileRefusedError
-from .checked_strings import plain_structure, refuse_expression, refuse_operator
+from .checked_strings import plain_structure, refuse_operator
+from .symbolic_sizes import refuse_expression, refuse_many
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -94,7 +95,19 @@ def refuse(text: str) -> Any:
 
     record = serialize._dict_to_dataclass(schema.ExportedProgram, json.loads(text))  # type: ignore[no-untyped-call]
     _check(record, schema.ExportedProgram, ("", ""))
+    refuse_many(_sizes(json.loads(text)))
     return record
+
+
+def _sizes(value: Any) -> Iterator[str]:
+    """The symbolic sizes in a program's JSON."""
+    waiting = [value]
+    while waiting:
+        inside = waiting.pop()
+        if isinstance(inside, dict):
+            yield from [inside["expr_str"]] if isinstance(inside.get("expr_str"), str) else []
+        if isinstance(inside, dict | list):
+            waiting += inside.values() if isinstance(inside, dict) else inside
 
 
 def first_line(error: Exception) -> str:
