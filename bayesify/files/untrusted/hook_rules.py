@@ -74,6 +74,25 @@ class Hooks:
         return value
 
 
+def refuse_hooks_without_parts(made: nn.Module) -> None:
+    """Refuse hooks that compute a weight (weight norm, spectral norm, pruning) from tensors that are not there.
+
+    Raises:
+        FileRefusedError: some are not, or a mask is not of its weight's shape.
+    """
+    for hook in made._forward_pre_hooks.values():
+        kind = f"{type(hook).__module__}.{type(hook).__qualname__}"
+        if kind not in HOOK_CLASSES:
+            continue
+        pruning = ".prune." in kind
+        name = vars(hook).get("_tensor_name" if pruning else "name")
+        ends = ("_orig", "_mask") if pruning else ("_g", "_v") if kind.endswith(".WeightNorm") else ("_orig", "_u")
+        held = [made._parameters.get(f"{name}{end}", made._buffers.get(f"{name}{end}")) for end in ends]
+        shapes = {getattr(part, "shape", None) for part in held}
+        if None in shapes or (pruning and len(shapes) > 1):
+            raise FileRefusedError(f"has a {type(made).__name__} whose {str(name)[:80]} is computed of nothing; {SHORT}")
+
+
 def _getattr(builder: Any, node: Call) -> Any:
     """`getattr(layer, "_infer_parameters")`: the hooks of lazy layers, which are their own methods."""
     refuse_extras(node)

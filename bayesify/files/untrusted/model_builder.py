@@ -17,7 +17,8 @@ from .container_rules import CONTAINER_RULES
 from .content import NO_ALLOW, SHORT
 from .everyday_rules import EVERYDAY_RULES
 from .global_names import Name, words
-from .hook_rules import HOOK_RULES, HOOK_TABLES, Hooks
+from .hook_rules import HOOK_RULES, HOOK_TABLES, Hooks, refuse_hooks_without_parts
+from .module_kinds import refuse_missing_parameters, refuse_wrong_kinds
 from .nodes import Call
 from .plain_objects import CALLED, attribute_name, enum_member, fresh, pairs_of, plain_object
 from .storages import Storages
@@ -145,8 +146,9 @@ class ModelBuilder(Builder):
         for table in _PARTS:
             if table not in given:
                 raise FileRefusedError(f"has a {cls.__name__} without its {table}; {SHORT}")
-        _refuse_wrong_tensors(made)
-        _refuse_missing_parameters(made)
+        refuse_wrong_kinds(made)
+        refuse_missing_parameters(made)
+        refuse_hooks_without_parts(made)
         for owner in setters(cls):
             if f"{owner.__module__}.{owner.__qualname__}" not in _SETTERS:
                 raise FileRefusedError(
@@ -192,30 +194,5 @@ def _all(value: Any, container: type, kind: type) -> bool:
     return all(isinstance(item, kind) for item in items)
 
 
-def _refuse_wrong_tensors(made: nn.Module) -> None:
-    """What a class says is a Tensor is one, or is not there."""
-    for base in type(made).__mro__:
-        for name, kind in vars(base).get("__annotations__", {}).items():
-            value = vars(made).get(name)
-            if kind in _TENSOR_KINDS and not isinstance(value, Tensor | None):
-                raise FileRefusedError(f"has a {type(made).__name__} whose {name} is a {type(value).__name__}; {SHORT}")
-
-
-def _refuse_missing_parameters(made: nn.Module) -> None:
-    """What one of torch's layers declares as a Tensor, and never as None, is there: itself, or what computes it."""
-    if "parametrizations" in made._modules:
-        return
-    for base in type(made).__mro__:
-        if not base.__module__.startswith("torch.nn.modules."):
-            continue
-        for name, kind in vars(base).get("__annotations__", {}).items():
-            computed = isinstance(getattr(type(made), name, None), property)
-            if kind not in _TENSOR_KINDS or computed:
-                continue
-            if all(table.get(name) is None for table in (vars(made), made._parameters, made._buffers)):
-                raise FileRefusedError(f"is a {type(made).__name__} without its {name}; {SHORT}")
-
-
 _MISUSE = f"which saved models never do; {NO_ALLOW}"
-_TENSOR_KINDS = (Tensor, "Tensor", Parameter, "Parameter")
 _PARTS: dict[str, type] = {"_parameters": Parameter, "_buffers": Tensor, "_modules": nn.Module}
