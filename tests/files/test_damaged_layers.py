@@ -18,7 +18,8 @@ LAYERS = {
     "ConvTranspose1d": lambda: nn.ConvTranspose1d(2, 2, 1), "BatchNorm": lambda: nn.BatchNorm1d(2),
     "attention": lambda: nn.MultiheadAttention(2, 1), "Bilinear": lambda: nn.Bilinear(2, 2, 2),
     "pruned": lambda: prune.l1_unstructured(nn.Linear(2, 2), "weight", 0.5), "Embedding": lambda: nn.Embedding(2, 2),
-    "FlipoutLinear": lambda: bayesify.convert(nn.Linear(2, 2)), "LRTLSTM": lambda: bayesify.convert(nn.LSTM(2, 2), "lrt"),
+    "FlipoutLinear": lambda: bayesify.convert(nn.Linear(2, 2)),
+    "LRTLSTM": lambda: bayesify.convert(nn.LSTM(2, 2), "lrt"),
 }  # fmt: skip
 WRONG = {
     "None": None, "-1": -1, "text": "x", "list": [], "dict": {"x": 1}, "tuple": (), "tensor": torch.ones(2),

@@ -90,7 +90,8 @@ def refuse_hooks_without_parts(made: nn.Module) -> None:
         held = [made._parameters.get(f"{name}{end}", made._buffers.get(f"{name}{end}")) for end in ends]
         shapes = {getattr(part, "shape", None) for part in held}
         if None in shapes or (pruning and len(shapes) > 1):
-            raise FileRefusedError(f"has a {type(made).__name__} whose {str(name)[:80]} is computed of nothing; {SHORT}")
+            what = f"a {type(made).__name__} whose {str(name)[:80]} is computed of nothing"
+            raise FileRefusedError(f"has {what}; {SHORT}")
 
 
 def _getattr(builder: Any, node: Call) -> Any:
