@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
@@ -78,7 +79,7 @@ def _finding(finding: Finding) -> str:
 def _numbers(found: Inspection) -> str:
     pruned = sum(state.pruned for state in found.posteriors)
     numbers = [
-        ("KL(q‖p)", f"{found.kl:,.0f} nats"),
+        ("KL(q‖p)", f"{found.kl:,.0f} nats" if math.isfinite(found.kl) else f"{number(found.kl)} nats"),
         ("for each weight", f"{number(found.kl / max(found.weights, 1))} nats"),
         ("weights with a posterior", f"{found.weights:,}"),
         ("parameters without", f"{found.plain_parameters:,}"),

@@ -8,8 +8,8 @@ from html import escape
 
 from ..escaping import printable
 from ..findings import PosteriorState
-from ..report.lines import layer_count, short
-from ..report.posteriors import number
+from ..report.lines import layer_count
+from ..report.posteriors import count, number
 from ..uncertainty.inspect import Inspection
 
 _HIGH = 16  # units of the histogram's height
@@ -60,14 +60,14 @@ def _folded(name: str, branch: _Branch, opened: bool) -> str:
     while len(branch.children) == 1 and isinstance(only := next(iter(branch.children.values())), _Branch):
         name, branch = f"{name}.{next(iter(branch.children))}", only
     states = branch.states()
-    kl = f"KL {_count(sum(state.kl for state in states))}"
+    kl = f"KL {count(sum(state.kl for state in states))}"
     head = f"<b>{_text(name)}</b><span>{layer_count(len(states))}</span><span>{kl}</span>{_histogram(states)}"
     return f"<details{' open' if opened else ''}><summary>{head}</summary>{_inside(branch, opened)}</details>"
 
 
 def _leaf(name: str, state: PosteriorState) -> str:
     head = (
-        f"<b>{_text(name)}</b><span>std/|w| {number(state.noise[2])}</span><span>KL {_count(state.kl)}</span>"
+        f"<b>{_text(name)}</b><span>std/|w| {number(state.noise[2])}</span><span>KL {count(state.kl)}</span>"
         f"{_histogram([state])}"
     )
     rows = "".join(f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in _numbers(state))
@@ -121,10 +121,6 @@ def _rest(found: Inspection) -> str:
         for (verb, kind, reason), group in groups.items()
     )
     return f"<ul class=rest>{items}</ul>"
-
-
-def _count(value: float) -> str:
-    return short(round(value)) if value >= 1 else number(value)
 
 
 def _text(value: object) -> str:

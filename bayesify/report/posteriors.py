@@ -129,7 +129,7 @@ def headline(found: Inspected) -> str:
     """`KL 12,345 nats, 1.2 for each of 10,240 weights; 37.5% of them have no more signal than noise`."""
     each = found.kl / max(found.weights, 1)
     free = f"; {found.free:.1%} of them have no more signal than noise"
-    kl = f"{found.kl:,.0f}" if found.kl >= 1000 else number(found.kl)
+    kl = f"{found.kl:,.0f}" if 1000 <= found.kl < math.inf else number(found.kl)
     return f"KL {kl} nats, {each:.3g} for each of {found.weights:,} weights{free}"
 
 
@@ -159,6 +159,11 @@ def number(value: float) -> str:
     if math.isinf(value):
         return "∞"
     return f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
+
+
+def count(value: float) -> str:
+    """`9,408` or `2.36 M`, and three digits below 1."""
+    return short(round(value)) if 1 <= value < math.inf else number(value)
 
 
 def sparkline(counts: Sequence[int]) -> str:
@@ -202,7 +207,7 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
     columns = [
         Column("posterior", [row.name for row in rows]),
         Column("weights", [short(row.weights) for row in rows], "right"),
-        Column("KL", [short(round(row.kl)) if row.kl >= 1 else number(row.kl) for row in rows], "right"),
+        Column("KL", [count(row.kl) for row in rows], "right"),
         Column("std/|w|", medians, "right"),
         Column("", [sparkline(row.histogram) for row in rows], style="cyan"),
         Column("free", [f"{row.free:.1%}" for row in rows], "right"),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..distributions.posterior import SMALLEST_STD
 from ..distributions.prior import Normal
 from ..distributions.scale import Scale
 from ..errors import UsageError
@@ -124,7 +125,7 @@ def _set_others(model: nn.Module, layer: Variational, relative: float) -> None:
         own, name = term.layers[0], term.mean_name
         if own is not layer or name != "weight":
             rule = Scale("relative", relative, FLOOR)
-            own.set_std(name, rule.std(own.mean_of(name).detach(), 1) if relative else 0.0)
+            own.set_std(name, rule.std(own.mean_of(name).detach(), 1) if relative else SMALLEST_STD)  # zero: KL of inf
 
 
 def _last_linear(model: nn.Module) -> tuple[str, Any]:

@@ -184,10 +184,21 @@ def test_numbers_that_are_not_finite_come_first() -> None:
     model: Any = bayesify.convert(net())
     with torch.no_grad():
         model[2].weight[0, 0] = math.nan
+        model[0].weight_rho.fill_(-math.inf)
     found = bayesify.inspect(model)
     assert kinds(found)[0] == "not finite"
-    assert found.findings[0].posteriors == ("2.weight",)
+    assert found.findings[0].posteriors == ("0.weight", "2.weight")
     repr(found)
+
+
+def test_noise_that_fit_std_silenced_has_a_finite_kl_and_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bayesify.uncertainty.fit_std.RELATIVE", (0.0,))
+    model: Any = bayesify.convert(net())
+    assert bayesify.fit_std(model, DATA, task="classification", samples=2).relative == 0
+    found = bayesify.inspect(model)
+    assert "not finite" not in kinds(found)
+    assert math.isfinite(found.kl)
+    assert "0.weight" in repr(found)
 
 
 def test_the_model_and_the_generators_are_left_alone() -> None:
