@@ -25,15 +25,20 @@ def base_folder(given: Configured) -> Path:
     Raises:
         UsageError: there is none.
     """
+    found = _base_here(given)
+    if found is not None:
+        return found
     name = given.config.get("base_model_name_or_path")
-    if isinstance(name, str) and name:
-        for place in (Path(name), given.folder.parent / name):
-            if place.is_dir() and not os.path.samefile(place, given.folder):
-                return place
     raise UsageError(
         f"{given.folder}: is an adapter of {str(name)[:80]!r}, which is not a folder here: name the base network's "
         f"folder, --base FOLDER, or in Python bayesify.load({str(given.folder)!r}, into=base_network)"
     )
+
+
+def _base_here(given: Configured) -> Path | None:
+    name = given.config.get("base_model_name_or_path")
+    places = (Path(name), given.folder.parent / name) if isinstance(name, str) and name else ()
+    return next((place for place in places if place.is_dir() and not os.path.samefile(place, given.folder)), None)
 
 
 def network(given: Configured, base: nn.Module, *, meta: bool, tell: Tell) -> nn.Module:
@@ -44,6 +49,9 @@ def network(given: Configured, base: nn.Module, *, meta: bool, tell: Tell) -> nn
     """
     peft = library("peft", given.folder)
     config = _config(peft, given)
+    place = str(getattr(getattr(base, "config", None), "name_or_path", None) or "")
+    if _base_here(given) is None and os.path.isdir(place):
+        config.base_model_name_or_path = place  # so that a folder which is written from here finds its base
     cls = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, peft.PeftModel)
     try:
         model = cls(base, config)
