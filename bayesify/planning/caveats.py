@@ -41,8 +41,7 @@ def notes(
     calls = site.census.calls.get(site.name, 0) if site.census else 0
     yield from _calls(site, calls) if finding is None else finding.notes()
     calls = calls if finding is None else len(finding.shapes)
-    if isinstance(site.module, nn.RNNCellBase):
-        yield "a cell draws anew at each call: the steps of a loop over it share no draw"
+    yield from _anew(site, method, calls)
     if site.is_table and getattr(site.module, "sparse", False):
         yield "its gradient from the output is sparse, that from the KL is dense"
     if method == "lrt":
@@ -75,6 +74,14 @@ def _seen_elsewhere(site: Site) -> Iterator[str]:
         cls = type(parent)
         if not cls.__module__.startswith("torch.nn.") and site.forwards.of_class(takes_state_dict, cls):
             yield f"{cls.__name__}'s forward asks for a state_dict, in which the scales are now"
+
+
+def _anew(site: Site, method: Method, calls: int) -> Iterator[str]:
+    """What several calls of a layer do with its draw."""
+    if isinstance(site.module, nn.RNNCellBase):
+        yield "a cell draws anew at each call: the steps of a loop over it share no draw"
+    elif method == "flipout" and calls > 1:
+        yield "each of its calls draws anew, for one example too: bayesify.draw(model) holds one draw over all of them"
 
 
 def _without_posterior(site: Site, settings: Settings) -> Iterator[str]:

@@ -18,6 +18,8 @@ def notes_of(model: nn.Module, name: str, policy: Any = "lrt") -> str:
 
 def test_notes_on_calls() -> None:
     assert "called 2 times" in notes_of(Tangled(), "a", "flipout")
+    assert "each of its calls draws anew" in notes_of(Tangled(), "a", "flipout")
+    assert "draws anew" not in notes_of(Tangled(), "a", "lrt")  # which says more
     assert "called" not in notes_of(Tangled(), "twin", "flipout")
     assert "never called in the traced forward (train mode)" in notes_of(Tangled(), "spare", "flipout")
     assert "never called in the traced forward (eval mode)" in notes_of(Tangled().eval(), "spare", "flipout")

@@ -21,6 +21,10 @@ ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | list[Any]
 OtherData = Literal["all", "integers", "floats", "halves"]
 OTHER_DATA: tuple[OtherData, ...] = "all", "integers", "floats", "halves"  # a model may refuse some of these
 
+_NESTED = (
+    "example_inputs holds its examples in a nested tensor or a PackedSequence, in which none can be followed: plan and "
+    "convert without example_inputs, by which each row of a layer counts as an example"
+)
 _DEPTH = 5  # of containers in containers
 _OPAQUE = (nn.Module, type, FunctionType, ModuleType, weakref.ReferenceType, torch.Generator, PackedSequence)
 
@@ -106,8 +110,9 @@ def readings(given: ExampleInputs) -> list[list[Example]]:
     if not 1 <= len(calls) <= 2:
         raise UsageError(f"example_inputs is a list of {len(calls)}: give one input, or two of different batch sizes")
     inputs = [_call(call) for call in calls]
-    if not any(True for _ in _tensors(inputs[0])):
-        raise UsageError("example_inputs holds no tensor: give what the model is called with")
+    if not any(True for _ in _leaves(inputs[0], ())):
+        none = "example_inputs holds no tensor: give what the model is called with"
+        raise UsageError(_NESTED if _nests(inputs[0]) else none)
     if len(inputs) == 1:
         return [[example] for example in _readings(inputs[0])]
     flat = [tuple(_leaves(call, ())) for call in inputs]
@@ -157,11 +162,21 @@ def _first_size(leaf: Leaf) -> int:
 
 def _leaves(value: Any, path: tuple[Key, ...], lists: bool = False) -> Iterator[Leaf]:
     """The tensors in a value, and where they are; with `lists`, a list of tensors or of dicts is one leaf."""
+    if isinstance(value, Tensor) and value.is_nested:
+        return
     if isinstance(value, Tensor) or (lists and len(path) > 1 and _may_be_batch(value)):
         yield Leaf(path, value)
     elif len(path) < _DEPTH and not isinstance(value, _OPAQUE):
         for key, inner in _entries(value):
             yield from _leaves(inner, (*path, key), lists)
+
+
+def _nests(value: Any, depth: int = 0) -> bool:
+    """Whether it holds examples of several lengths in a tensor of torch's own for that."""
+    if isinstance(value, PackedSequence) or (isinstance(value, Tensor) and value.is_nested):
+        return True
+    inside = depth < _DEPTH and not isinstance(value, _OPAQUE)
+    return inside and any(_nests(inner, depth + 1) for _, inner in _entries(value))
 
 
 def _entries(value: Any) -> Iterator[tuple[Key, Any]]:

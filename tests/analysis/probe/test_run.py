@@ -76,6 +76,8 @@ def test_lazy_models_stay_lazy() -> None:
         ([torch.randn(2, 3, 8, 8)] * 3, "a list of 3"),
         (3, "not int"),
         ({"x": 3}, "holds no tensor"),
+        (({"x": nn.utils.rnn.pack_sequence([torch.ones(2), torch.ones(1)])},), "PackedSequence, in which none"),
+        (torch.nested.nested_tensor([torch.ones(2), torch.ones(1)]), "a nested tensor"),
         (torch.randn(0, 3, 8, 8), "no batch"),
     ],
 )
