@@ -19,6 +19,7 @@ NEVER_MET = {
     ("distributions/__init__.py", "AttributeError"): "Python's own protocol: hasattr asks for it",
     ("analysis/proxies.py", "AttributeError"): "Python's own protocol: the model's code under the tracer asks for it",
     ("nn/registry.py", "AttributeError"): "Python's own protocol: pickle asks a module for a name",
+    ("files/untrusted/everyday_rules.py", "ValueError"): "caught in the same file, which refuses the value",
     ("files/untrusted/model_builder.py", "TypeError"): "caught in the same function",
     ("files/untrusted/safetensors_file.py", "ValueError"): "caught in the same file, which names the damage",
     ("files/json_file.py", "ValueError"): "caught in the same file, which names the damage",

@@ -1,6 +1,7 @@
 """A file is what its bytes say, whatever its name."""
 
 import gzip
+import zipfile
 
 import pytest
 import torch
@@ -49,3 +50,13 @@ def test_every_cut_of_a_file_is_seen_or_reported(old, file):
     content = saved({"a": torch.ones(2)}, old)
     kinds = {sniff(file(content[:size])).kind for size in range(8, len(content))}
     assert kinds <= {"truncated", "torch old"} | ({"pickle"} if old else set())
+
+
+def test_models_of_other_programs(file, tmp_path):
+    path = tmp_path / "m.keras"
+    with zipfile.ZipFile(path, "w") as made:
+        for name in ("metadata.json", "config.json", "model.weights.h5"):
+            made.writestr(name, b"{}")
+    assert "a model of Keras" in str(sniff(path).refusal)
+    assert "TensorFlow checkpoint" in str(sniff(file(b"\0" * 40 + bytes.fromhex("57fb808b247547db"))).refusal)
+    assert "bayesify convert FOLDER" in str(sniff(file(b"GGUF" + b"\0" * 40)).refusal)

@@ -243,3 +243,14 @@ def test_tensors_with_attributes_of_their_own_are_each_their_own(file):
     assert same(read_weights(file(saved(model.state_dict()))).state_dict, model.state_dict())
     opened = load_model(file(saved(model)))
     assert same(opened.state_dict(), model.state_dict())
+
+
+def test_a_checkpoint_of_timm_has_two_sets_of_weights(file):
+    averaged = {name: value + 1 for name, value in STATE.items()}
+    content = {"epoch": 3, "arch": "resnet18", "state_dict": STATE, "state_dict_ema": averaged, "metric": 0.7}
+    content |= {"args": argparse.Namespace(model="resnet18"), "optimizer": {"state": {}, "param_groups": []}}
+    path = file(saved(content))
+    with pytest.raises(FileRefusedError, match=r"state_dict_ema .* --weights FILE --key"):
+        read_weights(path)
+    assert same(read_weights(path, key="state_dict_ema").state_dict, averaged)
+    assert same(read_weights(path, key="state_dict").state_dict)

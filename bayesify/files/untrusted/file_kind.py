@@ -18,7 +18,8 @@ from .zip_directory import ZipDirectory
 
 Kind = Literal[
     "torch zip", "torch old", "safetensors", "TorchScript", "torch.export", "numpy", "zip", "empty", "folder", "text",
-    "git-lfs pointer", "web page", "HDF5", "ONNX", "GGUF", "torch tar", "pickle", "truncated", "unknown",
+    "git-lfs pointer", "web page", "HDF5", "Keras", "TensorFlow", "ONNX", "GGUF", "torch tar", "pickle",
+    "truncated", "unknown",
 ]  # fmt: skip
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # opens every file that torch.save writes in the old format
@@ -63,6 +64,8 @@ def kind_of(content: Content) -> Sniffed:
     for magic, kind in _MAGICS.items():
         if head.startswith(magic):
             return _refused(kind)
+    if content.size > 8 and content.read(content.size - 8, 8) == _TABLE_END:
+        return _refused("TensorFlow")
     if head[257:262] == b"ustar":
         return _refused("torch tar")
     return _safetensors(head, content) or _refused(_onnx(head) or _text(head) or "unknown")
@@ -82,6 +85,8 @@ def _zipped(content: Content) -> Sniffed:
         return _refused("TorchScript")
     if "archive_format" in inside or "serialized_exported_program.json" in inside:
         return _refused("torch.export")
+    if any(name.endswith(".weights.h5") for name in inside):
+        return _refused("Keras")
     if "data.pkl" in inside:
         return Sniffed("torch zip")
     return _refused("numpy" if names and all(name.endswith(".npy") for name in names) else "zip")
@@ -130,6 +135,8 @@ def _onnx(head: bytes) -> Kind | None:
 
 _MAGICS: dict[bytes, Kind] = {b"\x89HDF\r\n\x1a\n": "HDF5", b"\x93NUMPY": "numpy", b"GGUF": "GGUF"}
 
+_TABLE_END = bytes.fromhex("57fb808b247547db")  # of a sorted string table, as TensorFlow's *.index is
+
 _NO_LAYERS = "has no torch layers to convert; name the model's code: bayesify convert package.module:Net --weights FILE"
 
 _REFUSALS: dict[Kind, str] = {
@@ -137,8 +144,11 @@ _REFUSALS: dict[Kind, str] = {
     "torch.export": "is a program of torch.export, a model and no file of weights: convert it itself",
     "numpy": f"holds numpy arrays and {_NO_LAYERS}, FILE being a torch state_dict",
     "HDF5": f"is an HDF5 file (Keras?), which {_NO_LAYERS}, FILE being a torch state_dict",
+    "Keras": f"is a model of Keras, which {_NO_LAYERS}, FILE being a torch state_dict",
+    "TensorFlow": f"is the index of a TensorFlow checkpoint, which {_NO_LAYERS}, FILE being a torch state_dict",
     "ONNX": f"is an ONNX file, which {_NO_LAYERS}, FILE being a torch state_dict",
-    "GGUF": f"is a GGUF file, which {_NO_LAYERS}, FILE being a torch state_dict",
+    "GGUF": "is a GGUF file, whose weights are packed for inference; convert the folder of safetensors that it was "
+    "made from: bayesify convert FOLDER",
     "zip": "is a zip file but not one of torch.save's; unpack it and give the model file that is inside",
     "torch tar": "is a tar archive (as torch.save before 0.1.10 wrote); unpack it, or load it with the program that "
     "wrote it and torch.save it again",
