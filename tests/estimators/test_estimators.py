@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import bayesify
 from bayesify.nn.kl import total_kl
@@ -187,6 +188,20 @@ def test_compiled_training_step_draws_once(method: Method) -> None:
         noise = ((output - layer.weight @ x) / layer.weight_std).detach()
         torch.testing.assert_close(layer.weight_rho.grad, noise * torch.sigmoid(layer.weight_rho.detach()))
         torch.testing.assert_close(layer.weight.grad, x)
+
+
+def test_other_batch_sizes_compile_as_often_as_the_plain_layer() -> None:
+    """Signs of a few small examples fill one word, which is a case apart to a compiler."""
+    plain = nn.Linear(5, 3)
+    graphs = []
+    for layer in (plain, variational(plain, "flipout")):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(layer, backend=counter)
+        for batch in (32, 16, 8, 2):
+            assert compiled(torch.randn(batch, 5)).shape == (batch, 3)
+        graphs.append(counter.frame_count)
+    assert graphs[0] == graphs[1]
 
 
 @each_method
