@@ -6,7 +6,9 @@ import codecs
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -28,7 +30,7 @@ class Commands(click.Group):
         """Run the command that was named."""
         _survive_any_encoding()
         try:
-            with _own_warnings_only():
+            with _own_warnings_only(), ended_as_by_an_error():
                 return super().invoke(ctx)
         except BayesifyError as error:
             return _fail(ctx, str(error), error.exit_code)
@@ -41,6 +43,19 @@ class Commands(click.Group):
                 traceback.print_exc()
             hint = "BAYESIFY_TRACEBACK=1 shows where"
             return _fail(ctx, f"unexpected {type(error).__name__}: {first_line(error)} ({hint})", 1)
+
+
+@contextlib.contextmanager
+def ended_as_by_an_error() -> Iterator[None]:
+    """SIGTERM ends the block as an exception would, so that a file that is half written is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def say(text: str, *, err: bool = False) -> None:

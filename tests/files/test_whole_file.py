@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import bayesify
+from bayesify.cli.terminal import ended_as_by_an_error
 from bayesify.errors import UsageError
 from bayesify.files import whole_file as module
 from bayesify.files.whole_file import whole_file
@@ -157,6 +159,40 @@ def test_a_killed_writer_leaves_a_whole_file_and_next_to_nothing_else(kill, tmp_
         assert (tmp_path / "m.pt").stat().st_size == 64 * 4096
         left += len(os.listdir(tmp_path)) - 1 - left
     assert left <= 2  # only between its first name and its last does a file have one that nobody knows
+
+
+def test_sigterm_leaves_nothing_behind_under_the_command(system, tmp_path):
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"old")
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ended_half_way():
+        with ended_as_by_an_error(), whole_file(path, overwrite=True) as file:
+            file.write(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    with pytest.raises(SystemExit) as ended:
+        ended_half_way()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (b"old", ["m.pt"])
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_full_disk_is_named_and_the_older_file_stays(converted, tmp_path):
+    resource = pytest.importorskip("resource")
+    model, path = nn.Linear(300, 300), tmp_path / "m.pt"
+    model = bayesify.convert(model) if converted else model
+    path.write_bytes(b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, before[1]))
+    try:
+        with pytest.raises(UsageError, match="File too large"):
+            bayesify.save(model, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (b"old", ["m.pt"])
 
 
 @pytest.mark.parametrize("converted", [False, True])
