@@ -114,9 +114,10 @@ class Ledger:
         gone = [layer for layer in self.layers if isinstance(layer, Variational) and layer not in present]
         if gone:
             raise StalePosteriorError(
-                f"{len(gone)} of {len(self.layers)} variational layers of {type(self.root).__name__} are gone, the "
-                f"first is {gone[0]}: what was fused, merged, resized or replaced after conversion has no noise. Do "
-                "that to the plain model, and convert it then; if it is meant, model.kl.recount() goes on without them"
+                f"{len(gone)} of {len(self.layers)} variational layers of {type(self.root).__name__} are gone: convert "
+                "after layers are fused, merged, resized or replaced, since new ones have no noise (bayesify.revert "
+                f"gives the plain model back). The first is {gone[0]}; if it is meant, model.kl.recount() goes on "
+                "without them"
             )
 
     def __repr__(self) -> str:
