@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import fx
 
 from .base import LRT, Flipout, Variational
 from .hidden_scales import HidesScales
 from .product_rerouting import rerouted_products
-from .signatures import keep_signatures
+from .signatures import fx_root_refused, keep_signatures
 from .switches import Switchable, hide_scales, is_quiet, show_scales
 
 
@@ -34,6 +35,8 @@ class Rerouting(HidesScales, Switchable):
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """The module's own forward, its products with weights that have a posterior answered by the estimator."""
+        if isinstance(inputs, fx.Proxy):
+            raise fx_root_refused(f"a {type(self).__name__}")
         layers = [layer for layer in self._rerouted() if not is_quiet(layer)]
         return self._plain_forward(layers, super().forward, inputs, kwargs)
 

@@ -6,10 +6,12 @@ Libraries ask it: transformers' Trainer keeps the columns of a data set that `mo
 from __future__ import annotations
 
 import inspect
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Any
 
 from torch import nn
+
+from ..errors import UsageError
 
 _OURS = __package__
 
@@ -26,5 +28,31 @@ def keep_signatures(cls: Any) -> None:
     # the same code, with a signature of this class's own
     twin: Any = FunctionType(ours.__code__, ours.__globals__, ours.__name__, ours.__defaults__, ours.__closure__)
     twin.__kwdefaults__, twin.__qualname__, twin.__doc__ = ours.__kwdefaults__, ours.__qualname__, ours.__doc__
-    twin.__module__, twin.__signature__ = ours.__module__, inspect.signature(forward)
+    plainly = inspect.signature(forward)
+    parameters, returned = [*plainly.parameters.values()], plainly.return_annotation
+    twin.__module__, twin.__signature__ = ours.__module__, _Signature(parameters, return_annotation=returned)
     cls.forward = twin
+
+
+def fx_root_refused(name: str = "this model") -> UsageError:
+    """What torch.fx is told that would trace into a module that is computed whole."""
+    return UsageError(
+        f"torch.fx cannot trace into {name}: a variational layer, or a module that multiplies by weights itself, is a "
+        "leaf, and so never the root: trace nn.Sequential(model), or a module around it"
+    )
+
+
+class _Signature(inspect.Signature):
+    """A plain forward's, which torch.fx asks for an argument that only our code has, where our module is its root."""
+
+    @property
+    def parameters(self) -> MappingProxyType[str, inspect.Parameter]:  # type: ignore[override]
+        """The plain forward's parameters."""
+        return MappingProxyType(_Parameters(super().parameters))
+
+
+class _Parameters(dict[str, inspect.Parameter]):
+    def __missing__(self, name: str) -> inspect.Parameter:
+        if name == "return_kl":
+            raise fx_root_refused()
+        raise KeyError(name)

@@ -156,3 +156,64 @@ def test_modules_that_multiply_themselves_are_leaves_too() -> None:
     graph = torch.fx.symbolic_trace(bayesify.convert(nn.Sequential(_Own(), nn.ReLU())))
     x = torch.ones(2, 4)
     assert not torch.equal(graph(x), graph(x))
+
+
+class _Mixed(_Own):
+    """Multiplies by its weight and by a child's, and calls another child."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called, self.read = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(super().forward(self.called(x)), self.read.weight)
+
+
+class _Reading(nn.Module):
+    """Multiplies by a child's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.read.weight)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("make", [_Own, _Mixed, _Reading, lambda: nn.Linear(4, 4), lambda: nn.GRU(4, 4)])
+def test_a_leaf_is_no_root_to_torch_fx(make: Any, method: Any) -> None:
+    model = bayesify.convert(make(), method)
+    with pytest.raises(UsageError, match=r"is a leaf, and so never the root: trace nn.Sequential\(model\)"):
+        torch.fx.symbolic_trace(model)
+    graph = torch.fx.symbolic_trace(nn.Sequential(model))
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "output"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_noise_survives_run_decompositions(method: Any) -> None:
+    make, inputs = MODELS["conv"]
+    model = bayesify.convert(make().eval(), {"method": method, "posterior": {"init_std": 0.2}})
+    with torch.no_grad():
+        for strict in (False, True):
+            shapes = ({0: torch.export.Dim("batch")},)
+            program = torch.export.export(model, (inputs(3),), dynamic_shapes=shapes, strict=strict)
+            _judge(program.run_decompositions().module(), model, inputs)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["mlp", "conv", "text"])
+def test_one_graph_compiled_for_every_size_of_the_batch(name: str, method: Any) -> None:
+    make, inputs = MODELS[name]
+    model = bayesify.convert(make().eval(), {"method": method, "posterior": {"init_std": 0.2}})
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    with torch.no_grad():
+        _judge(compiled, model, inputs)
+    assert len(graphs) <= 3  # a batch whose signs fit in one word apart, and not one for each of the five sizes
