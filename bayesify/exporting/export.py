@@ -33,7 +33,7 @@ from ..uncertainty.observation_noise import Noise, settled_noise
 from ..uncertainty.passes import undisturbed
 from ..uncertainty.prediction import Task
 from ..uncertainty.seeds import seeded
-from .agreement import check_equal, check_law
+from .agreement import FEW, MANY, check_equal, check_law
 from .networks import Asked, HeldPass, Mode, Network, Pass, Summary
 from .onnx_file import require_onnx, write_onnx
 from .program import Outputs, write_pt2
@@ -202,4 +202,5 @@ def _check(network: Network, outputs: Outputs, mode: Mode, progress: bool | None
             check_equal(network.names, found, expected)
     if mode in ("noise", "samples"):
         last = batches[-1]
-        check_law(network.names, lambda: outputs(last), lambda: network.outputs(last), progress=progress)
+        runs = MANY if mode == "noise" else FEW  # each of a sample's runs is many passes
+        check_law(network.names, lambda: outputs(last), lambda: network.outputs(last), runs=runs, progress=progress)

@@ -46,7 +46,7 @@ class _Signature(inspect.Signature):
     """A plain forward's, which torch.fx asks for an argument that only our code has, where our module is its root."""
 
     @property
-    def parameters(self) -> MappingProxyType[str, inspect.Parameter]:  # type: ignore[override]
+    def parameters(self) -> MappingProxyType[str, inspect.Parameter]:
         """The plain forward's parameters."""
         return MappingProxyType(_Parameters(super().parameters))
 
