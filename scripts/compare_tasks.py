@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d, rotate
-from sklearn.datasets import load_diabetes, load_digits, make_friedman2
+from sklearn.datasets import load_breast_cancer, load_digits
 from torch import Tensor, nn
 
 Data = tuple[Tensor, Tensor]
@@ -57,22 +57,30 @@ def signals(seed: int) -> Task:
     return _classes(x[:, None], labels, shifted[1800:, None], foreign[:, None], conv, 1400, 1800)
 
 
-def diabetes(seed: int) -> Task:
-    """442 patients, ten measurements."""
-    diabetes: Any = load_diabetes()
-    return _numbers(diabetes.data, diabetes.target, seed, 220, 280)
+def tumours(seed: int) -> Task:
+    """569 tumours: the worst concavity of a cell, from nine means over cells."""
+    table: Any = load_breast_cancer()
+    names = list(table.feature_names)
+    means = [at for at in range(10) if names[at] != "mean concavity"]
+    return _numbers(table.data[:, means], table.data[:, names.index("worst concavity")], seed, 250, 330)
 
 
-def friedman(seed: int) -> Task:
-    """Friedman's second problem, its noise growing with one input."""
-    x, y = make_friedman2(1200, noise=0.0, random_state=seed)
-    x = (x - x.mean(0)) / x.std(0)
-    y = (y - y.mean()) / y.std()
-    noise = np.random.default_rng(seed).normal(size=len(y)) * 0.2 * np.exp(0.7 * x[:, 0])
-    return _numbers(x, y + noise, seed, 300, 400)
+def piston(seed: int) -> Task:
+    """How long a piston takes for a cycle (Ben-Ari & Steinberg 2007), its noise growing with one of seven inputs."""
+    rng = np.random.default_rng(seed)
+    units = rng.uniform(size=(1200, 7))
+    low = np.array([30, 0.005, 0.002, 1000, 90_000, 290, 340])
+    high = np.array([60, 0.020, 0.010, 5000, 110_000, 296, 360])
+    mass, surface, volume, spring, pressure, ambient, filling = (low + units * (high - low)).T
+    force = pressure * surface + 19.62 * mass - spring * volume / surface
+    gas = pressure * volume * ambient / filling
+    present = surface / (2 * spring) * (np.sqrt(force**2 + 4 * spring * gas) - force)
+    cycle = 2 * np.pi * np.sqrt(mass / (spring + surface**2 * gas / present**2))
+    noise = rng.normal(size=len(cycle)) * 0.15 * np.exp(2.4 * (units[:, 1] - 0.5))
+    return _numbers(units, (cycle - cycle.mean()) / cycle.std() + noise, seed, 300, 400)
 
 
-TASKS = {"digits": digits, "mnist1d": signals, "diabetes": diabetes, "friedman2": friedman}
+TASKS = {"digits": digits, "mnist1d": signals, "tumours": tumours, "piston": piston}
 
 
 def mnist1d(count: int, seed: int, noise: float) -> tuple[Any, Any]:

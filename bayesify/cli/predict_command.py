@@ -13,8 +13,8 @@ from .terminal import busy, say
 @click.argument("converted")
 @click.option("--inputs", metavar="FILE", required=True, help="A batch: .npz, .pt, .safetensors or .csv.")
 @click.option("-o", "--output", metavar="FILE", help="Where to write all of it: .npz or .csv.")
-@click.option("--task", type=click.Choice(["classification", "regression"]), help="What the outputs are.  [default: "
-              "plain numbers]")  # fmt: skip
+@click.option("--task", type=click.Choice(["classification", "binary", "regression"]), help="What the outputs are.  "
+              "[default: plain numbers]")  # fmt: skip
 @click.option("--part", metavar="NAME", help="Which part of the model's output to predict: logits, or 0.")
 @click.option("--dim", default=-1, show_default=True, help="The dimension of the classes.")
 @click.option("--noise", metavar="STD|NAME", help="Regression's observation noise: its std, or the output's part that "
@@ -54,7 +54,7 @@ def predict(
 
 
 def _predicted(
-    converted: str, inputs: str, allow: tuple[str, ...], task: Literal["classification", "regression"] | None,
+    converted: str, inputs: str, allow: tuple[str, ...], task: Literal["classification", "binary", "regression"] | None,
     part: str | None, noise: str | None, **options: Any,
 ) -> Any:  # fmt: skip
     import torch

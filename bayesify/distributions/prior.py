@@ -59,7 +59,7 @@ class Normal:
         return self.std.kind == "relative" and self.mean != "pretrained"
 
 
-SHALLOW_PRIOR = Normal(0.0, Scale("fan_in", 4.0))  # `auto` in networks of up to SHALLOW layers; docs/defaults.md
+SHALLOW_PRIOR = Normal(0.0, Scale("fan_in", 5.0))  # `auto` in networks of up to SHALLOW layers; docs/defaults.md
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class PriorSettings(Section):
     )
     mean: Annotated[float | Literal["zero", "pretrained", "auto"] | None, values.MEAN] = Field(
         default=None,
-        description="normal: its centre. pretrained: the weights as they are. auto: with no std given, N(0, 16/fan_in) "
+        description="normal: its centre. pretrained: the weights as they are. auto: with no std given, N(0, 25/fan_in) "
         "where at most 6 layers convert, and pretrained where more do or a std is given. Default: auto.",
     )
     std: Annotated[Scale | None, values.PRIOR_STD] = Field(

@@ -21,10 +21,10 @@ from ..nn.kl import terms
 from ..nn.posterior_mean import posterior_mean
 from ..surgery.reset import refuse_lazy
 from .calibration import Calibration, store_calibration
-from .held_out import HeldOut, Loss, Outputs, held_out
+from .held_out import Comparison, HeldOut, Loss, Outputs, held_out
 from .likelihoods import as_good
 from .passes import undisturbed
-from .prediction import Task
+from .prediction import TASKS, Task
 
 FACTORS = tuple(2.0 ** (step / 2) for step in range(-8, 5))  # 1/16 to 4
 
@@ -51,11 +51,13 @@ def calibrate(
     random numbers; then, for classification, a temperature. Of both the highest within one standard error of the best.
     For regression the observation noise, fitted for each factor. The NLL of these data is never worse than before. They
     also give `Prediction.set` and `interval` their size (split conformal prediction, see `conformal.py`). Calibrate
-    after training. The outputs of all draws for all the data are held in memory.
+    after training. All draws' outputs for all the data are held in
+    memory, a few times samples × targets × classes floats: of a large vocabulary, give few tokens.
 
     Args:
         loader: batches (inputs..., target), or mappings with one of the keys of `LABELS`. Labels of -100 are left out.
-        task: "classification" of logits along `dim`, or "regression".
+        task: "classification" of logits along `dim`, with class labels; "binary": each logit is a sigmoid's, with
+            targets 0 or 1 of its shape (also for several labels, as of BCEWithLogitsLoss); or "regression".
         loss: instead of a task: (output, target) → the NLL of each example, (n,). Only the factor is fitted to it.
         noise: where a regression has its log-variance, as in `predict`; "halves" if the output is twice the target.
         output, dim, samples, seed: as in `predict`.
@@ -93,12 +95,9 @@ def _fitted(model: nn.Module, data: HeldOut, stds: list[Std], samples: int, seed
         mean = data.outputs(model, 1)
     _refuse_infinite(data.nll(mean))
     before = draws(1.0)
-    losses = {factor: data.compared(before if factor == 1 else draws(factor)) for factor in FACTORS}
-    nlls = {factor: float(of_factor.mean()) for factor, of_factor in losses.items()}
-    _refuse_infinite(*nlls.values())
-    best = losses[min(FACTORS, key=lambda factor: nlls[factor])]
-    good = [factor for factor in FACTORS if as_good(losses[factor], best, losses[1.0])]
-    factor = max(good)
+    tried = {factor: data.compared(before if factor == 1 else draws(factor)) for factor in FACTORS}
+    _refuse_infinite(*(one.nll for one in tried.values()))
+    factor = _factor(tried)
     after = before if factor == 1 else draws(factor)
     fitted = replace(data.fit(after), std_factor=factor)
     scores = (
@@ -108,6 +107,13 @@ def _fitted(model: nn.Module, data: HeldOut, stds: list[Std], samples: int, seed
         data.scores("after", after, fitted),
     )
     return replace(fitted, scores=scores)
+
+
+def _factor(tried: dict[float, Comparison]) -> float:
+    """The largest factor that predicts as well as the best, of those that are no worse than 1 is."""
+    no_worse = {factor: one for factor, one in tried.items() if one.nll <= tried[1.0].nll}
+    best = min(no_worse.values(), key=lambda one: float(one.losses.mean()))
+    return max(factor for factor, one in no_worse.items() if as_good(one.losses, best.losses))
 
 
 def _refuse_infinite(*nlls: float) -> None:
@@ -143,6 +149,6 @@ def _refuse_wrong(task: Task | None, loss: Callable[..., Any] | None, samples: i
         raise UsageError(f"samples={samples}: the mixture over draws needs 2 at least")
     if loss is not None and task is not None:
         raise UsageError("task= brings its own likelihood: give task= or loss=, not both")
-    if loss is None and task not in ("classification", "regression"):
-        near = did_you_mean(str(task), ("classification", "regression"))
-        raise UsageError(f"task={task!r} is neither 'classification' nor 'regression', and there is no loss=.{near}")
+    if loss is None and task not in TASKS:
+        near = did_you_mean(str(task), TASKS)
+        raise UsageError(f"task={task!r} is none of {', '.join(TASKS)}, and there is no loss=.{near}")

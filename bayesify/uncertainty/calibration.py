@@ -94,7 +94,7 @@ class Calibration:
 
     def _summary(self) -> str:
         parts = [f"posterior std × {self.std_factor:.3g}"]
-        if self.task == "classification":
+        if self.task in ("classification", "binary"):
             parts.append(f"temperature {self.temperature:.3g}")
         if isinstance(self.noise, str):
             parts.append(f"predicted noise variance × {self.noise_factor:.3g}")

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import UsageError
 from ..nn.base import Variational
+from ..nn.posterior_tensors import SUFFIXES
 from ..nn.registry import plain_class
 from ..nn.rerouting import Rerouting
 
@@ -52,6 +53,34 @@ def given_call(model: nn.Module, inputs: tuple[Any, ...]) -> Call:
     if len(inputs) == 1 and isinstance(inputs[0], Mapping) and _takes(model, inputs[0]):
         return Call((), dict(inputs[0]))
     return Call(inputs, {})
+
+
+def called(model: nn.Module, call: Call) -> Any:
+    """The model's output for a call.
+
+    Raises:
+        UsageError: the model fails, and its inputs lie on another device or are floats of another dtype.
+    """
+    try:
+        return model(*call.args, **call.kwargs)
+    except RuntimeError as error:
+        for what, advice in (("device", "move one"), ("dtype", "cast one, or call under autocast")):
+            ours, given = _each(what, _weights(model)), _each(what, call.tensors)
+            if ours and not set(given) <= set(ours):
+                both = f"the inputs' {what} is {', '.join(given)}, that of the weights {', '.join(ours)}"
+                raise UsageError(f"{both}: {advice}") from error
+        raise
+
+
+def _weights(model: nn.Module) -> list[Tensor]:
+    """What the inputs must fit: scales are float32 whatever the weights are."""
+    added = tuple(f"_{suffix}" for suffix in SUFFIXES)
+    return [weight for name, weight in model.named_parameters() if not name.endswith(added)]
+
+
+def _each(what: str, tensors: Iterable[Tensor]) -> list[str]:
+    """The devices, or floating point dtypes, of these tensors."""
+    return sorted({str(getattr(tensor, what)) for tensor in tensors if what == "device" or tensor.is_floating_point()})
 
 
 def is_loader(value: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .held_out import HeldOut, Labels
+from .held_out import HeldOut, Labels, YesOrNo
 from .outputs import picked
 
 
@@ -44,7 +44,7 @@ def _seen(model: nn.Module, layer: nn.Module, data: HeldOut) -> tuple[Tensor, Te
     try:
         for at, (call, _) in enumerate(data.batches, 1):
             part = picked(model(*call.args, **call.kwargs), data.blank.output)
-            if len(calls) != at or not isinstance(part, Tensor) or not torch.equal(part, calls[-1][1]):
+            if len(calls) != at or not isinstance(part, Tensor) or not _same(part, calls[-1][1]):
                 raise UsageError(
                     "the output of the last Linear layer is not the model's, or not the part of it that output= names"
                 )
@@ -54,14 +54,18 @@ def _seen(model: nn.Module, layer: nn.Module, data: HeldOut) -> tuple[Tensor, Te
     return inputs, outputs
 
 
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
 def _hessian(model: nn.Module, data: HeldOut, judge: HeldOut, outputs: Tensor) -> Tensor:
     """The second derivative of each example's NLL in each output: (n, outputs).
 
-    Of a predicted log-variance it is 1/2, its expectation.
+    Of a predicted log-variance it is 1/2, its expectation; where there is no label, 0.
     """
     if isinstance(data, Labels):
-        probabilities = torch.softmax(outputs, -1)
-        return probabilities * (1 - probabilities)
+        probabilities = torch.sigmoid(outputs) if isinstance(data, YesOrNo) else torch.softmax(outputs, -1)
+        return probabilities * (1 - probabilities) * data.counted()
     fitted = judge.fit(judge.outputs(model, 1))
     if isinstance(fitted.noise, str):
         means, log_variances = outputs.chunk(2, -1)

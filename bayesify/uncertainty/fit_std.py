@@ -65,7 +65,7 @@ def fit_std(
 
     Args:
         loader: the data that the model was trained on, with targets, as `calibrate` takes them.
-        task: "classification" or "regression". Of the layer's output: no softmax or exp may follow it.
+        task: as in `calibrate`. Of the layer's output: no softmax, sigmoid or exp may follow it.
         validation: held-out data; without them the loader's, which ask for less noise if they were trained on.
         noise, output, dim, samples, seed: as in `calibrate`. A regression's noise is fitted to the validation data.
 

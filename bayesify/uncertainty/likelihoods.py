@@ -24,6 +24,13 @@ def class_log_likelihoods(logits: Tensor, labels: Tensor, temperature: Tensor | 
     return logs.gather(-1, labels.expand(len(logits), -1).unsqueeze(-1)).squeeze(-1)
 
 
+def wrong_log_likelihoods(logits: Tensor, labels: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+    """log(1 - p(label)) of each draw, as `class_log_likelihoods`; finite where p(label) is rounded to 1."""
+    logs = torch.log_softmax(logits / temperature, -1)
+    others = logs.scatter(-1, labels.expand(len(logits), -1).unsqueeze(-1), -math.inf)
+    return torch.logsumexp(others, -1)
+
+
 def normal_log_likelihoods(means: Tensor, variances: Tensor, targets: Tensor) -> Tensor:
     """log Normal(target; mean, variance) of each draw: (S, *shape)."""
     return -0.5 * ((targets - means).square() / variances + (2 * math.pi * variances).log())
@@ -56,12 +63,12 @@ def golden_minimum(function: Callable[[Tensor], Tensor], low: Tensor, high: Tens
     return (low + high) / 2
 
 
-def as_good(losses: Tensor, best: Tensor, before: Tensor) -> bool:
-    """Whether losses are no higher than before, and the best ones' up to one standard error of the difference.
+def as_good(losses: Tensor, best: Tensor) -> bool:
+    """Whether losses are the best ones' up to one standard error of the difference.
 
     The rule of Breiman et al. 1984, section 3.4.3. Of all that are as good, `calibrate` takes the most uncertain: data
     that differ a little from the calibration data ask for that.
     """
     excess = losses - best
     error = excess.std() / excess.numel() ** 0.5 if excess.numel() > 1 else 0.0
-    return bool(losses.mean() <= before.mean() and excess.mean() <= error)
+    return bool(excess.mean() <= error)

@@ -88,7 +88,7 @@ class Classes:
         if logits.shape[dim] < 2:
             raise UsageError(
                 f"the logits {tuple(logits.shape[1:])} have one class along dim={self.dim}, and a softmax over it is 1 "
-                "whatever it is. Of a sigmoid's logit z make two, (0, z), or pick another dim"
+                "whatever it is. Of a sigmoid's logit, say task='binary'; else pick another dim"
             )
         return dim
 

@@ -179,5 +179,6 @@ def _is_middle(alone: Any, beside: Any) -> bool:
         return not isinstance(alone, Tensor)
     if not alone.dim() or len(alone) != 1 or len(beside) != 3:
         return False
-    tolerance = 1e-2 if alone.element_size() < 4 else 1e-4
-    return torch.allclose(alone, beside[1:2], rtol=tolerance, atol=tolerance * float(alone.abs().max()), equal_nan=True)
+    tolerance, finite = 1e-2 if alone.element_size() < 4 else 1e-4, alone[alone.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(alone, beside[1:2], rtol=tolerance, atol=tolerance * largest, equal_nan=True)

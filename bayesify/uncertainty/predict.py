@@ -19,12 +19,12 @@ from ..files.weight_warnings import warn_of_not_finite
 from ..nn.kl import layers_of, refuse_lost_posteriors
 from ..report.progress import progressed
 from .calibration import Calibration, stored_calibration
-from .calls import Call, given_call, is_loader, loader_calls
+from .calls import Call, called, given_call, is_loader, loader_calls
 from .measures import measure
 from .observation_noise import Noise, settled_noise, split_noise, with_noise
 from .outputs import flattened
 from .passes import Sampler, undisturbed
-from .prediction import Prediction, Task, is_float
+from .prediction import TASKS, Prediction, Task, each_tensor, is_float, two_logits
 
 _FIELDS = ("mean", "total", "aleatoric", "epistemic", "std", "log_mean", "samples", "noise_samples")
 
@@ -40,7 +40,9 @@ def predict(
         inputs: the model's arguments; or one mapping, its arguments by keyword; or one loader of batches, which are
             tensors, mappings, or tuples (inputs..., labels...), and whose predictions are joined along dimension 0.
         samples: how many draws, at least 2.
-        task: "classification" of logits along `dim`; "regression" with observation noise; None: mean and variance.
+        task: "classification" of logits along `dim`; "binary": each logit is a sigmoid's, a yes or no of its own (one,
+            or several labels), predicted as the classes 0 and 1 in a new last dimension; "regression" with observation
+            noise; None: mean and variance.
         output: which part of the output to predict: a key, an attribute or a place. None is all of it.
         dim: the dimension of the classes, 1 for maps (N, classes, H, W); with `noise="halves"` that of the halves.
         noise: the std of regression's observation noise, a number or a tensor that broadcasts to the output. Or where
@@ -88,8 +90,10 @@ class _Reader:
         self, model: nn.Module, task: Task | None, output: str | int | None, dim: int, noise: Noise, keep: bool,
         fitted: Calibration | None,
     ) -> None:  # fmt: skip
-        self.model, self.task, self.output, self.dim, self.noise, self.keep = model, task, output, dim, noise, keep
-        self.fitted = fitted
+        self.model, self.output, self.noise, self.keep, self.fitted = model, output, noise, keep, fitted
+        self.binary = task == "binary"
+        self.task: Task | None = "classification" if self.binary else task
+        self.dim = -1 if self.binary else dim
         self.sampler = Sampler(model, self._run)
         self.structure: pytree.TreeSpec | None = None
 
@@ -150,10 +154,12 @@ class _Reader:
 
     def _run(self, call: Call) -> list[Any]:
         """One forward pass: the leaves of what is measured, and last the log-variance or None."""
-        whole = self.model(*call.args, **call.kwargs)
+        whole = called(self.model, call)
         part, log_variance = split_noise(whole, self.noise, self.output, self.dim)
         if self.fitted is not None:
             part, log_variance = self.fitted.applied(part, log_variance)
+        if self.binary:
+            part = each_tensor(two_logits, part)
         leaves, self.structure = flattened(part, f"{type(self.model).__name__}")
         return [*leaves, log_variance]
 
@@ -178,6 +184,5 @@ def _refuse_wrong(samples: int, task: Task | None, chunk: int | None) -> None:
         raise UsageError(f"samples={samples}: a spread needs 2 draws at least; without noise: bayesify.posterior_mean")
     if chunk is not None and chunk < 1:
         raise UsageError(f"chunk={chunk} is not a number of examples")
-    if task not in ("classification", "regression", None):
-        near = did_you_mean(str(task), ("classification", "regression"))
-        raise UsageError(f"task={task!r} is neither 'classification' nor 'regression' nor None.{near}")
+    if task is not None and task not in TASKS:
+        raise UsageError(f"task={task!r} is none of {', '.join(TASKS)} and None.{did_you_mean(str(task), TASKS)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from ..errors import UsageError
 from .conformal import Conformal, mass_before
 from .mixtures import mixture_quantile
 
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "binary", "regression"]
+TASKS: tuple[str, ...] = get_args(Task)
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Prediction:
         log_mean: classification: log(mean) by log-sum-exp, finite where `mean` is rounded to zero. Else None.
         samples: with `keep=True` the outputs (class probabilities) of all draws, (samples, *output). Else None.
         noise_samples: with `keep=True` and a noise that the model predicts, its variance in every draw. Else None.
-        task: as `predict` was told.
+        task: as `predict` was told; `binary` is a classification into no and yes, the last dimension of `mean`.
         dim: the dimension of the classes.
         conformal: what `set` and `interval` take their size from, where `calibrate` fitted that.
     """
@@ -138,6 +139,11 @@ class Prediction:
     def _needs(self, name: str, task: Task) -> None:
         if self.task != task:
             raise UsageError(f"`{name}` is for task={task!r}, and this prediction was made with task={self.task!r}")
+
+
+def two_logits(logit: Tensor) -> Tensor:
+    """Of no and yes, (..., 2): their softmax is the sigmoid."""
+    return torch.stack([torch.zeros_like(logit), logit], -1)
 
 
 def each_tensor(function: Callable[..., Tensor], *trees: Any) -> Any:

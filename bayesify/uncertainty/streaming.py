@@ -24,8 +24,8 @@ class Moments:
             self.mean, self._squares = mean.clone(), torch.zeros_like(mean)
         self.count += more
         if more > 1:
-            self._squares += (draws - mean).square_().sum(0)
-        step = mean - self.mean
+            self._squares += _apart(draws, mean).square_().sum(0)
+        step = _apart(mean, self.mean)
         self._squares.addcmul_(step, step, value=(self.count - more) * more / self.count)
         self.mean.add_(step, alpha=more / self.count)
 
@@ -33,6 +33,11 @@ class Moments:
     def variance(self) -> Tensor:
         """The unbiased variance over draws."""
         return self._squares / (self.count - 1)
+
+
+def _apart(one: Tensor, other: Tensor) -> Tensor:
+    """The difference, and zero between infinities: a masked logit is -inf in every draw."""
+    return (one - other).masked_fill_(one == other, 0)
 
 
 class LogMean:
