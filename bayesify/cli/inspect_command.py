@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @click.argument("converted")
 @click.option("--data", metavar="FILE", help="Held-out data with targets: .npz, .pt or .safetensors of (inputs..., "
               "target), or a mapping with `labels` or `target`; .csv with the target last.")  # fmt: skip
-@click.option("--task", type=click.Choice(["classification", "regression"]), help="What the outputs are.  [default: "
-              "as it is calibrated]")  # fmt: skip
+@click.option("--task", type=click.Choice(["classification", "binary", "regression"]), help="What the outputs are.  "
+              "[default: as it is calibrated]")  # fmt: skip
 @click.option("--ood", metavar="FILE", help="Inputs that the model should be unsure of, without targets.")
 @click.option("--part", metavar="NAME", help="Which part of the model's output: logits, or 0.")
 @click.option("--dim", default=-1, show_default=True, help="The dimension of the classes.")
@@ -60,7 +60,7 @@ def inspect(
 
 def _inspected(
     converted: str, allow: tuple[str, ...], data: str | None, ood: str | None,
-    task: Literal["classification", "regression"] | None, part: str | None, noise: str | None, **options: Any,
+    task: Literal["classification", "binary", "regression"] | None, part: str | None, noise: str | None, **options: Any,
 ) -> Inspection:  # fmt: skip
     from dataclasses import replace
 

@@ -50,32 +50,30 @@ def calibrate(
     One factor for all posterior stds, of 13 from 1/16 to 4, by the NLL of the mixture over draws, each with the same
     random numbers; then, for classification, a temperature. Of both the highest within one standard error of the best.
     For regression the observation noise, fitted for each factor. The NLL of these data is never worse than before. They
-    also give `Prediction.set` and `interval` their size (split conformal prediction, see `conformal.py`). Calibrate
-    after training. All draws' outputs for all the data are held in
-    memory, a few times samples × targets × classes floats: of a large vocabulary, give few tokens.
+    also size `Prediction.set` and `interval` (see `conformal.py`). Calibrate after training. Memory: a few times
+    samples × targets × classes floats, so of a large vocabulary give few tokens.
 
     Args:
         loader: batches (inputs..., target), or mappings with one of the keys of `LABELS`. Labels of -100 are left out.
-        task: "classification" of logits along `dim`, with class labels; "binary": each logit is a sigmoid's, with
-            targets 0 or 1 of its shape (also for several labels, as of BCEWithLogitsLoss); or "regression".
+        task: "classification" of logits along `dim`; "binary": sigmoids' logits with targets 0 or 1, as those of
+            BCEWithLogitsLoss; or "regression".
         loss: instead of a task: (output, target) → the NLL of each example, (n,). Only the factor is fitted to it.
         noise: where a regression has its log-variance, as in `predict`; "halves" if the output is twice the target.
         output, dim, samples, seed: as in `predict`.
 
-    Returns: what was fitted, which the model keeps: it prints as a table beside the mean network.
+    Returns: what was fitted; the model keeps it, and it prints as a table.
 
     Raises:
         NotVariationalError: the model has no variational layer.
         UninitializedLayerError: a lazy layer has not seen data.
-        UsageError: the arguments or the data do not fit, or a likelihood is not finite.
+        UsageError: arguments or data do not fit, or a likelihood is not finite.
     """
     _refuse_wrong(task, loss, samples)
-    blank = Calibration(task, noise=noise, output=output, dim=dim)
     refuse_lazy(model, "there is no noise to calibrate")
     stds = posterior_stds(model)
     try:
         with undisturbed(model, seed):
-            data = held_out(model, loader, blank, loss)
+            data = held_out(model, loader, Calibration(task, noise=noise, output=output, dim=dim), loss)
             fitted = _fitted(model, data, stds, samples, seed)
     except BaseException:
         scale_posterior(stds, 1.0)

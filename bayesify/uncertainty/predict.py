@@ -40,9 +40,8 @@ def predict(
         inputs: the model's arguments; or one mapping, its arguments by keyword; or one loader of batches, which are
             tensors, mappings, or tuples (inputs..., labels...), and whose predictions are joined along dimension 0.
         samples: how many draws, at least 2.
-        task: "classification" of logits along `dim`; "binary": each logit is a sigmoid's, a yes or no of its own (one,
-            or several labels), predicted as the classes 0 and 1 in a new last dimension; "regression" with observation
-            noise; None: mean and variance.
+        task: "classification" of logits along `dim`; "binary": each logit is a sigmoid's, predicted as the classes 0
+            and 1 in a new last dimension; "regression" with observation noise; None: mean and variance.
         output: which part of the output to predict: a key, an attribute or a place. None is all of it.
         dim: the dimension of the classes, 1 for maps (N, classes, H, W); with `noise="halves"` that of the halves.
         noise: the std of regression's observation noise, a number or a tensor that broadcasts to the output. Or where
@@ -56,9 +55,7 @@ def predict(
         NotVariationalError: the model has no variational layer.
         UsageError: arguments do not fit each other or the output; examples that must be in dimension 0 are not.
     """
-    layers_of(model)
-    refuse_lost_posteriors(model)
-    _refuse_wrong(samples, task, chunk)
+    _refuse_wrong(model, samples, task, chunk)
     fitted = stored_calibration(model)
     fitted = fitted if fitted is not None and fitted.fits(task, output, dim, noise) else None
     noise = settled_noise(task, noise, fitted)
@@ -179,7 +176,9 @@ def _cat(tensors: list[Tensor], along: int) -> Tensor:
         ) from None
 
 
-def _refuse_wrong(samples: int, task: Task | None, chunk: int | None) -> None:
+def _refuse_wrong(model: nn.Module, samples: int, task: Task | None, chunk: int | None) -> None:
+    layers_of(model)
+    refuse_lost_posteriors(model)
     if samples < 2:
         raise UsageError(f"samples={samples}: a spread needs 2 draws at least; without noise: bayesify.posterior_mean")
     if chunk is not None and chunk < 1:

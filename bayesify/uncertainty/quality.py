@@ -42,7 +42,7 @@ def quality_of(model: nn.Module, scoring: Scoring, other: Any = None) -> tuple[Q
     uncertainty, errors = _uncertainty(data, outputs, best)
     separation = None if other is None else _separation(model, scoring, uncertainty, other)
     found = Quality(
-        task=data.blank.task,
+        task="classification" if isinstance(data, Labels) else "regression",
         examples=len(errors),
         samples=scoring.samples,
         performances=tuple(_performance(data, *way) for way in ways),
@@ -159,7 +159,7 @@ def _separation(model: nn.Module, scoring: Scoring, own: Mapping[str, Tensor], o
         model, *batches, samples=max(scoring.samples, 2), task=blank.task, output=blank.output, dim=blank.dim,
         noise=noise, seed=scoring.seed,
     )  # fmt: skip
-    if blank.task == "classification":
+    if found.task == "classification":
         others = {"mutual information": found.epistemic, "confidence": -found.confidence}
     else:
         others = {"epistemic std": found.epistemic.sqrt()}

@@ -12,7 +12,7 @@ from ..errors import UsageError
 from .calibration import Calibration, stored_calibration
 from .held_out import HeldOut, held_out
 from .passes import undisturbed
-from .prediction import Task
+from .prediction import TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ def scoring_of(
     stored = stored_calibration(model)
     if task is None:
         if stored is None or stored.task is None:
-            raise UsageError("the loader's targets need task='classification' or task='regression'")
+            raise UsageError(f"the loader's targets need a task: {', '.join(TASKS)}")
         task, output, dim = stored.task, stored.output, stored.dim
         noise = stored.noise if isinstance(stored.noise, str) else None
-    if task not in ("classification", "regression"):
-        raise UsageError(f"task={task!r} is neither 'classification' nor 'regression'")
+    if task not in TASKS:
+        raise UsageError(f"task={task!r} is none of {', '.join(TASKS)}")
     with undisturbed(model, seed):
         data = held_out(model, loader, Calibration(task, noise=noise, output=output, dim=dim), None)
     fits = stored is not None and stored.fits(task, output, dim, noise)

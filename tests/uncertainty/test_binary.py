@@ -89,3 +89,11 @@ def test_what_is_neither_yes_nor_no_is_refused() -> None:
             call(model, [(x, torch.ones(20, dtype=torch.long))], task="classification")
     with pytest.raises(UsageError, match="task='binary'"):
         bayesify.predict(model, x, task="classification")
+
+
+def test_inspect_reads_it_as_a_classification() -> None:
+    model, x = network(2), torch.randn(60, 4)
+    found = bayesify.inspect(model, [(x, torch.randint(2, (60, 2)))], task="binary", samples=4, ood=10 * x)
+    assert found.quality is not None
+    assert found.quality.task == "classification"
+    assert found.quality.performances[0].accuracy is not None
