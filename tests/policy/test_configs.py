@@ -78,7 +78,7 @@ EXPECTED = {
         Posterior("additive", Scale("relative", 0.02)),
         Normal("pretrained", Scale("relative", 0.1)),
     ),
-    "last-layer": ("flipout", 1, ALONE, Normal(0.0, Scale("fan_in", 4.0))),
+    "last-layer": ("flipout", 1, ALONE, Normal(0.0, Scale("fan_in", 5.0))),
     "sparse": ("flipout", LAYERS, Posterior("multiplicative", Scale("relative", 0.02)), LogUniform()),
     "scratch": (
         "flipout",
