@@ -13,6 +13,7 @@ import pytest
 
 import bayesify
 from bayesify.files.model_file.write import ModelFile
+from bayesify.planning import planner
 from tests.cli.command_line import files, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +29,7 @@ def test_an_unexpected_error_is_one_line(here, monkeypatch):
     def fail(*args, **kwargs):
         raise KeyError("deep inside\nand more")
 
-    monkeypatch.setattr(sys.modules["bayesify.planning.planner"], "plan", fail)
+    monkeypatch.setattr(planner, "plan", fail)
     result = run("report", "mlp.pt", code=1)
     assert re.fullmatch(r"Error: unexpected KeyError: .*BAYESIFY_TRACEBACK=1 shows where\)\n", result.stderr)
     monkeypatch.setenv("BAYESIFY_TRACEBACK", "1")
@@ -39,9 +40,10 @@ def test_our_own_warnings_are_shown(here, monkeypatch):
     def warn(*args, **kwargs):
         warnings.warn_explicit("mind this", UserWarning, "planner.py", 1, module="bayesify.planning.planner")
         warnings.warn_explicit("not this", UserWarning, "x.py", 1, module="torch.nn")
-        return bayesify.plan(*args, **kwargs)
+        return original(*args, **kwargs)
 
-    monkeypatch.setattr(sys.modules["bayesify.planning.planner"], "plan", warn)
+    original = bayesify.plan
+    monkeypatch.setattr(planner, "plan", warn)
     assert run("report", "mlp.pt").stderr == "Warning: mind this\n"
 
 
