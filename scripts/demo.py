@@ -1,4 +1,4 @@
-"""The main job on real input: train a small ResNet on digits, convert it by the command line, fine-tune it, compare.
+"""The whole way of a network: train a small ResNet on digits, convert it, train on, calibrate, compare, inspect, export.
 
 `scripts/demo` runs it in an environment of its own. The parts are functions, for tests and `scripts/check_defaults.py`.
 """
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -36,21 +37,24 @@ Advance = Callable[[], object]
 
 @dataclass(frozen=True)
 class Digits:
-    """scikit-learn's bundled digits, 1797 images of 8×8 pixels, in a training and a test part."""
+    """scikit-learn's bundled digits, 1797 images of 8×8 pixels, in three parts."""
 
     train: Tensor
     train_labels: Tensor
+    validation: Tensor
+    validation_labels: Tensor
     test: Tensor
     test_labels: Tensor
 
     @classmethod
-    def split(cls, seed: int = 0, train: int = 1000) -> Digits:
-        """A split by class: `train` images to train on, the rest to test on."""
+    def split(cls, seed: int = 0, train: int = 1000, validation: int = 200) -> Digits:
+        """A split by class: images to train on, to calibrate with, and the rest to test on."""
         images, labels = load_digits(return_X_y=True)
         images = (images / 16).astype("float32").reshape(-1, 1, 8, 8)
-        parts = train_test_split(images, labels, train_size=train, random_state=seed, stratify=labels)
-        images, test_images, labels, test_labels = map(torch.as_tensor, parts)
-        return cls(images, labels, test_images, test_labels)
+        images, others, labels, others_labels = _split(images, labels, train, seed)
+        held_out, test, held_out_labels, test_labels = _split(others, others_labels, validation, seed)
+        parts = (images, labels, held_out, held_out_labels, test, test_labels)
+        return cls(*map(torch.as_tensor, parts))
 
     def flipped(self) -> Tensor:
         """Test images in the mirror, except 0, 1 and 8, which would be digits still."""
@@ -64,18 +68,21 @@ class Digits:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The average of softmax outputs over noisy passes, and what uncertainty it holds, in nats, per image.
+    """Class probabilities per image, and how uncertain they are, in nats.
 
     Attributes:
         probs: the predictive distribution.
         entropy: all uncertainty: the entropy of `probs`.
-        information: the weights' share of it, their mutual information with the label (Houlsby et al. 2011):
-            `entropy` less the mean entropy of the single passes. Zero for a plain network.
+        information: the weights' share of it, their mutual information with the label. Zero for a plain network.
     """
 
     probs: Tensor
     entropy: Tensor
     information: Tensor
+
+
+def _split(images: Any, labels: Any, first: int, seed: int) -> list[Any]:
+    return train_test_split(images, labels, train_size=first, random_state=seed, stratify=labels)
 
 
 def pretrain(model: nn.Module, data: Digits, epochs: int, advance: Advance = bool) -> None:
@@ -108,15 +115,13 @@ def _train(model: nn.Module, data: Digits, epochs: int, optimizer: torch.optim.O
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor, samples: int = SAMPLES) -> Prediction:
-    """Average the softmax outputs of `samples` noisy passes (of a plain network, one is as good as many)."""
-    model.eval()
-    draws = torch.stack([model(images).softmax(-1) for _ in range(samples)])
-    probs = draws.mean(0)
-    return Prediction(probs, _entropy(probs), (_entropy(probs) - _entropy(draws).mean(0)).clamp_min(0))
-
-
-def _entropy(probs: Tensor) -> Tensor:
-    return torch.special.entr(probs).sum(-1)
+    """What a network says of images: a converted one by so many draws."""
+    if hasattr(model, "kl"):
+        found = bayesify.predict(model, images, samples=samples, task="classification")
+        return Prediction(found.mean, found.total, found.epistemic)
+    probs = model.eval()(images).softmax(-1)
+    entropy = torch.special.entr(probs).sum(-1)
+    return Prediction(probs, entropy, torch.zeros_like(entropy))
 
 
 def accuracy(probs: Tensor, labels: Tensor) -> float:
@@ -137,16 +142,14 @@ def calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> float:
     return torch.zeros(bins).index_add(0, which, gap).abs().sum().item() / len(labels)
 
 
-def convert_by_command_line(folder: Path, method: str, quiet: bool = False) -> Path:
-    """`bayesify convert resnet.pt`, as a user would in `folder`; its report goes to stdout unless `quiet`."""
-    arguments = ["convert", "resnet.pt", "--method", method, "--allow", "demo_net.*", "--force"]
+def command(folder: Path, *arguments: str, quiet: bool = False) -> None:
+    """A command of bayesify as a user would run it in `folder`; it goes to stdout with what it says, unless `quiet`."""
     if not quiet:
         print(f"$ bayesify {shlex.join(arguments)}", flush=True)
     paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]  # where demo_net is
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "bayesify", *arguments]
-    subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL if quiet else None)
-    return folder / f"resnet.{method}.pt"
+    words = [sys.executable, "-m", "bayesify", *arguments, "--allow", "demo_net.*", "--force"]
+    subprocess.run(words, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL if quiet else None)
 
 
 def measures(model: nn.Module, data: Digits) -> dict[str, float]:
@@ -177,18 +180,31 @@ def results(scores: dict[str, list[dict[str, float]]]) -> Table:
 def run_split(
     seed: int, folder: Path, method: str, epochs: int, more: int, progress: Progress
 ) -> dict[str, dict[str, float]]:
-    """Train, save, convert, train on, measure: the whole story on one split. The first shows the command's report."""
+    """One split from training to measures. The first shows what the commands say, and leaves the page and the file."""
     torch.manual_seed(seed)
     data, plain = Digits.split(seed), ResNet()
     total = (epochs + 2 * more) * -(-len(data.train) // BATCH)
     task = progress.add_task(f"split {seed + 1}: training, converting, training on", total=total)
     pretrain(plain, data, epochs, lambda: progress.advance(task))
     torch.save(plain, folder / "resnet.pt")
-    path = convert_by_command_line(folder, method, quiet=seed > 0)
-    converted = bayesify.load(path, allow=["demo_net.*"])
+    command(folder, "convert", "resnet.pt", "--method", method, quiet=seed > 0)
+    converted = bayesify.load(folder / f"resnet.{method}.pt", allow=["demo_net.*"])
     for model in (plain, converted):
         fine_tune(model, data, more, lambda: progress.advance(task))
-    return {"plain": measures(plain, data), method: measures(converted, data)}
+    scores = {"plain": measures(plain, data), method: measures(converted, data)}
+    calibration = bayesify.calibrate(converted, [(data.validation, data.validation_labels)], task="classification")
+    if seed == 0:
+        print(calibration, flush=True)
+        finish(converted, data, folder)
+    return {**scores, f"{method}, calibrated": measures(converted, data)}
+
+
+def finish(model: nn.Module, data: Digits, folder: Path) -> None:
+    """Look at the trained network by the command line, and write it for another runtime."""
+    bayesify.save(model, folder / "trained.pt")
+    torch.save((data.validation, data.validation_labels), folder / "validation.pt")
+    command(folder, "inspect", "trained.pt", "--data", "validation.pt", "--html", "report.html")
+    command(folder, "export", "trained.pt", "-o", "resnet.onnx", "--samples", "16", "--input", "1x1x8x8")
 
 
 @click.command(help=__doc__.partition("\n")[0])
