@@ -1,4 +1,4 @@
-"""The whole way of a network: train a small ResNet on digits, convert it, train on, calibrate, compare, inspect, export.
+"""The whole way of a network: train a small ResNet on digits, convert it, train on, calibrate, compare, export.
 
 `scripts/demo` runs it in an environment of its own. The parts are functions, for tests and `scripts/check_defaults.py`.
 """
