@@ -25,6 +25,8 @@ NEVER_MET = {
     ("files/json_file.py", "ValueError"): "caught in the same file, which names the damage",
     ("files/whole_folder.py", "FileExistsError"): "turned into UsageError by save, which names the folder in the way",
     ("files/whole_file.py", "FileExistsError"): "turned into UsageError by save, which names the file in the way",
+    ("nn/signatures.py", "KeyError"): "the protocol of a table of modules, which torch.fx looks a name up in",
+    ("programs/serialized/symbolic_sizes.py", "ValueError"): "caught in the same file, which refuses the program",
     ("programs/serialized/checked_strings.py", "ValueError"): "caught in the same file, which refuses the program",
 }
 # Exceptions of ours that are not BayesifyErrors: why no user meets them.

@@ -30,7 +30,7 @@ def asks_for_class(module: nn.Module, asked: type) -> bool:
 
 def _codes(cls: Any) -> Iterator[tuple[CodeType, dict[str, Any]]]:
     """The code of the forward and of what it calls by name, with the globals that it sees."""
-    space = getattr(inspect.unwrap(cls.forward), "__globals__", {})
+    space = getattr(inspect.unwrap(inspect.getattr_static(cls, "forward", None)), "__globals__", {})
     for code in code_from(cls, "forward"):
         yield code, space
         for function in (space.get(name) for name in code.co_names):

@@ -171,7 +171,8 @@ _LOOK_UPS = frozenset((F.embedding, torch.embedding, F.embedding_bag))
 _FORMS: frozenset[Any] = frozenset(
     [
         *_named(
-            "size", "dim", "numel", "stride", "is_contiguous", "storage_offset", "is_floating_point", "__len__",
+            "size", "dim", "numel", "stride", "is_contiguous", "storage_offset", "is_floating_point", "is_complex",
+            "__len__",
             among=(Tensor,),
         ),
         *(

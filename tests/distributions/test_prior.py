@@ -167,5 +167,5 @@ def test_priors_as_policies_write_them() -> None:
 
 def test_auto_is_centred_at_zero_in_shallow_networks_and_at_the_weights_in_deep_ones() -> None:
     init_std = Scale("relative", 0.1)
-    assert Normal("auto").settled(init_std, 6) == Normal(0.0, Scale("fan_in", 4.0))
+    assert Normal("auto").settled(init_std, 6) == Normal(0.0, Scale("fan_in", 5.0))
     assert Normal("auto").settled(init_std, 7) == Normal().settled(init_std, 7)

@@ -184,7 +184,7 @@ def test_numbers_that_are_not_finite_come_first() -> None:
     model: Any = bayesify.convert(net())
     with torch.no_grad():
         model[2].weight[0, 0] = math.nan
-        model[0].weight_rho.fill_(-math.inf)
+        model[0].weight_rho.fill_(math.inf)
     found = bayesify.inspect(model)
     assert kinds(found)[0] == "not finite"
     assert found.findings[0].posteriors == ("0.weight", "2.weight")

@@ -12,7 +12,9 @@ from .attribute_values import form_of, same_value
 from .live_nodes import named_tensors
 
 # A module's attributes that are compared by what they mean, or made again by its class.
-COMPARED_APART = {"_parameters", "_buffers", "_modules", "_flat_weight_refs", "_compiled_call_impl", *HOOK_TABLES}
+COMPARED_APART = {
+    "_parameters", "_buffers", "_modules", "_flat_weight_refs", "_compiled_call_impl", "_reached", *HOOK_TABLES,
+}  # fmt: skip
 _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
     "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",

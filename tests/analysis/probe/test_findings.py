@@ -37,7 +37,9 @@ def test_the_plan_says_what_cannot_be_followed() -> None:
     assert "signs along dimension 0 follow no example: its rows hold no single example each (inputs of" in approximate
     assert "(inputs of" not in notes_of(_Odd(), [torch.randn(5, 4), torch.randn(3, 4)])["mixed"][1]
     assert "one draw serves the whole batch" in notes["shared"][1]
-    assert notes["twice"] == ("called 2 times, (5, 4), (5, 1, 4)",)
+    called, anew = notes["twice"]
+    assert called == "called 2 times, (5, 4), (5, 1, 4)"
+    assert "each of its calls draws anew" in anew
     assert "depends on the data" in notes["rows"][1] or "no single example" in notes["rows"][1]
     assert notes["unused"] == ("never called with these inputs",)
     still = [name for name, found in notes.items() if "noise in it does not move the output" in found]
@@ -99,4 +101,4 @@ class _Half(nn.Module):
 
 def test_a_matrix_whose_noise_does_not_matter_is_named() -> None:
     notes = notes_of(nn.Sequential(_Half()), torch.randn(5, 4))
-    assert notes["0"] == ("called 2 times, (5, 4)", "noise in off does not move the output")
+    assert notes["0"][:2] == ("called 2 times, (5, 4)", "noise in off does not move the output")
