@@ -6,25 +6,13 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch.nn.functional as F
+from demo_net import Block
 from torch import Tensor, nn
-
-
-class BasicBlock(nn.Module):
-    """ResNet-20's block (He et al. 2016, section 4.2)."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)
-        self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
-        self.shortcut = nn.Conv2d(before, after, 1, stride, bias=False) if before != after else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.shortcut(x) + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
 
 
 def resnet20() -> nn.Module:
     widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
-    blocks = [BasicBlock(a, b, 1 + (a != b)) for a, b in pairwise(widths)]
+    blocks = [Block(a, b, 1 + (a != b)) for a, b in pairwise(widths)]
     stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
