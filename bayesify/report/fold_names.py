@@ -12,9 +12,12 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+from ..escaping import printable
+
 Item = TypeVar("Item")
 
 _MOST_WORDS = 8  # of a list that is shown in full
+_FEW = 6  # names
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,13 @@ def fold(
 def fold_names(names: Iterable[str]) -> list[str]:
     """The names alone, folded."""
     return [group.name for group in fold(names, str)]
+
+
+def few_names(names: Iterable[str]) -> str:
+    """The names folded, made safe to show, and no more than a few: `blocks.{0-3}.fc.weight, head.weight`."""
+    folded = fold_names(map(printable, names))
+    more = len(folded) - _FEW
+    return ", ".join(folded[:_FEW]) + (f", and {more} more" if more > 0 else "")
 
 
 def _tokens(name: str) -> tuple[tuple[str, ...], ...]:

@@ -16,14 +16,13 @@ from rich.text import Text
 
 from ..escaping import printable
 from ..findings import Finding, PosteriorState, PruningPoint, Quality
-from .fold_names import NameGroup, fold, fold_names
+from .fold_names import NameGroup, few_names, fold
 from .lines import short, times
 from .tables import NARROWEST, Column, table
 
 MOST_LINES = 40
 _BARS = "▁▂▃▄▅▆▇█"
 _SHOWN = range(4, 24, 2)  # of the histogram: std/|w| from 0.001 to 100, two bins in a character
-_MOST_NAMES = 6
 _LEGEND = (
     "std/|w|: its median over a layer's weights, and how it is spread from 0.001 to 100; free: the share with "
     "|w| ≤ std, each of which costs no more to remove than its noise does"
@@ -137,9 +136,7 @@ def about(finding: Finding) -> str:
     """The names that a finding is about, folded and no more than a few, and how many there are."""
     if not finding.posteriors:
         return "the model"
-    names = fold_names(map(printable, finding.posteriors))
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f", and {more} more" if more > 0 else "")
+    return few_names(finding.posteriors)
 
 
 def quality_lines(quality: Quality) -> list[str]:

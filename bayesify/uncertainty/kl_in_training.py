@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from ..errors import UsageError
 from ..nn.kl import layers_of, total_kl
 from ..nn.parametrized_weights import sources
+from .missing_gradients import GradientWatch
 
 Schedule = Callable[[int], float]
 
@@ -69,6 +70,7 @@ def attach_kl(optimizer: Optimizer, model: nn.Module, n_train: int, beta: float 
     The same as the KL in the loss, once for each step. With a GradScaler the gradient is scaled as all others are.
     Gradients that are clipped before `optimizer.step()` are clipped without the KL, unless `handle.add()` is called
     first (and after `scaler.unscale_(optimizer)`): then the step adds none. Several optimizers each get their own.
+    Warns after ten steps, or when it is removed, of posteriors whose scales have had no gradient from the loss.
 
     Args:
         n_train: how many examples the training set has, if the loss is a mean over examples.
@@ -103,11 +105,13 @@ class AttachedKL:
     def __init__(self, optimizer: Optimizer, model: nn.Module, n_train: int, beta: float | Schedule) -> None:
         self.optimizer, self.model, self.n_train, self.beta, self.steps = optimizer, model, n_train, beta, 0
         self._added = False
+        self._watch = GradientWatch(model, optimizer)
         self._handle = optimizer.register_step_pre_hook(self)
 
     def remove(self) -> None:
         """Leave the optimizer as it was."""
         self._handle.remove()
+        self._watch.tell()
 
     def add(self) -> None:
         """Add the KL's gradient now, ahead of clipping; the next step then adds none."""
@@ -123,6 +127,7 @@ class AttachedKL:
         elif not self._added:
             self._add()
         self.steps, self._added = self.steps + 1, False
+        self._watch.step()
         return args, kwargs
 
     def __enter__(self) -> AttachedKL:
@@ -143,6 +148,7 @@ class AttachedKL:
 
     def _add(self, step: int | None = None) -> Tensor:
         """Add the gradient; the KL, weighted."""
+        self._watch.look()
         weight = (self.beta(self.steps if step is None else step) if callable(self.beta) else self.beta) / self.n_train
         held = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
         params = [parameter for parameter in held if parameter.requires_grad]

@@ -22,10 +22,10 @@ from ..nn.kl import Term, terms
 from ..nn.layer_kinds import bias_names, layer_kind
 from ..nn.parametrized_weights import is_computed, is_pruned, mask, sources
 from ..nn.rerouting import Rerouting
-from ..programs.part import shown
 from ..surgery.all_or_nothing import all_or_nothing
 from ..surgery.reset import refuse_lazy
 from .calibration import stored_calibration
+from .posterior_states import term_name
 from .prediction import Task
 from .pruned import Pruned, PrunedWeight
 from .scoring import Score, Scoring, scoring_of
@@ -103,7 +103,7 @@ def _places(model: nn.Module, by: By) -> tuple[list[Place], list[tuple[str, str]
     uses = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
     places, skipped = [], []
     for term in terms(model):
-        name = shown(f"{term.layer_name}.{term.mean_name}".lstrip("."))
+        name = term_name(term)
         if term.mean_name in bias_names(term.layers[0]):
             continue
         tied = any(uses[id(source)] > 1 for source in sources(term.layers[0], term.mean_name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -197,3 +198,40 @@ def test_what_cannot_be_meant_is_refused() -> None:
         bayesify.attach_kl(optimizer, model, N)
     with pytest.raises(UsageError, match="annealing"):
         bayesify.annealing(0)
+
+
+def stepped(model: Any, loss_of: Any, steps: int) -> list[str]:
+    """What attach_kl warns of in so many steps, its handle's removal included."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with bayesify.attach_kl(optimizer, model, n_train=10):
+            for at in range(steps):
+                optimizer.zero_grad(set_to_none=False)
+                loss_of(model(torch.ones(3, 4)), at).backward()
+                optimizer.step()
+    return [str(warning.message) for warning in told]
+
+
+@pytest.mark.parametrize(("steps", "said"), [(3, "in 3 steps"), (30, "in 10 steps"), (0, None)])
+def test_a_loss_that_passes_a_layer_by_is_told(steps: int, said: str | None) -> None:
+    class ReadsTheWeight(nn.Module):
+        """The caller multiplies by the weight of `head` itself."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.as_tensor(self.body(x))
+
+    model = bayesify.convert(ReadsTheWeight())
+    told = stepped(model, lambda hidden, at: (hidden @ model.head.weight.T).square().mean(), steps)  # type: ignore[operator, union-attr]
+    assert len(told) == (said is not None)
+    assert all(f"{said} the loss gave no gradient to the scales of head.weight: only" in text for text in told)
+
+
+def test_layers_that_take_turns_are_not_told_of() -> None:
+    experts = bayesify.convert(nn.ModuleDict({"a": nn.Linear(4, 2), "b": nn.Linear(4, 2)}))
+    experts.forward = lambda x: [experts["a"](x), experts["b"](x)]  # type: ignore[index, operator]
+    assert not stepped(experts, lambda out, at: out[at // 5 % 2].sum(), 12)
