@@ -22,6 +22,7 @@ from ..model_file.opening import is_converted
 from ..model_file.write import bytes_of, description_of, forms_of
 from ..weight_files import INDEX, RECORD, SCALES, shards_of
 from ..whole_folder import whole_folder
+from . import of_peft
 from .configuration import FILES, Kind, configured
 from .libraries import library
 from .of_transformers import quiet
@@ -79,8 +80,7 @@ def _write_plain(model: Any, kind: Kind, fresh: Path, like: Path | None) -> None
         if kind == "timm":
             _write_tensors(fresh / "model.safetensors", {name: tensor.contiguous() for name, tensor in state.items()})
         elif kind == "peft":
-            local = os.path.isdir(str(model.active_peft_config.base_model_name_or_path))
-            model.save_pretrained(fresh, state_dict=state, save_embedding_layers="auto" if local else False)
+            of_peft.write(model, fresh, plain=state)
         else:
             with quiet(library("transformers", fresh)):
                 model.save_pretrained(fresh, state_dict=state, max_shard_size=_shard_size(like))
