@@ -37,7 +37,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("distributions",),
     ("estimators",),
     ("errors",),
-    ("escaping",),
+    ("escaping", "regex_limits"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 

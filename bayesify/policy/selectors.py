@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from .regex_limits import why_slow
+from ..regex_limits import why_slow
 
 POSITIONS = ("first", "last")
 LONGEST = 1000  # characters

@@ -8,9 +8,9 @@ from torch import nn
 
 from bayesify.errors import PolicyError
 from bayesify.policy.policy import Policy
-from bayesify.policy.regex_limits import why_slow
 from bayesify.policy.rule_matching import claim
 from bayesify.policy.selectors import LONGEST, Candidate, compiled
+from bayesify.regex_limits import why_slow
 
 SLOW = [
     "(a+)+$", "(a|a)*b", "(a|aa)+$", "(.*)*x", r"(?:\w*)*x", ".*.*.*.*.*x", r"\w*\w*\w*\w*\w*x", "((a*)b?)*c",

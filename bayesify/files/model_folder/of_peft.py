@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import FileRefusedError, UsageError
 from ...escaping import first_line
-from ...policy.regex_limits import why_slow
+from ...regex_limits import why_slow
 from ..fit_weights import Tell
 from ..read_weights import plain_weights
 from .configuration import Configured

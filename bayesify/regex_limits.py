@@ -1,4 +1,4 @@
-"""Which regular expressions a policy may hold: those that no name keeps busy for long.
+"""Which regular expressions a file may hold: those that no name keeps busy for long.
 
 Python's `re` tries every way in which repetitions can share a text. `(a+)+` has exponentially many, and each further
 `.*` multiplies them by the name's length. So there are limits:
