@@ -84,8 +84,8 @@ def main() -> None:
 def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **options: Any) -> None:
     """Make MODEL variational and write it to a file.
 
-    MODEL is a file of torch.save(model, FILE); a folder of transformers, peft or timm, which gives a folder; or a
-    factory: package.module:callable, which may stand in a module of the current directory.
+    MODEL is a file of torch.save(model, FILE); a folder of transformers, peft, timm or diffusers, which gives a folder;
+    or a factory: package.module:callable, which may stand in a module of the current directory.
 
     \b
     Examples:

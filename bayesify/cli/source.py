@@ -23,7 +23,7 @@ class Source:
     """Where a model comes from.
 
     Attributes:
-        model: a file, a folder of transformers, peft or timm, or `package.module:callable`.
+        model: a file, a folder of transformers, peft, timm or diffusers, or `package.module:callable`.
         allow: of a file, classes that may be built.
         base: of a folder with adapters, that of their base network.
         args: of a factory, its arguments as `name=value`.

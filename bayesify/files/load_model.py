@@ -39,7 +39,7 @@ def load_model(
 
     Args:
         path: a file of `bayesify.save`, of `torch.save(model, path)` in either format, or of `torch.export.save`; or a
-            folder of transformers, peft or timm, of a class that the library has itself.
+            folder of transformers, peft, timm or diffusers, of a class that the library has itself.
         into: a plain network of the caller's own, which becomes the saved model, in place: layers and weights by name,
             strictly. For what cannot be built from data: classes of notebooks and scripts. Of adapters, their base.
         factory, args: as `into`, for a network that `package.module:callable`, or the callable itself, returns for

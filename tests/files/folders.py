@@ -104,10 +104,19 @@ def of_timm(folder: Path) -> None:
     timm.models.save_for_hf(model, folder, model_config={"num_classes": 3})
 
 
+def of_diffusers(folder: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(7)
+    sizes = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    diffusers.UNet2DModel(in_channels=3, out_channels=3, **sizes, **blocks).save_pretrained(folder)
+
+
 FOLDERS = {
     "transformers": saved_by_transformers, "transformers, shards": in_shards, "transformers, tied": tied,
     "transformers, bfloat16": in_half, "transformers, .bin": as_bin, "transformers, images": vision,
     "transformers, two stacks": seq2seq, "sentence encoder, shipped": shipped, "peft": of_peft, "timm": of_timm,
+    "diffusers": of_diffusers,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Folders of transformers, peft and timm in and out again, and checkpoints of trainers: bit for bit."""
+"""Folders of transformers, peft, timm and diffusers in and out again, and checkpoints of trainers: bit for bit."""
 
 from __future__ import annotations
 
@@ -53,6 +53,10 @@ def by_its_library(name: str, folder: Path) -> nn.Module:
         import timm
 
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()  # type: ignore[no-any-return]
+    if name == "diffusers":
+        import diffusers
+
+        return diffusers.UNet2DModel.from_pretrained(folder).eval()  # type: ignore[no-any-return]
     import transformers
 
     if name == "peft":
@@ -200,6 +204,31 @@ def test_a_configuration_that_asks_for_something_else(name: str, made: Path, tmp
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(FileRefusedError, match=message):
         bayesify.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_class_name": "UNet2DMode"}, "no network of diffusers\\. Did you mean 'UNet2DModel'"),
+        ({"_class_name": "DDPMScheduler"}, "no network of diffusers"),
+        ({"layers_per_block": 2}, "4 of other shapes"),
+        ({"norm_num_groups": 0}, "describes no UNet2DModel"),
+        ({"block_out_channels": [8, 2**20]}, "do not belong together"),
+    ],
+)
+def test_a_configuration_of_diffusers(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folders.of_diffusers(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(FileRefusedError, match=message):
+        bayesify.load(tmp_path)
+
+
+def test_a_pipeline_of_diffusers_names_its_networks(tmp_path: Path) -> None:
+    folders.of_diffusers(tmp_path / "unet")
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(FileRefusedError, match="is a pipeline of diffusers; name one of its networks: unet"):
+        bayesify.load(tmp_path)
 
 
 def test_what_a_configuration_may_not_choose_is_left_out(made: Path, tmp_path: Path) -> None:

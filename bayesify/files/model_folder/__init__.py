@@ -1,1 +1,1 @@
-"""Folders with a model: a configuration beside weights, as transformers, peft and timm write them; and our own."""
+"""Folders with a model: a configuration beside weights, as libraries write them; and our own."""

@@ -10,8 +10,11 @@ from ...errors import FileRefusedError
 from ..json_file import read_json
 from ..weight_files import weights_in_folder
 
-Kind = Literal["transformers", "peft", "timm"]
-FILES: dict[Kind, str] = {"peft": "adapter_config.json", "transformers": "config.json", "timm": "config.json"}
+Kind = Literal["transformers", "peft", "timm", "diffusers"]
+FILES: dict[Kind, str] = {
+    "peft": "adapter_config.json", "transformers": "config.json", "timm": "config.json", "diffusers": "config.json"
+}  # fmt: skip
+PIPELINE = "model_index.json"
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,23 @@ def configured(folder: Path) -> Configured:
     if (folder / FILES["peft"]).is_file():
         return Configured(folder, "peft", cleaned(read_json(folder / FILES["peft"]), folder))
     if (folder / FILES["transformers"]).is_file():
-        config = cleaned(read_json(folder / FILES["transformers"]), folder)
+        said = read_json(folder / FILES["transformers"])
+        config = cleaned(said, folder)
         if isinstance(config.get("model_type"), str) or isinstance(config.get("architectures"), list):
             return Configured(folder, "transformers", config)
         if isinstance(config.get("architecture"), str):
             return Configured(folder, "timm", config)
-        said = "its config.json has neither `model_type` (transformers) nor `architecture` (timm)"
+        if isinstance(said.get("_class_name"), str):
+            return Configured(folder, "diffusers", config)
+        lacks = "its config.json has no `model_type` (transformers), `architecture` (timm) or `_class_name` (diffusers)"
+    elif (folder / PIPELINE).is_file():
+        parts = sorted(path.name for path in folder.iterdir() if (path / FILES["diffusers"]).is_file())
+        raise FileRefusedError(f"{folder}: is a pipeline of diffusers; name one of its networks: {', '.join(parts)}")
     else:
-        said = "it has no config.json that names a model"
+        lacks = "it has no config.json that names a model"
     weights_in_folder(folder)
     raise FileRefusedError(
-        f"{folder}: holds weights, and {said}; name the model's code: "
+        f"{folder}: holds weights, and {lacks}; name the model's code: "
         f"bayesify convert package.module:Net --weights {folder}"
     )
 

@@ -21,7 +21,7 @@ from ..untrusted.content import SHORT, opened
 from ..untrusted.safetensors_file import read_header
 from ..untrusted.storages import Fill
 from ..weight_files import RECORD, SCALES
-from . import of_peft, of_timm, of_transformers
+from . import of_diffusers, of_peft, of_timm, of_transformers
 from .configuration import FILES, Configured, configured
 from .record import Record, read_record
 
@@ -61,8 +61,7 @@ def plain_network(folder: Path, given: nn.Module | None, *, meta: bool, tell: Te
         return given
     if found.kind == "peft":
         return of_peft.network(found, given or _base(found, meta, tell), meta=meta, tell=tell)
-    build = of_timm.network if found.kind == "timm" else of_transformers.network
-    return build(found, meta=meta, tell=tell)
+    return _BUILDERS[found.kind](found, meta=meta, tell=tell)
 
 
 def _base(adapter: Configured, meta: bool, tell: Tell) -> nn.Module:
@@ -119,3 +118,8 @@ def _apart(folder: Path, record: Record) -> Iterator[tuple[dict[str, int], Fill]
         entries = header.entries
         sizes = {name: entry.size for name, entry in entries.items()}
         yield sizes, lambda key, buffer: content.read_into(entries[key].start, buffer)
+
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "timm": of_timm.network, "transformers": of_transformers.network, "diffusers": of_diffusers.network
+}  # fmt: skip

@@ -56,29 +56,29 @@ def save_folder(
             raise UsageError(f"{target}: would not open again ({text}); save it to a file") from error
         lost = _difference(model, again)
         if lost is not None:
-            raise UsageError(f"{target}: {_LIBRARIES[kind]} would not give back {lost}; save it to a file")
+            raise UsageError(f"{target}: {kind} would not give back {lost}; save it to a file")
 
 
 def _kind(model: nn.Module, like: Path | None) -> Kind:
-    """The library whose folder it becomes: by the classes that the model has, and timm by the folder it is like."""
+    """The library whose folder it becomes: by the classes that the model has, or by the folder it is like."""
     bases = {base.__module__ + "." + base.__qualname__ for base in type(model).__mro__}
     if "peft.peft_model.PeftModel" in bases:
         return "peft"
     if "transformers.modeling_utils.PreTrainedModel" in bases:
         return "transformers"
-    if like is not None and configured(like).kind == "timm":
-        return "timm"
+    if like is not None and (found := configured(like).kind) in _PLAIN_FILES:
+        return found
     raise UsageError(
         f"a {type(model).__name__} has no folder that a library would open: that have models of transformers and peft, "
-        "and those of timm with like=FOLDER; save it to a file"
+        "and those of timm and diffusers with like=FOLDER; save it to a file"
     )
 
 
 def _write_plain(model: Any, kind: Kind, fresh: Path, like: Path | None) -> None:
     state = plain_state(model)
     try:
-        if kind == "timm":
-            _write_tensors(fresh / "model.safetensors", {name: tensor.contiguous() for name, tensor in state.items()})
+        if kind in _PLAIN_FILES:
+            _write_tensors(fresh / _PLAIN_FILES[kind], {name: tensor.contiguous() for name, tensor in state.items()})
         elif kind == "peft":
             of_peft.write(model, fresh, plain=state)
         else:
@@ -86,7 +86,7 @@ def _write_plain(model: Any, kind: Kind, fresh: Path, like: Path | None) -> None
                 model.save_pretrained(fresh, state_dict=state, max_shard_size=_shard_size(like))
             _keep_configuration(model, fresh, like)
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UsageError(f"{_LIBRARIES[kind]} cannot write it: {first_line(error)}") from error
+        raise UsageError(f"{kind} cannot write it: {first_line(error)}") from error
 
 
 def _shard_size(like: Path | None) -> int | str:
@@ -191,7 +191,8 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
 
 
-_LIBRARIES: dict[Kind, str] = {"transformers": "transformers", "peft": "peft", "timm": "timm"}
+# of the libraries whose folder is no more than the weights beside a configuration that stays as it is
+_PLAIN_FILES: dict[Kind, str] = {"timm": "model.safetensors", "diffusers": "diffusion_pytorch_model.safetensors"}
 _OURS = (RECORD, SCALES)
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".pb", INDEX, ".ot",
