@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-import zipfile
+import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -13,7 +14,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..errors import FileRefusedError, UsageError
+from ..escaping import printable
 from ..files.read_weights import read_content
+from ..files.untrusted.content import opened
+from ..files.untrusted.numpy_file import read_npz
 from ..uncertainty.prediction import Prediction, is_float, leaf_name
 from .input_options import read_inputs
 
@@ -36,14 +40,12 @@ def read_batch(path: str, dtype: torch.dtype) -> tuple[Any, ...]:
     ending = Path(path).suffix.lower()
     if ending not in READ:
         raise UsageError(f"{path}: inputs are read from files that end in {', '.join(READ)}")
-    if not Path(path).is_file():
-        raise UsageError(f"{path}: there is no such file")
     if ending == ".csv":
         return (_read_csv(path).to(dtype),)
     if ending == ".pt":
         inputs = read_inputs(path)
         return inputs if isinstance(inputs, tuple) else (inputs,)
-    named = _read_npz(path, dtype) if ending == ".npz" else dict(read_content(Path(path), meta=False))
+    named = _named(path, ending, dtype)
     unnamed = len(named) == 1 or all(name.startswith("arr_") for name in named)
     return tuple(named.values()) if unnamed else (named,)
 
@@ -76,16 +78,26 @@ def place_of(part: str | None) -> str | int | None:
     return int(part) if part is not None and part.lstrip("-").isdigit() else part
 
 
-def write_prediction(prediction: Prediction, path: str) -> None:
-    """Every number of the prediction: .npz, each part by its name; .csv, one example a line, a column for each number.
+def write_prediction(prediction: Prediction, path: str, file: BinaryIO) -> None:
+    """Write every number of the prediction. .npz: each part by its name; .csv: one example a line, a column a number.
 
     Raises:
         UsageError: the outputs have more dimensions than a table.
     """
     parts = _parts(prediction)
     if Path(path).suffix.lower() == ".npz":
-        np.savez(path, **parts)
+        arrays: Any = parts
+        np.savez(file, **arrays)
         return
+    columns = _columns(parts, path)
+    text = io.TextIOWrapper(file, "utf-8", newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    text.detach()
+
+
+def _columns(parts: dict[str, Any], path: str) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for name, array in parts.items():
         if array.ndim > 2 or array.ndim == 0:
@@ -95,10 +107,7 @@ def write_prediction(prediction: Prediction, path: str) -> None:
     lengths = {len(column) for column in columns.values()}
     if len(lengths) > 1:
         raise UsageError(f"{path}: columns of {sorted(lengths)} rows are not a table: -o out.npz")
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
+    return columns
 
 
 def check_ending(path: str) -> None:
@@ -125,19 +134,28 @@ def _parts(prediction: Prediction) -> dict[str, Any]:
     return parts
 
 
-def _read_npz(path: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise FileRefusedError(f"{path}: is not an .npz file of numbers ({error}); write it by np.savez") from None
-    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+def _named(path: str, ending: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    if ending == ".npz":
+        with opened(path) as content:
+            arrays = read_npz(content)
+        try:
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        except TypeError as error:
+            raise FileRefusedError(f"{path}: has numbers that torch has not ({error})") from None
+        return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    found = read_content(Path(path))
+    if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise FileRefusedError(f"{path}: holds other things than tensors by name")
+    return dict(found)
 
 
 def _read_csv(path: str) -> Tensor:
-    with open(path, newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
+    with opened(path) as content:
+        data = content.read(0, content.size)
+    try:
+        rows = [row for row in csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise FileRefusedError(f"{path}: is not a table of numbers ({error})") from None
     if rows and not _numbers(rows[0]):
         rows = rows[1:]
     if not rows:
@@ -146,7 +164,8 @@ def _read_csv(path: str) -> Tensor:
     for line, row in enumerate(rows, 1):
         numbers = _numbers(row)
         if numbers is None or len(row) != len(rows[0]):
-            raise FileRefusedError(f"{path}: line {line} of the numbers is not {len(rows[0])} of them: {','.join(row)}")
+            shown = printable(",".join(row)[:80])
+            raise FileRefusedError(f"{path}: line {line} of the numbers is not {len(rows[0])} of them: {shown}")
         values.append(numbers)
     return torch.tensor(values, dtype=torch.float64)
 

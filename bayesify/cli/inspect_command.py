@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -43,16 +42,21 @@ def inspect(
       bayesify inspect resnet.flipout.pt --data test.npz --task classification --html report.html
       bayesify inspect resnet.flipout.pt --json | jq .findings
     """
-    if html:
-        from .output_path import check_output
+    import contextlib
 
-        sources = [path for path in (converted, options["data"], options["ood"]) if path]
-        check_output(html, sources, force=force)
-    with busy(f"Inspecting {converted}"):
+    from ..files.output_file import told
+    from .output_path import checked_output
+
+    sources = [path for path in (converted, options["data"], options["ood"]) if path]
+    with (
+        checked_output(html, sources, force=force) if html else contextlib.nullcontext() as file,
+        busy(f"Inspecting {converted}"),
+    ):
         found = _inspected(converted, allow, **options)
-        text = _page(found) if html else ""
-    if html:
-        _write(html, text, force)
+        if html and file:
+            text = _page(found).encode()
+            with told(html):
+                file.write(text)
     _show(found, as_json, full)
     if html:
         say(f"\nWrote {html}", err=as_json)
@@ -105,18 +109,6 @@ def _page(found: Inspection) -> str:
     from ..figures.page import page
 
     return page(found)
-
-
-def _write(path: str, text: str, force: bool) -> None:
-    from ..files.whole_file import whole_file
-
-    try:
-        with whole_file(Path(path), overwrite=force) as file:
-            file.write(text.encode())
-    except FileExistsError:
-        raise UsageError(f"{path}: exists already; --force replaces it") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def _show(found: Inspection, as_json: bool, full: bool) -> None:

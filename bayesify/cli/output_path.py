@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import UsageError
+from ..files.output_file import output_file
 from ..files.weight_files import refuse_other_folder
 from ..policy.policy import Policy
 
@@ -54,6 +57,18 @@ def check_output(
     _check_place(target, folder)
     if exists and not force:
         raise UsageError(f"{path}: exists already; --force replaces it, -o names another file")
+
+
+@contextlib.contextmanager
+def checked_output(path: str, sources: Sequence[str], *, force: bool) -> Iterator[BinaryIO]:
+    """The file that a command writes, checked by `check_output` and there when the block ends: whole, or not at all.
+
+    Raises:
+        UsageError: with what is in the way.
+    """
+    check_output(path, sources, force=force)
+    with output_file(path, overwrite=force, sources=sources) as file:
+        yield file
 
 
 def _exists(target: Path) -> bool:

@@ -38,18 +38,20 @@ def predict(
       bayesify predict mlp.flipout.pt --inputs table.csv --task regression --noise 0.3 -o out.csv
       bayesify predict bert.lrt.pt --inputs batch.safetensors --part logits --task classification --json
     """
-    if output:
-        from .batch_files import check_ending
-        from .output_path import check_output
+    import contextlib
 
+    from ..files.output_file import told
+    from .batch_files import check_ending, summary, write_prediction
+    from .output_path import checked_output
+
+    if output:
         check_ending(output)
-        check_output(output, [converted, inputs], force=force)
-    with busy(f"Predicting with {converted}"):
-        prediction = _predicted(converted, inputs, allow, **options)
-    from .batch_files import summary, write_prediction
-
-    if output:
-        write_prediction(prediction, output)
+    with checked_output(output, [converted, inputs], force=force) if output else contextlib.nullcontext() as file:
+        with busy(f"Predicting with {converted}"):
+            prediction = _predicted(converted, inputs, allow, **options)
+        if output and file:
+            with told(output):
+                write_prediction(prediction, output, file)
     _show(summary(prediction, options["samples"], output), as_json)
 
 

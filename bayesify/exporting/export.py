@@ -23,7 +23,7 @@ from ..analysis.probe.example_inputs import ExampleInputs
 from ..errors import ExportMismatchError, UsageError
 from ..escaping import first_line
 from ..files.model_file.description import present_versions
-from ..files.whole_file import whole_file
+from ..files.output_file import output_file, told
 from ..nn.kl import layers_of, refuse_lost_posteriors
 from ..surgery.reset import refuse_lazy
 from ..surgery.revert import revert
@@ -71,12 +71,14 @@ def export(
     mode, passes = _mode(mean, noise, samples, draws)
     write = write_onnx if _ending(path) == ".onnx" else write_pt2
     _refuse_unfit(model, mode, task, observation_noise)
-    with undisturbed(model, None), _placed(path, overwrite) as file:
+    with undisturbed(model, None), output_file(path, overwrite=overwrite) as file:
         asked = _asked(model, mode, task, output, dim, observation_noise)
         call = at_least_two(tensor_call(model, example_inputs, dynamic_batch=dynamic_batch))
         network = _network(model, call, asked, mode, passes, seed)
         metadata = _metadata(model, network, mode, plan, seed)
-        _check(network, _written(write, network, file, metadata), mode, progress)
+        with told(path):
+            outputs = _written(write, network, file, metadata)
+        _check(network, outputs, mode, progress)
     return metadata
 
 
@@ -164,17 +166,6 @@ def _digest(model: nn.Module) -> str:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _placed(path: str | PathLike[str], overwrite: bool) -> Any:
-    target = Path(path).resolve()
-    if not target.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {target.parent}; make it first")
-    if target.is_dir():
-        raise UsageError(f"{path}: is a folder; name the file to write")
-    if target.exists() and not overwrite:
-        raise UsageError(f"{path}: exists already")
-    return whole_file(target, overwrite=overwrite)
 
 
 def _written(write: Callable[..., Outputs], network: Network, file: BinaryIO, metadata: dict[str, Any]) -> Outputs:

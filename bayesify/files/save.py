@@ -23,7 +23,7 @@ from .model_file.description import Factory
 from .model_file.differences import COMPARED_APART
 from .model_file.opening import Way, comes_back, is_converted, lost_in_pickle, lost_when_opened
 from .model_file.write import ModelFile, described
-from .weight_files import refuse_other_folder
+from .output_file import output_target, told
 from .whole_file import Watched, whole_file
 
 _NOT_DATA = (pickle.PicklingError, AttributeError, TypeError, RuntimeError)
@@ -62,10 +62,11 @@ def save(
     _refuse_other(model, path)
     if like is not None or os.fspath(path).endswith(os.sep):
         return _save_folder(model, path, like, plan, overwrite, sources)
-    kept, target = _factory(factory, args), _target(path, sources)
+    kept = _factory(factory, args)
+    target = output_target(path, overwrite=overwrite, sources=sources)
     pickled = kept is None and structure and not is_converted(model)
     content = None if pickled else _opening_content(model, path, kept, structure, plan)
-    with _told(model, path), whole_file(target, overwrite=overwrite) as file:
+    with _told(model, path), told(path), whole_file(target, overwrite=overwrite) as file:
         _write(model, path, content, file)
 
 
@@ -75,8 +76,9 @@ def _save_folder(
 ) -> None:  # fmt: skip
     from .model_folder.writing import save_folder
 
-    target = _folder_target(path, [*sources, *([] if like is None else [like])])
-    with _told(model, path):
+    never = [*sources, *([] if like is None else [like])]
+    target = output_target(path, overwrite=overwrite, sources=never, folder=True)
+    with _told(model, path), told(path):
         save_folder(model, target, None if like is None else Path(like), plan=plan, overwrite=overwrite)
 
 
@@ -108,13 +110,9 @@ def _interrupt(error: BaseException | None) -> BaseException | None:
 
 @contextlib.contextmanager
 def _told(model: nn.Module, path: Any) -> Iterator[None]:
-    """What fails in writing, as an error of ours that says what to do."""
+    """What is no data, as an error of ours that says what to do."""
     try:
         yield
-    except FileExistsError:
-        raise UsageError(f"{path}: exists already") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from None
     except _NOT_DATA as error:
         raise UsageError(f"{path}: {_why_not_data(model, error)}; {_WAYS}") from error
 
@@ -145,32 +143,6 @@ def _factory(spec: str | None, args: Mapping[str, Any] | None) -> Factory | None
         return Factory(spec, json.loads(json.dumps(dict(args or {}))))
     except (TypeError, ValueError) as error:
         raise UsageError(f"args of {spec} must be plain values, as in JSON: {error}") from None
-
-
-def _target(path: str | PathLike[str], sources: Sequence[str | PathLike[str]]) -> Path:
-    target = Path(os.path.realpath(path))
-    for source in sources:
-        if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
-            raise UsageError(f"{path}: is {source} itself, which is never overwritten")
-    if os.path.isdir(target):
-        raise UsageError(f"{path}: is a folder; name the file to write")
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise UsageError(f"{path}: is not a regular file; name the file to write")
-    return target
-
-
-def _folder_target(path: str | PathLike[str], sources: Sequence[str | PathLike[str]]) -> Path:
-    """Where a folder is written: a place that is free, empty, or has a folder that `save` wrote.
-
-    Raises:
-        UsageError: something else is there, or it is a source.
-    """
-    target = Path(os.path.realpath(path))
-    for source in sources:
-        if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
-            raise UsageError(f"{path}: is {source} itself, which is never overwritten")
-    refuse_other_folder(target)
-    return target
 
 
 def _opening_content(

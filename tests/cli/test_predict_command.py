@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from torch import nn
 
 import bayesify
 from bayesify.cli.commands import main
+from bayesify.files.untrusted.content import opened
+from bayesify.files.untrusted.numpy_file import read_npz
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 
@@ -73,6 +77,54 @@ def test_a_summary() -> None:
     assert "Wrote out.csv" in text
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_numpy_s_files_as_numpy_reads_them(save: Any, tmp_path: Path) -> None:
+    arrays = {
+        "bytes": np.arange(5, dtype=np.uint8), "big": np.arange(6, dtype=">i4").reshape(2, 3), "none": np.ones((0, 3)),
+        "one": np.array(2.5), "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "true": np.array([True]),
+        "complex": np.array([1j]), "half": np.ones(3, np.float16),
+    }  # fmt: skip
+    save(tmp_path / "x.npz", **arrays)
+    with opened(tmp_path / "x.npz") as content:
+        found = read_npz(content)
+    assert {name: array.dtype.newbyteorder("=") for name, array in arrays.items()} == {
+        name: array.dtype for name, array in found.items()
+    }
+    assert all(np.array_equal(array, found[name]) for name, array in arrays.items())
+
+
+def test_an_output_is_whole_or_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full while it is written; a file and a link that appear while it is predicted."""
+    for name in ("out.npz", "out.csv"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            assert "No space left" in run("--inputs", "x.csv", "-o", name, code=2).output
+        assert not Path(name).exists()
+        Path("mine").write_text("mine")
+        with monkeypatch.context() as patched:
+            patched.setattr("bayesify.cli.predict_command._predicted", appearing(name))
+            assert "exists already" in run("--inputs", "x.csv", "-o", name, code=2).output
+            Path(name).unlink()
+            run("--inputs", "x.csv", "-o", name, "--force")
+        assert Path("mine").read_text() == "mine"
+        assert not Path(name).is_symlink()
+    assert not [path for path in Path().iterdir() if path.name.startswith(".")]
+
+
+def full(descriptor: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def appearing(name: str) -> Any:
+    """Predicts, while somebody else puts a link where the result goes."""
+
+    def predicted(*_: Any, **__: Any) -> bayesify.Prediction:
+        Path(name).symlink_to("mine")
+        return bayesify.predict(bayesify.load("mlp.pt"), X, samples=2)
+
+    return predicted
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     assert "no such file" in run("--inputs", "none.npz", code=2).output
     assert "end in .npz, .pt, .safetensors, .csv" in run("--inputs", "x.txt", code=2).output
@@ -83,7 +135,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     Path("broken.npz").write_text("not a zip")
     assert "is not an .npz file of numbers" in run("--inputs", "broken.npz", code=4).output
     np.savez("objects.npz", np.array([{}], dtype=object))
-    assert "is not an .npz file of numbers" in run("--inputs", "objects.npz", code=4).output
+    assert "is not an array of numbers" in run("--inputs", "objects.npz", code=4).output
     Path("bad.csv").write_text("1,2,3,4\n1,2,x,4\n")
     assert "line 2 of the numbers" in run("--inputs", "bad.csv", code=4).output
     Path("empty.csv").write_text("a,b\n")

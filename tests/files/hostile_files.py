@@ -7,6 +7,7 @@ from torch import nn
 from bayesify.files.untrusted.model_builder import ModelBuilder
 from bayesify.files.untrusted.trust import KNOWN
 from tests.files.hostile_bytes import bombs, streams, tensors, zips
+from tests.files.hostile_inputs import inputs
 from tests.files.pickle_text import EMPTY, RELU, TENSOR, Files, P, holding, module, name
 
 PARTIAL = name("functools.partial").call(name("torch.nn.modules.linear.Linear")).build(
@@ -137,4 +138,4 @@ def structures() -> Files:
     yield "a distributed wrapper", module("torch.nn.parallel.distributed.DistributedDataParallel").file()
 
 
-GENERATORS = [shadows, twice, constructors, rules, structures, bombs, tensors, zips, streams]
+GENERATORS = [shadows, twice, constructors, rules, structures, bombs, tensors, zips, streams, inputs]

@@ -18,6 +18,7 @@ _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _DESCRIPTORS = (12, 16, 20, 24)  # the sizes that the note behind a member's bytes may have
 _FULL, _FULL_16 = 0xFFFFFFFF, 0xFFFF
 _SIZES_BEHIND, _ENCRYPTED = 1 << 3, 1 << 0
+_STORED, _DEFLATED = 0, 8
 _CHUNK = 1 << 20
 _FOREIGN = "as torch.save never writes; save it again with torch.save"
 _STRANGE = "is a zip file that different programs would read differently"
@@ -25,13 +26,19 @@ _STRANGE = "is a zip file that different programs would read differently"
 
 @dataclass(frozen=True)
 class Member:
-    """One member: where its bytes are in the file, whether they are compressed, and their checksum."""
+    """One member: where its bytes are in the file, how many they are packed and unpacked, how, and their checksum."""
 
     name: str
     start: int
+    packed: int
     size: int
     crc: int
-    stored: bool
+    method: int
+
+    @property
+    def stored(self) -> bool:
+        """Whether its bytes stand in the file as they are."""
+        return self.method == _STORED
 
 
 class ZipDirectory:
@@ -51,6 +58,27 @@ class ZipDirectory:
         """
         member = self.stored(name)
         data = self.content.read(member.start, member.size)
+        self._hold(member, zlib.crc32(data))
+        return data
+
+    def unpacked(self, name: str) -> bytes:
+        """As `read`, for a member that may be compressed. Its size is what the directory says, for callers to bound.
+
+        Raises:
+            FileRefusedError: the bytes differ from their checksum or their size, or are packed in an unusual way.
+        """
+        member = self.members[name]
+        if member.method == _STORED:
+            return self.read(name)
+        if member.method != _DEFLATED:
+            raise FileRefusedError(f"its {name[:80]!r} is compressed in a way that is not read")
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            data = unpacker.decompress(self.content.read(member.start, member.packed), member.size + 1)
+        except zlib.error:
+            raise FileRefusedError(f"its {name[:80]!r} is damaged; {SHORT}") from None
+        if not unpacker.eof or unpacker.unused_data or len(data) != member.size:
+            raise FileRefusedError(f"its {name[:80]!r} is not of its size; {SHORT}")
         self._hold(member, zlib.crc32(data))
         return data
 
@@ -159,10 +187,10 @@ def _member(content: Content, header: tuple[int, ...], raw: bytes, extra: bytes)
     if same and not behind:
         local_extra = content.read(place + _LOCAL.size + name_size, extra_size)
         same = local[6] == crc and _large(local_extra, local[7], local[8], 0, 0) == (packed, size, 0, 0)
-    if not same or disk or flags & _ENCRYPTED or (method == 0 and packed != size):
+    if not same or disk or flags & _ENCRYPTED or (method == _STORED and packed != size):
         raise FileRefusedError(f"{_STRANGE}: an entry says two things about itself")
     start = place + _LOCAL.size + name_size + extra_size
-    member = Member(_name(raw), start, size, crc, stored=method == 0)
+    member = Member(_name(raw), start, packed, size, crc, method)
     return place, start + packed, member
 
 
