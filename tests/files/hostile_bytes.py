@@ -48,6 +48,9 @@ def weight(count: int, offset: int, size: tuple, stride: tuple, kind: str = "Flo
     return name("torch._utils._rebuild_tensor_v2").call(*args)
 
 
+SHARED_DICTS = b"".join(  # each holds the one before twice
+    b"}(X\1\0\0\0ah%cX\1\0\0\0bh%cuq%c" % (level, level, level + 1) for level in range(60)
+)
 TENSORS = {
     "beyond its end": weight(3, 1, (3,), (1,)),
     "beyond its end by a stride": weight(3, 0, (2, 2), (2, 2)),
@@ -145,6 +148,9 @@ def streams() -> Files:
         yield f"operation {code} on a dict", as_zip(b"\x80\x02}" + bytes([code]) + b"\0" * 8 + b".")
     yield "two pickles", as_zip(pickle.dumps(OrderedDict(), 2) * 2)
     yield "an old file whose keys are others", as_old(pickle.dumps({"a": 1}, 2), pickle.dumps(["7"], 2))
+    for what, parts in {"itself": b"}q\0X\x01\0\0\0ah\0s", "shared": b"}q\0" + SHARED_DICTS}.items():
+        head = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001)]
+        yield f"an old file whose platform holds {what}", b"".join(head) + b"\x80\x02" + parts + b"." + head[0] * 2
     yield "an old file that goes on", as_old(pickle.dumps({"a": 1}, 2)) + b"x"
     yield "an old file whose first pickle calls", P(b"cos\nsystem\n").call("touch ran").text + b"."
     for number in range(5):

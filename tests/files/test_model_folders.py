@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import bayesify
 from bayesify.errors import BayesifyError, FileRefusedError, UsageError
 from bayesify.files.model_factory import build_model
+from bayesify.files.model_folder.record import _digest, file_digest
 from bayesify.files.model_folder.writing import plain_state
 from tests.files import folders
 from tests.files.folders import CHECKPOINTS, FOLDERS, bert, net
@@ -192,6 +193,10 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "another size": ({"hidden_size": 12}, "don't fit"),
     "more layers": ({"num_hidden_layers": 2}, "lacks 16 tensors"),
     "a network without end": ({"max_position_embeddings": 10**9}, "do not belong together"),
+    "layers without end": ({"num_hidden_layers": 10**6}, "a network of endless parts"),
+    "more layers than can be counted": ({"num_hidden_layers": 10**400}, "do not belong together"),
+    "labels without end": ({"num_labels": 10**9}, "do not belong together"),
+    "a vocabulary without end": ({"vocab_size": 10**6, "hidden_size": 4096}, "do not belong together"),
     "no sense": ({"hidden_size": "eight"}, "describes no model"),
 }
 
@@ -229,6 +234,18 @@ def test_a_pipeline_of_diffusers_names_its_networks(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(FileRefusedError, match="is a pipeline of diffusers; name one of its networks: unet"):
         bayesify.load(tmp_path)
+
+
+def test_a_record_names_files_beside_it_only(made: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.json"
+    outside.write_text("{}")
+    bayesify.save(bayesify.convert(bayesify.load(made / "bert")), tmp_path / "b", like=made / "bert")
+    record = json.loads((tmp_path / "b/bayesify.json").read_text())
+    record["files"][str(outside)] = file_digest(outside)
+    record.pop("sha256")
+    (tmp_path / "b/bayesify.json").write_text(json.dumps({**record, "sha256": _digest(record)}))
+    with pytest.raises(FileRefusedError, match="damaged"):
+        bayesify.load(tmp_path / "b")
 
 
 def test_what_a_configuration_may_not_choose_is_left_out(made: Path, tmp_path: Path) -> None:

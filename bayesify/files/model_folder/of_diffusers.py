@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...errors import FileRefusedError, did_you_mean
@@ -13,7 +12,7 @@ from ..fit_weights import Tell, fit
 from ..json_file import read_json
 from ..read_weights import plain_weights
 from .configuration import Configured
-from .libraries import library, refuse_larger
+from .libraries import Extent, library
 
 CLASS = "_class_name"
 
@@ -25,13 +24,13 @@ def network(given: Configured, *, meta: bool, tell: Tell) -> nn.Module:
         FileRefusedError: the class is none of diffusers' networks, or the weights are not its own.
     """
     diffusers = library("diffusers", given.folder)
-    cls = _class(diffusers, given)
-    with torch.device("meta"):
-        empty = _made(cls, given)
+    cls, extent = _class(diffusers, given), Extent.of(given.folder)
+    extent.refuse_numbers(given.config)
+    empty = extent.sketch(lambda: _made(cls, given))
     if meta:
         return empty
+    extent.refuse_larger(empty)
     weights = plain_weights(given.folder)
-    refuse_larger(empty, weights, given.folder)
     model = _made(cls, given)
     fit(model, weights, source=str(given.folder), tell=tell)
     return model
@@ -54,6 +53,8 @@ def _class(diffusers: Any, given: Configured) -> Any:
 def _made(cls: Any, given: Configured) -> nn.Module:
     try:
         model: nn.Module = cls.from_config(given.config)
+    except FileRefusedError:
+        raise
     except Exception as error:
         raise FileRefusedError(f"{given.folder}: describes no {cls.__name__}: {first_line(error)}") from error
     return model.eval()

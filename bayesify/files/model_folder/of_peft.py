@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from ...regex_limits import why_slow
 from ..fit_weights import Tell
 from ..read_weights import plain_weights
 from .configuration import Configured
-from .libraries import library
+from .libraries import Extent, library
 
 _KINDS = (  # whose set-up takes nothing from elsewhere
     "ADALORA", "C3A", "DELORA", "FOURIERFT", "GRALORA", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS",
@@ -106,8 +105,9 @@ def _sketch(cls: Any, base: nn.Module, config: Any, given: Configured) -> nn.Mod
     plain = copy.deepcopy(config)
     if hasattr(plain, "init_lora_weights"):
         plain.init_lora_weights = True
-    with torch.device("meta"):
-        sketch: nn.Module = cls(copy.deepcopy(base, dict(light)), plain)
+    extent = Extent.of(given.folder)
+    extent.refuse_numbers(given.config)
+    sketch = extent.sketch(lambda: cls(copy.deepcopy(base, dict(light)), plain))
     sizes = [sum(tensor.numel() for tensor in (*net.parameters(), *net.buffers())) for net in (base, sketch)]
     if sizes[1] > 2 * sizes[0] + _SMALL:
         raise FileRefusedError(

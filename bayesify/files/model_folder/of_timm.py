@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...errors import FileRefusedError
@@ -12,7 +11,7 @@ from ...escaping import first_line
 from ..fit_weights import Tell, fit
 from ..read_weights import plain_weights
 from .configuration import Configured
-from .libraries import library, refuse_larger
+from .libraries import Extent, library
 
 
 def network(given: Configured, *, meta: bool, tell: Tell) -> nn.Module:
@@ -21,13 +20,13 @@ def network(given: Configured, *, meta: bool, tell: Tell) -> nn.Module:
     Raises:
         FileRefusedError: timm has not this architecture, or the weights are not its own.
     """
-    timm = library("timm", given.folder)
-    with torch.device("meta"):
-        empty = _made(timm, given)
+    timm, extent = library("timm", given.folder), Extent.of(given.folder)
+    extent.refuse_numbers(given.config)
+    empty = extent.sketch(lambda: _made(timm, given))
     if meta:
         return empty
+    extent.refuse_larger(empty)
     weights = plain_weights(given.folder)
-    refuse_larger(empty, weights, given.folder)
     model = _made(timm, given)
     fit(model, weights, source=str(given.folder), tell=tell)
     return model
@@ -39,6 +38,8 @@ def _made(timm: Any, given: Configured) -> nn.Module:
     said.update({name: config[name] for name in ("num_classes", "label_names") if name in config})
     try:
         model = timm.create_model(config["architecture"], pretrained_cfg=said, **(config.get("model_args") or {}))
+    except FileRefusedError:
+        raise
     except Exception as error:
         raise FileRefusedError(f"{given.folder}: describes no model of timm: {first_line(error)}") from error
     return model.eval()  # type: ignore[no-any-return]

@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...errors import FileRefusedError, did_you_mean
@@ -16,7 +15,7 @@ from ..fit_weights import Tell
 from ..json_file import read_json
 from ..read_weights import plain_weights
 from .configuration import Configured, cleaned
-from .libraries import library, refuse_larger
+from .libraries import Extent, library
 
 
 def network(given: Configured, *, meta: bool, tell: Tell) -> nn.Module:
@@ -25,17 +24,19 @@ def network(given: Configured, *, meta: bool, tell: Tell) -> nn.Module:
     Raises:
         FileRefusedError: the class is not transformers', or the weights are not its own.
     """
-    transformers = library("transformers", given.folder)
+    transformers, extent = library("transformers", given.folder), Extent.of(given.folder)
+    extent.refuse_numbers(given.config)
     with quiet(transformers):
         try:
             cls, config = _class(transformers, given, tell)
-            with torch.device("meta"):
-                empty = cls(config).eval()
+            empty = extent.sketch(lambda: cls(config)).eval()
+            if not meta:
+                extent.refuse_larger(empty)
         except FileRefusedError:
             raise
         except Exception as error:
             raise FileRefusedError(f"{given.folder}: config.json describes no model: {first_line(error)}") from error
-        model = empty if meta else _filled(cls, config, empty, given, tell)
+        model = empty if meta else _filled(cls, config, given, tell)
         _generation(transformers, model, given)
     return model
 
@@ -74,9 +75,8 @@ def _foreign(transformers: Any, name: Any, given: Configured) -> str:
     )
 
 
-def _filled(cls: Any, config: Any, empty: nn.Module, given: Configured, tell: Tell) -> nn.Module:
+def _filled(cls: Any, config: Any, given: Configured, tell: Tell) -> nn.Module:
     weights = plain_weights(given.folder)
-    refuse_larger(empty, weights, given.folder)
     for note in weights.notes[1:]:
         tell(f"{given.folder}: {note}")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,7 +59,8 @@ def read_record(folder: Path) -> Record:
     if whole.pop(_DIGEST, None) != _digest(whole):
         raise FileRefusedError(f"{path}: differs from its checksum; {SHORT}")
     files, apart = whole.get("files"), whole.get("apart")
-    if not isinstance(files, dict) or not isinstance(apart, dict):
+    beside = isinstance(files, dict) and all(name == os.path.basename(name) for name in files)
+    if not isinstance(files, dict) or not beside or not isinstance(apart, dict):
         raise FileRefusedError(f"{path}: its description is damaged; {SHORT}")
     for name, digest in files.items():
         if file_digest(folder / name) != digest:

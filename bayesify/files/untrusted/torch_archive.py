@@ -11,6 +11,7 @@ from ...errors import FileRefusedError
 from .byte_stream import MalformedPickleError
 from .content import SHORT, Content
 from .file_kind import MAGIC_NUMBER
+from .nodes import Dict
 from .pickle_reader import Pickle, read_pickle
 from .storages import Storages, described
 from .zip_directory import ZipDirectory
@@ -74,16 +75,17 @@ def open_old(content: Content, *, meta: bool) -> Archive:
     at, head = 0, []
     for _ in range(3):
         part = _read(content, at)
-        head.append(_plain(part.root))
+        head.append(part.root)
         at = part.end
-    if head[0] != MAGIC_NUMBER or head[1] != 1001 or not isinstance(head[2], dict):
+    if head[0] != MAGIC_NUMBER or head[1] != 1001 or not isinstance(head[2], Dict):
         raise FileRefusedError(f"is not in the version of torch's old format that this program knows; {SHORT}")
     pickle = _read(content, at)
     keys = _read(content, pickle.end)
     places = dict(_places(content, keys.end, keys.root, pickle))
-    order = "little" if head[2].get("little_endian", True) is True else "big"
+    big = any(key == "little_endian" and value is not True for key, value in head[2].pairs if isinstance(key, str))
     fill = lambda key, buffer: content.read_into(places[key][0], buffer)  # noqa: E731
-    return Archive(pickle, Storages({key: size for key, (_, size) in places.items()}, fill, meta=meta, order=order))
+    sizes = {key: size for key, (_, size) in places.items()}
+    return Archive(pickle, Storages(sizes, fill, meta=meta, order="big" if big else "little"))
 
 
 def _places(content: Content, at: int, keys: Any, pickle: Pickle) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -112,11 +114,3 @@ def _read(content: Content, at: int = 0) -> Pickle:
         return read_pickle(content, at)
     except MalformedPickleError:
         raise FileRefusedError(SHORT) from None
-
-
-def _plain(node: Any) -> Any:
-    """A plain value out of nodes, where it is one: a dict of plain values, or a number."""
-    pairs = getattr(node, "pairs", None)
-    if pairs is None:
-        return node
-    return {key: _plain(value) for key, value in pairs if isinstance(key, str)}
