@@ -9,13 +9,15 @@ from torch.optim import Optimizer
 from ..errors import UsageError
 from ..nn.kl import terms, total_kl, variational_layers
 from ..surgery.optimizer import extend_optimizer
+from ..uncertainty.posterior_states import near_priors
 
 
 @torch.no_grad()
 def posterior_state(model: nn.Module, prefix: str = "posterior") -> dict[str, float]:
-    """The KL in nats, the mean std over all weights with a posterior, and the share of posteriors that were reached.
+    """The KL in nats, the mean std over all weights, and the shares of posteriors at their priors and reached.
 
-    "Reached" is by forward passes since this was asked last: less than 1 means layers that the loss does not train.
+    "At prior" is a KL of less than 0.05 nats a weight: the data say nothing of those. "Reached" is by forward passes
+    since this was asked last: less than 1 means layers that the loss does not train.
     """
     every = terms(model)
     stds = [term.layers[0].counted(term.mean_name, term.layers[0].std_of(term.mean_name)) for term in every]
@@ -26,6 +28,7 @@ def posterior_state(model: nn.Module, prefix: str = "posterior") -> dict[str, fl
     return {
         f"{prefix}/kl": float(total_kl(model)),
         f"{prefix}/mean_std": total / max(1, sum(std.numel() for std in stds)),
+        f"{prefix}/at_prior": len(near_priors(model)) / len(every),
         f"{prefix}/reached": reached,
     }
 

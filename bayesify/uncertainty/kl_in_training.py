@@ -20,6 +20,7 @@ from ..errors import UsageError
 from ..nn.kl import layers_of, total_kl
 from ..nn.parametrized_weights import sources
 from .missing_gradients import GradientWatch
+from .posterior_states import tell_of_priors
 
 Schedule = Callable[[int], float]
 
@@ -109,9 +110,11 @@ class AttachedKL:
         self._handle = optimizer.register_step_pre_hook(self)
 
     def remove(self) -> None:
-        """Leave the optimizer as it was."""
+        """Leave the optimizer as it was. A warning names the posteriors that training left as their priors."""
         self._handle.remove()
         self._watch.tell()
+        if self.steps:
+            tell_of_priors(self.model)
 
     def add(self) -> None:
         """Add the KL's gradient now, ahead of clipping; the next step then adds none."""
@@ -134,7 +137,10 @@ class AttachedKL:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.remove()
+        if error is None:
+            self.remove()
+        else:
+            self._handle.remove()
 
     def _with_kl(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         step = self.steps

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..findings import Finding, Kind, PosteriorState, Quality
 from .calibration import Calibration
+from .posterior_states import AT_PRIOR
 
-AT_PRIOR = 0.05  # nats a weight: the std within a quarter of the prior's, and the mean within a third of its std
 _CONSTANT = 1.1  # between the 5 % and the 95 % quantile of std over the prior's: one factor for all weights
 _RUINED = 0.2  # nats of NLL that noise costs each example, beyond two standard errors
 _MISCALIBRATED = 0.05  # expected calibration error

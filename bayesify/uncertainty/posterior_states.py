@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,11 @@ from ..nn.kl import Term, terms
 from ..nn.parametrized_weights import mask
 from ..nn.starts import moved_since_start
 from ..programs.part import shown
+from ..report.fold_names import few_names
 from ..report.lines import posterior_text
 from .signal_to_noise import signal_to_noise
 
+AT_PRIOR = 0.05  # nats a weight: the std within a quarter of the prior's, and the mean within a third of its std
 _MOST_SORTED = 2**20  # elements; of a larger weight the quantiles are those of evenly spaced ones
 
 
@@ -31,6 +34,25 @@ def posterior_states(model: nn.Module) -> list[PosteriorState]:
     all_terms = terms(model)
     ran = any(term.reached for term in all_terms)
     return [_state(term, term.reached if ran else None) for term in all_terms]
+
+
+@torch.no_grad()
+def near_priors(model: nn.Module) -> list[str]:
+    """The names of the posteriors whose KL is below `AT_PRIOR` nats a weight."""
+    weights = [(term, term.layers[0].mean_of(term.mean_name).numel()) for term in terms(model)]
+    return [term_name(term) for term, count in weights if term.evaluate() < AT_PRIOR * count]
+
+
+def tell_of_priors(model: nn.Module) -> None:
+    """Warn of the posteriors that training left as their priors."""
+    near = near_priors(model)
+    if near:
+        warnings.warn(
+            f"{len(near)} posteriors ended as their priors, so that their stds say nothing of the data: "
+            f"{few_names(near)}. bayesify.calibrate fits one factor for all stds; less KL (n_train, beta) or "
+            "bayesify.fit_std lets the data say more; bayesify.inspect shows each",
+            stacklevel=3,
+        )
 
 
 def term_name(term: Term) -> str:

@@ -88,6 +88,7 @@ def test_groups_logs_and_prediction(tmp_path: Path) -> None:
     assert logged["posterior/kl"] > 0
     assert logged["posterior/mean_std"] > 0
     assert logged["posterior/reached"] == 1
+    assert logged["posterior/at_prior"] == 0
     assert not runs.optimizers[0]._optimizer_step_pre_hooks
     found = runs.predict(made, data())
     assert len(found) == 4
@@ -139,6 +140,16 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
     trainer(tmp_path, beta=betas, max_epochs=2).fit(again, data(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert again.losses == whole.losses[4:]
     assert all(torch.equal(*pair) for pair in zip(again.parameters(), whole.parameters(), strict=True))
+
+
+def test_posteriors_that_ended_as_their_priors_are_told(tmp_path: Path) -> None:
+    made = module()
+    bayesify.set_posterior_std(made, 5 / 4**0.5)  # the prior's, of the first layer
+    made.net[0].weight.data.zero_()
+    runs = trainer(tmp_path)
+    with pytest.warns(UserWarning, match=r"1 posteriors ended as their priors.*: net\.0\.weight\. bayesify.calibrate"):
+        runs.fit(made, data())
+    assert runs.logged_metrics["posterior/at_prior"] == 0.5
 
 
 def test_mixed_precision(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_groups_logs_and_prediction(tmp_path: Path) -> None:
     assert len(logged) == 4
     assert all(entry["posterior/kl"] > 0 and entry["posterior/mean_std"] > 0 for entry in logged)
     assert logged[-1]["posterior/reached"] == 1
+    assert logged[-1]["posterior/at_prior"] == 0
     found = trainer.predict(Texts(8), task="classification", samples=4, seed=0)
     assert isinstance(found, bayesify.Prediction)
     assert found.mean.shape == (8, 3)

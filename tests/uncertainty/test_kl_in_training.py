@@ -74,6 +74,29 @@ def test_a_handle_comes_off() -> None:
     assert_same(model, expected)
 
 
+def test_posteriors_that_ended_as_their_priors_are_told() -> None:
+    """By the handle's end; not where training failed, and not where no step was made."""
+    model = bayesify.convert(nn.Linear(6, 3), {"method": "flipout", "prior": {"mean": "pretrained", "std": 0.1}})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+
+    def trained_at(std: float, steps: int) -> None:
+        bayesify.set_posterior_std(model, std)
+        with bayesify.attach_kl(optimizer, model, N):
+            for _ in range(steps):
+                model(X).sum().backward()
+                optimizer.step()
+            assert steps < 2
+
+    with pytest.warns(UserWarning, match="1 posteriors ended as their priors"):
+        trained_at(0.1, steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained_at(0.05, steps=1)
+        trained_at(0.1, steps=0)
+        with pytest.raises(AssertionError):
+            trained_at(0.1, steps=2)
+
+
 def test_a_schedule_counts_steps() -> None:
     beta = bayesify.annealing(4, start=0.1, end=0.9)
     assert [beta(step) for step in (0, 1, 4, 9)] == pytest.approx([0.1, 0.3, 0.9, 0.9])
