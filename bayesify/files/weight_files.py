@@ -121,4 +121,7 @@ _OTHERS: dict[str, Any] = {
     "saved_model.pb": ("TensorFlow", "convert them with the program that wrote them, and save a torch state_dict"),
     ".gguf": ("GGUF", "get the model's safetensors files, which GGUF files are made from"),
     ".onnx": ("ONNX", "get the torch weights that it was exported from"),
+    ".distcp": ("torch.distributed.checkpoint", "join them: python -m torch.distributed.checkpoint.format_utils "
+                "dcp_to_torch FOLDER FILE"),
+    "MLmodel": ("MLflow", "name the file inside, FOLDER/data/model.pth"),
 }  # fmt: skip

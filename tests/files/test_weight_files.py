@@ -67,6 +67,7 @@ def test_an_index_that_is_wrong(table, message, index):
     ("name", "message"),
     [
         ("tf_model.h5", "from_tf=True"), ("flax_model.msgpack", "from_flax=True"), ("x.gguf", "safetensors files"),
+        ("__0_0.distcp", "dcp_to_torch"), ("MLmodel", "data/model.pth"),
         ("model.ckpt.index", "the program that wrote them"), ("x.onnx", "exported from"), ("a.txt", "without weights"),
     ],
 )  # fmt: skip
