@@ -113,7 +113,7 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
         model = _opened(source)
         made = plan(model, policy, example_inputs=inputs)
         converted = carry_out(made, model, inplace=True, kl_name=kl_name)
-        save(converted, target, plan=made.to_dict(), overwrite=force, sources=source.files, **source.recorded())
+        save(converted, target, overwrite=force, sources=source.files, **source.recorded())
     _show(made, **options)
     say(f"\nWrote {target}", err=options["as_json"])
 

@@ -49,7 +49,6 @@ def export(
     from ..files.load_model import load_model
     from .batch_files import place_of
     from .input_options import given_inputs, number_or_text
-    from .origin import plan_of
     from .output_path import check_output
 
     example = given_inputs(inputs, input_file)
@@ -62,7 +61,7 @@ def export(
         model, place = load_model(converted, allow=allow), place_of(part)
         metadata = write(
             model, output, example, output=place, observation_noise=number_or_text(observation_noise),
-            dynamic_batch=not fixed_batch, plan=plan_of(converted), overwrite=force, progress=False, **options,
+            dynamic_batch=not fixed_batch, overwrite=force, progress=False, **options,
         )  # fmt: skip
     _show(metadata, output, as_json)
 

@@ -1,45 +1,48 @@
-"""Where a converted file comes from, as it says itself: versions, plan, checksum."""
+"""Where a converted file or folder comes from, as it says itself: versions, plan, checksum."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 from ..files.model_file.description import Description, is_ours, read_description
+from ..files.model_folder.record import read_record
 from ..files.untrusted.content import Content, opened
 from ..files.untrusted.file_kind import kind_of
 from ..files.untrusted.safetensors_file import read_header
+from ..files.weight_files import RECORD
 from ..findings import Origin
 
 _CHUNK = 1 << 20
 
 
 def origin_of(path: str, command: str) -> Origin:
-    """What a file says of itself; of one that bayesify did not write, and of a folder, less."""
-    if not os.path.isfile(path):
+    """What a file, or a folder's record, says of itself; of what bayesify did not write, less."""
+    said = _said(path)
+    if said is None:
         return Origin(path, "", command=command)
-    with opened(path) as content:
-        checksum, description = _sha256(content), _description(content)
+    description = _description(said)
+    with opened(said) as content:
+        checksum = _sha256(content)
     if description is None:
         return Origin(path, checksum, command=command)
     return Origin(path, checksum, description.versions, description.plan, command)
 
 
-def plan_of(path: str) -> Mapping[str, Any] | None:
-    """The plan that a file was converted by, where it says so; its tensors are not read."""
-    if not os.path.isfile(path):
-        return None
+def _said(path: str) -> Path | None:
+    """The file that says it: of a folder its record."""
+    place = Path(path)
+    said = place / RECORD if place.is_dir() else place
+    return said if said.is_file() else None
+
+
+def _description(path: Path) -> Description | None:
+    if path.name == RECORD:
+        return read_record(path.parent).description
     with opened(path) as content:
-        description = _description(content)
-    return None if description is None else description.plan
-
-
-def _description(content: Content) -> Description | None:
-    if kind_of(content).kind != "safetensors" or not is_ours(read_header(content)):
-        return None
-    return read_description(content)[1]
+        if kind_of(content).kind != "safetensors" or not is_ours(read_header(content)):
+            return None
+        return read_description(content)[1]
 
 
 def _sha256(content: Content) -> str:

@@ -11,7 +11,7 @@ onnxruntime starts all sessions of a process at one seed: `onnxruntime.set_seed(
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +22,7 @@ from torch import nn
 from ..analysis.probe.example_inputs import ExampleInputs
 from ..errors import ExportMismatchError, UsageError
 from ..escaping import first_line
+from ..files.model_file.conversion import kept_plan
 from ..files.model_file.description import present_versions
 from ..files.output_file import output_file, told
 from ..nn.kl import layers_of, refuse_lost_posteriors
@@ -46,8 +47,7 @@ def export(
     model: nn.Module, path: str | PathLike[str], example_inputs: ExampleInputs, *, mean: bool = False,
     noise: bool = False, samples: int | None = None, draws: int | None = None, task: Task | None = None,
     output: str | int | None = None, dim: int = -1, observation_noise: Noise = None, seed: int | None = None,
-    dynamic_batch: bool = True, plan: Mapping[str, Any] | None = None, overwrite: bool = True,
-    progress: bool | None = None,
+    dynamic_batch: bool = True, overwrite: bool = True, progress: bool | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write a converted model as `.onnx` or `.pt2` (torch.export.load), and return the file's metadata.
 
@@ -59,7 +59,6 @@ def export(
             given and the model was calibrated, those that it was calibrated for.
         seed: of the held draws, which are those of `draw(model, seed, draws)`.
         dynamic_batch: leave the size of the batch open; else it is that of the example inputs.
-        plan: the plan that the model was converted by, `plan.to_dict()`: its policy is kept with the file.
         overwrite: whether a file that is there is replaced.
         progress: show a bar on stderr while runs are compared; None: on a terminal, where that takes over two seconds.
 
@@ -75,7 +74,7 @@ def export(
         asked = _asked(model, mode, task, output, dim, observation_noise)
         call = at_least_two(tensor_call(model, example_inputs, dynamic_batch=dynamic_batch))
         network = _network(model, call, asked, mode, passes, seed)
-        metadata = _metadata(model, network, mode, plan, seed)
+        metadata = _metadata(model, network, mode, seed)
         with told(path):
             outputs = _written(write, network, file, metadata)
         _check(network, outputs, mode, progress)
@@ -137,16 +136,14 @@ def _network(
     return Network(one, Summary(asked, one.output_names()), passes)
 
 
-def _metadata(
-    model: nn.Module, network: Network, mode: Mode, plan: Mapping[str, Any] | None, seed: int | None
-) -> dict[str, Any]:
+def _metadata(model: nn.Module, network: Network, mode: Mode, seed: int | None) -> dict[str, Any]:
     fitted: Calibration | None = network.one.asked.fitted
     call, methods = network.one.call, [layer.method for layer in layers_of(model)]
     return {
         "mode": mode,
         "passes": network.passes,
         "seed": seed,
-        "policy": None if plan is None else plan["policy"],
+        "policy": (kept_plan(model) or {}).get("policy"),
         "methods": {method: methods.count(method) for method in sorted(set(methods))},
         "task": network.one.asked.task,
         "temperature": None if fitted is None else fitted.temperature,

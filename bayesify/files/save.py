@@ -35,15 +35,16 @@ _WAYS = (
 
 def save(
     model: nn.Module, path: str | PathLike[str], *, factory: str | None = None, args: Mapping[str, Any] | None = None,
-    structure: bool = True, plan: Mapping[str, Any] | None = None, like: str | PathLike[str] | None = None,
-    overwrite: bool = True, sources: Sequence[str | PathLike[str]] = (),
+    structure: bool = True, like: str | PathLike[str] | None = None, overwrite: bool = True,
+    sources: Sequence[str | PathLike[str]] = (),
 ) -> None:  # fmt: skip
     """Write the whole model to a file, or a folder, that `bayesify.load` opens.
 
-    A converted model becomes tensors in the layout of safetensors and JSON, no pickle; a plain one is written by
-    torch.save. The file appears when it is complete and would open again: else, an older one stays as it was.
-    A model of transformers or peft becomes a folder where `path` ends in a slash or `like` is given, one of timm with
-    `like`: the library opens it as the plain network, `load` as what it is.
+    A converted model becomes tensors in the layout of safetensors and JSON, with the policy and the plan that it was
+    converted by, no pickle; a plain one is written by torch.save. The file appears when it is complete and would open
+    again: else, an older one stays as it was. A model of transformers or peft becomes a folder where `path` ends in a
+    slash or `like` is given, one of timm or diffusers with `like`: the library opens it as the plain network, `load` as
+    what it is.
 
     Args:
         model: a converted model, or a plain one.
@@ -51,7 +52,6 @@ def save(
         factory, args: the code that builds the plain network, `package.module:callable`, and its keyword arguments,
             for one that is not data. Opening runs it only at the caller's word.
         structure: whether to write how the model is built; without it, the file fills networks that callers build.
-        plan: the plan that the model was converted by, `plan.to_dict()`: kept with it.
         like: the folder that the model came from, whose other files come along: tokenizer, configuration.
         overwrite: whether what is there, or appears meanwhile, is replaced: a file, or a folder that `save` wrote.
         sources: files that never are, under whatever name.
@@ -61,25 +61,25 @@ def save(
     """
     _refuse_other(model, path)
     if like is not None or os.fspath(path).endswith(os.sep):
-        return _save_folder(model, path, like, plan, overwrite, sources)
+        return _save_folder(model, path, like, overwrite, sources)
     kept = _factory(factory, args)
     target = output_target(path, overwrite=overwrite, sources=sources)
     pickled = kept is None and structure and not is_converted(model)
-    content = None if pickled else _opening_content(model, path, kept, structure, plan)
+    content = None if pickled else _opening_content(model, path, kept, structure)
     with _told(model, path), told(path), whole_file(target, overwrite=overwrite) as file:
         _write(model, path, content, file)
 
 
 def _save_folder(
-    model: nn.Module, path: str | PathLike[str], like: str | PathLike[str] | None, plan: Mapping[str, Any] | None,
-    overwrite: bool, sources: Sequence[str | PathLike[str]],
+    model: nn.Module, path: str | PathLike[str], like: str | PathLike[str] | None, overwrite: bool,
+    sources: Sequence[str | PathLike[str]],
 ) -> None:  # fmt: skip
     from .model_folder.writing import save_folder
 
     never = [*sources, *([] if like is None else [like])]
     target = output_target(path, overwrite=overwrite, sources=never, folder=True)
     with _told(model, path), told(path):
-        save_folder(model, target, None if like is None else Path(like), plan=plan, overwrite=overwrite)
+        save_folder(model, target, None if like is None else Path(like), overwrite=overwrite)
 
 
 def _write(model: nn.Module, path: Any, content: ModelFile | None, file: BinaryIO) -> None:
@@ -145,16 +145,14 @@ def _factory(spec: str | None, args: Mapping[str, Any] | None) -> Factory | None
         raise UsageError(f"args of {spec} must be plain values, as in JSON: {error}") from None
 
 
-def _opening_content(
-    model: nn.Module, path: Any, factory: Factory | None, structure: bool, plan: Mapping[str, Any] | None
-) -> ModelFile:
+def _opening_content(model: nn.Module, path: Any, factory: Factory | None, structure: bool) -> ModelFile:
     """The file with the model's structure if that is data, else without; it opens, and with all that the model has."""
     ways: list[Way] = ["structure"] if structure else []
     ways += ["factory"] if factory is not None else [] if structure else ["into"]
     problems: list[str] = []
     for way in ways:
         try:
-            content = described(model, factory=factory, plan=plan, structure=way == "structure")
+            content = described(model, factory=factory, structure=way == "structure")
             lost = lost_when_opened(model, content, way)
         except _NOT_DATA as error:
             problems.append(_why_not_data(model, error))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..decision import Decision
 from ..errors import UsageError
-from ..files.model_file.conversion import PLAN
+from ..files.model_file.conversion import PLAN, keep_plan
 from ..nn.base import Variational
 from ..nn.folded_batches import unwatch_examples, watch_examples
 from ..nn.hooks import keep_unfused
@@ -45,6 +45,7 @@ def rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:
         watch_examples(model, made.batch_arguments)
     keep_ties(model)
     setattr(model, kl_name, Ledger(model))
+    keep_plan(model, made.to_dict())
 
 
 def take_back(model: nn.Module) -> None:

@@ -17,8 +17,7 @@ from tests.cli.command_line import files, run
 def net(here: Path) -> None:
     """A converted model in a file, with its plan."""
     plain = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    plan = bayesify.plan(plain, "moped").to_dict()
-    bayesify.save(bayesify.convert(plain, "moped"), "net.pt", plan=plan)
+    bayesify.save(bayesify.convert(plain, "moped"), "net.pt")
     Path("older.onnx").write_bytes(b"older")
 
 

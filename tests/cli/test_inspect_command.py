@@ -16,6 +16,7 @@ from torch import nn
 
 import bayesify
 from bayesify.cli.commands import main
+from tests.files.folders import saved_by_transformers
 
 LABELS = torch.arange(30) % 3
 X = F.one_hot(LABELS, 4).float() + 0.3 * torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
@@ -101,3 +102,14 @@ def test_data_without_a_task_say_what_is_reached() -> None:
     found = json.loads(run("mlp.flipout.pt", "--data", "data.npz", "--json").stdout)
     assert found["quality"] is None
     assert [state["reached"] for state in found["posteriors"]] == [True, True]
+
+
+def test_a_folder_says_where_it_comes_from(vision: object) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("matplotlib")
+    saved_by_transformers(Path("bert"))
+    bayesify.save(bayesify.convert(bayesify.load("bert"), "lrt"), "bert.lrt/")
+    said = json.loads(run("bert.lrt", "--json").stdout)["origin"]
+    assert said["plan"]["policy"]["method"] == "lrt"
+    assert said["versions"]["bayesify"] == bayesify.__version__
+    assert said["checksum"] == hashlib.sha256(Path("bert.lrt/bayesify.json").read_bytes()).hexdigest()

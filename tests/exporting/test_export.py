@@ -197,8 +197,7 @@ def test_names_and_computed_weights_and_inputs_without_a_batch(path: Path) -> No
 
 def test_metadata_stands_in_the_file_and_no_path_of_this_machine(path: Path) -> None:
     plain = nn.Sequential(nn.Linear(4, 2))
-    plan = bayesify.plan(plain, "lrt")
-    metadata = bayesify.export(bayesify.convert(plain, "lrt"), path, torch.ones(2, 4), noise=True, plan=plan.to_dict())
+    metadata = bayesify.export(bayesify.convert(plain, "lrt"), path, torch.ones(2, 4), noise=True)
     assert metadata["policy"]["method"] == "lrt"
     assert metadata["methods"] == {"lrt": 1}
     if path.suffix == ".onnx":

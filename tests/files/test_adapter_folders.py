@@ -88,7 +88,8 @@ def test_in_and_out_again(kind: str, base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "match"),
     [
-        ({"r": 2**31}, r"describes adapters of [\d,]+ numbers, for a base network of"),
+        ({"r": 2**31}, "its configuration says `r`: 2147483648"),
+        ({"r": 2**20}, r"describes adapters of [\d,]+ numbers, for a base network of"),
         ({"target_modules": r"(\w+)+\.nothing"}, r"'\(\\\\w\+\)\+\\\\.nothing' repeats a repetition"),
         ({"target_modules": ["query", "(a+)+b"]}, "repeats a repetition"),
         ({"rank_pattern": {"(.*)*query": 1}}, "repeats a repetition"),

@@ -242,7 +242,7 @@ def test_plan_versions_and_extras_are_kept(tmp_path):
     plan = bayesify.plan(net(), "lrt")
     model = bayesify.convert(net(), "lrt")
     vars(model)[EXTRAS] = {"calibration": {"temperature": 1.5}}
-    bayesify.save(model, tmp_path / "m.pt", plan=plan.to_dict())
+    bayesify.save(model, tmp_path / "m.pt")
     content = (tmp_path / "m.pt").read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     kept = json.loads(header["__metadata__"]["bayesify"])

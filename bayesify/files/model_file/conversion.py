@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,21 @@ from .live_nodes import named_tensors
 
 _KEPT = ("_calibration",)  # plain data that calibration keeps on a model
 EXTRAS = "_bayesify_extras"  # on a model: what later steps keep with it, as JSON
-PLAN = "_bayesify_plan"  # on a model that was opened: the plan that it was converted by, as JSON
+PLAN = "_bayesify_plan"  # on a converted model: the plan that it was converted by, as JSON text
+
+
+def keep_plan(model: nn.Module, plan: Mapping[str, Any] | None) -> None:
+    """Keep the plan with the model that was converted by it; as a text, so that copies of the model share it."""
+    vars(model)[PLAN] = json.dumps(plan)
+
+
+def kept_plan(model: nn.Module) -> dict[str, Any] | None:
+    """The plan that the model was converted by, as plain data, where it is known; a pickle may hold anything there."""
+    try:
+        plan = json.loads(vars(model).get(PLAN, "null"))
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return plan if isinstance(plan, dict) else None
 
 
 def conversion_of(model: nn.Module) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..untrusted.model_builder import ModelBuilder
 from ..untrusted.node_limits import refuse_unfolding
 from ..untrusted.nodes import names_in
 from ..untrusted.storages import Fill, Storages
-from .conversion import EXTRAS, PLAN, convert_again
+from .conversion import EXTRAS, convert_again, keep_plan
 from .description import Description, read_description
 from .node_json import from_table
 
@@ -81,7 +81,7 @@ class OwnFile:
         if self.description.extras:
             vars(model)[EXTRAS] = dict(self.description.extras)
         if self.description.plan is not None:
-            vars(model)[PLAN] = self.description.plan
+            keep_plan(model, self.description.plan)
         return model
 
     def _read_into(self, key: str, buffer: memoryview) -> None:

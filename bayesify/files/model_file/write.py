@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import nn
 
 from ..untrusted.content import storage_buffer
 from ..untrusted.safetensors_file import DTYPES
-from .conversion import EXTRAS, PLAN, conversion_of, tensors_of
+from .conversion import EXTRAS, conversion_of, kept_plan, tensors_of
 from .description import Description, Factory, header_of, present_versions
 from .live_nodes import nodes_of, storage_names
 from .node_json import to_table
@@ -33,23 +32,20 @@ class ModelFile:
             yield bytes_of(storage)
 
 
-def described(
-    model: nn.Module, *, factory: Factory | None, plan: Mapping[str, Any] | None, structure: bool
-) -> ModelFile:
+def described(model: nn.Module, *, factory: Factory | None, structure: bool) -> ModelFile:
     """The file of a model: arguments and errors are those of `description_of`."""
-    description, storages = description_of(model, factory=factory, plan=plan, structure=structure)
+    description, storages = description_of(model, factory=factory, structure=structure)
     return ModelFile(header_of(description, forms_of(model, storages)), storages)
 
 
 def description_of(
-    model: nn.Module, *, factory: Factory | None, plan: Mapping[str, Any] | None, structure: bool
+    model: nn.Module, *, factory: Factory | None, structure: bool
 ) -> tuple[Description, dict[str, torch.UntypedStorage]]:
     """What is to be written of a model: its description, and its storages by key.
 
     Args:
         model: the model.
         factory: the code that builds the plain network.
-        plan: the plan, as plain data; the one that the model was opened with, if not given.
         structure: whether the model's own structure is written too.
 
     Raises:
@@ -66,7 +62,7 @@ def description_of(
         checksums={key: zlib.crc32(bytes_of(memory)) for key, memory in live.storages.items()},
         factory=factory,
         versions=present_versions(),
-        plan=vars(model).get(PLAN) if plan is None else json.loads(json.dumps(plan)),
+        plan=kept_plan(model),
         extras=dict(vars(model).get(EXTRAS, {})),
     )
     return description, live.storages

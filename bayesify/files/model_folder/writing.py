@@ -31,7 +31,7 @@ from .record import Record, file_digest, placed, read_record, record_text
 
 
 def save_folder(
-    model: nn.Module, target: Path, like: Path | None, *, plan: Mapping[str, Any] | None, overwrite: bool
+    model: nn.Module, target: Path, like: Path | None, *, overwrite: bool
 ) -> None:
     """Write the model to a folder that its library opens as the plain network, and `load` as what it is.
 
@@ -49,7 +49,7 @@ def save_folder(
                 _copy_others(like, fresh)
             again = plain_network(fresh, None, meta=False, tell=lambda note: None)
             if is_converted(model):
-                _write_record(model, kind, fresh, again, plan)
+                _write_record(model, kind, fresh, again)
                 again = converted(fresh, read_record(fresh), again, meta=False)
         except BayesifyError as error:
             text = str(error).removeprefix(f"{fresh}: ").replace(str(fresh), str(target))
@@ -132,11 +132,9 @@ def _copy_others(like: Path, fresh: Path) -> None:
                 shutil.copyfile(os.path.join(place, name), target)
 
 
-def _write_record(
-    model: nn.Module, kind: Kind, fresh: Path, plain: nn.Module, plan: Mapping[str, Any] | None
-) -> None:
+def _write_record(model: nn.Module, kind: Kind, fresh: Path, plain: nn.Module) -> None:
     """The record, and apart the tensors that the plain network does not bring."""
-    description, storages = description_of(model, factory=None, plan=plan, structure=False)
+    description, storages = description_of(model, factory=None, structure=False)
     known = storages_of(plain)
     apart = [key for key, memory in storages.items() if key not in known or not _same(known[key], memory)]
     entries = placed(forms_of(model, storages), apart)
