@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from .calibration import Calibration
-from .outputs import picked
+from .outputs import one_tensor, picked
 from .prediction import Prediction, Task, each_tensor
 
 HALVES = "halves"
@@ -53,10 +53,9 @@ def split_noise(output: Any, noise: Noise, name: str | int | None, dim: int) -> 
     if not isinstance(noise, str):
         return picked(output, name), None
     if noise == HALVES:
-        both = picked(output, name)
-        if not isinstance(both, Tensor) or not -both.dim() <= dim < both.dim() or both.shape[dim] % 2:
-            what = tuple(both.shape) if isinstance(both, Tensor) else type(both).__name__
-            raise UsageError(f"noise='halves' needs one tensor of an even size along dim={dim}, and got {what}")
+        both = one_tensor(output, name)
+        if not -both.dim() <= dim < both.dim() or both.shape[dim] % 2:
+            raise UsageError(f"noise='halves' needs an even size along dim={dim}, and got {tuple(both.shape)}")
         mean, log_variance = both.chunk(2, dim)
         return mean, log_variance
     place = int(noise) if noise.lstrip("-").isdigit() else noise

@@ -32,6 +32,21 @@ def picked(output: Any, name: str | int | None) -> Any:
     raise UsageError(f"the output, {_described(output)}, has no part {name!r}.{near}")
 
 
+def one_tensor(output: Any, name: str | int | None) -> Tensor:
+    """The tensor of an output that targets are held against: the part that `name` says, or the only one there is.
+
+    Raises:
+        UsageError: the part is no floating point tensor, or has several.
+    """
+    part = picked(output, name)
+    floats = [leaf for leaf in pytree.tree_leaves(part) if is_float(leaf)]
+    if len(floats) != 1:
+        raise UsageError(
+            f"the output is {_described(part)}: name the tensor to calibrate by output= (on the command line --part)"
+        )
+    return floats[0]  # type: ignore[no-any-return]
+
+
 def flattened(output: Any, of: str) -> tuple[list[Any], pytree.TreeSpec]:
     """The leaves and the structure.
 

@@ -233,3 +233,26 @@ def test_tied_posteriors_are_scaled_once() -> None:
     before = model[0].weight_std.detach().clone()
     found = bayesify.calibrate(model, [(torch.randn(30, 4), torch.randn(30, 4))], task="regression")
     torch.testing.assert_close(model[1].weight_std, before * found.std_factor)
+
+
+class Parts(nn.Module):
+    """A network whose output is a dict."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.body, self.names = nn.Linear(4, 3), names
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"count": len(x), **{name: self.body(x) for name in self.names}}
+
+
+def test_the_one_tensor_of_an_output_need_not_be_named() -> None:
+    data = [(torch.randn(40, 4), torch.randint(3, (40,)))]
+    how: dict[str, Any] = {"task": "classification", "samples": 2}
+    found = bayesify.calibrate(bayesify.convert(Parts("logits")), data, **how)
+    assert found.conformal is not None
+    assert found.conformal.count == 40
+    several = bayesify.convert(Parts("logits", "features"))
+    with pytest.raises(UsageError, match="a dict of count, logits, features: name the tensor to calibrate by output="):
+        bayesify.calibrate(several, data, **how)
+    assert bayesify.calibrate(several, data, output="logits", **how).output == "logits"

@@ -13,7 +13,7 @@ from ...nn.posterior_mean import posterior_mean
 from ..calibration import Calibration
 from ..calls import Call
 from ..observation_noise import HALVES
-from ..outputs import picked
+from ..outputs import one_tensor
 from ..targets import labelled_calls
 from .class_labels import Labels
 from .data import Comparison, HeldOut, Outputs
@@ -46,7 +46,7 @@ def _twice_as_wide(model: nn.Module, batch: tuple[Call, Any], blank: Calibration
     """Whether the output has a mean and a log-variance for each target, one half of `dim` each."""
     call, target = batch
     with torch.no_grad(), posterior_mean(model):
-        output = picked(model(*call.args, **call.kwargs), blank.output)
-    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or not output.dim():
+        output = one_tensor(model(*call.args, **call.kwargs), blank.output)
+    if not isinstance(target, Tensor) or not output.dim():
         return False
     return output.numel() == 2 * target.numel() and output.shape[blank.dim] % 2 == 0

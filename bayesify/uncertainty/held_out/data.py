@@ -13,7 +13,7 @@ from ...errors import UsageError
 from ...estimators.precision import widened
 from ..calibration import Calibration, Scores
 from ..calls import Call, called
-from ..outputs import picked
+from ..outputs import one_tensor
 from ..passes import Sampler
 
 LEVEL = 0.9  # of the sets and intervals whose coverage is shown
@@ -80,10 +80,7 @@ class HeldOut(ABC):
 
     def read(self, output: Any) -> list[Tensor]:
         """The tensors of an output that the likelihood is a function of."""
-        part = picked(output, self.blank.output)
-        if not isinstance(part, Tensor):
-            raise UsageError(f"the output is a {type(part).__name__}: name the tensor to calibrate by output=")
-        return [part]
+        return [one_tensor(output, self.blank.output)]
 
     @abstractmethod
     def paired(self, leaves: list[Tensor], target: Any) -> Outputs:

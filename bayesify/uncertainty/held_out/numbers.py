@@ -15,6 +15,7 @@ from ..calibration import Calibration, Scores
 from ..conformal import Conformal
 from ..likelihoods import golden_minimum, mixture_nll, normal_log_likelihoods
 from ..observation_noise import split_noise
+from ..outputs import one_tensor
 from .data import LEVEL, HeldOut, Outputs, refuse_not_finite
 
 _NOISE_RATIO = 1e4  # how far from the residuals' own size the noise's std is looked for
@@ -26,9 +27,7 @@ class Numbers(HeldOut):
     def read(self, output: Any) -> list[Tensor]:
         place = self.blank.noise if isinstance(self.blank.noise, str) else None
         mean, log_variance = split_noise(output, place, self.blank.output, self.blank.dim)
-        if not isinstance(mean, Tensor):
-            raise UsageError(f"the output is a {type(mean).__name__}: name the tensor to calibrate by output=")
-        return [mean] if log_variance is None else [mean, log_variance]
+        return [one_tensor(mean, None)] if log_variance is None else [mean, log_variance]
 
     def paired(self, leaves: list[Tensor], target: Any) -> Outputs:
         shape = leaves[0].shape[1:]
