@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -206,7 +207,7 @@ def _changed_value(value: Any, source: random.Random) -> Any:
         inside, key = source.choice(places)
         match source.randrange(4):
             case 0 | 1:
-                inside[key] = source.choice(VALUES)
+                inside[key] = copy.deepcopy(source.choice(VALUES))
             case 2:
                 other, place = source.choice(places)
                 inside[key] = json.loads(json.dumps(other[place]))
@@ -272,6 +273,8 @@ def _put(place: Path, content: bytes) -> Path:
 
 
 def _open(path: Path) -> None:
+    with contextlib.suppress(bayesify.BayesifyError):
+        bayesify.load(path, into=net())
     model = bayesify.load(path)
     if not any(isinstance(module, torch.fx.GraphModule) for module in model.modules()):
         bayesify.plan(bayesify.revert(model) if isinstance(getattr(model, "kl", None), bayesify.nn.Ledger) else model)

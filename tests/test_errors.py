@@ -32,6 +32,7 @@ NEVER_MET = {
 # Exceptions of ours that are not BayesifyErrors: why no user meets them.
 INTERNAL = {
     "NotTraceableError": "ends a trace; the plan blocks the module with its text as the reason",
+    "TooMuchWorkError": "ends a trace, as NotTraceableError does",
     "MalformedPickleError": "turned into FileRefusedError with the file's name",
     "SelectorError": "turned into PolicyError with the rule and the line",
     "_RefusedError": "turned into PolicyError with the file's name",

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .eager_work import NotTraceableError
 from .side_effects import same_randomness
-from .tracer import NotTraceableError, Tracer, argument_choices, without_weights
+from .tracer import Tracer, argument_choices, without_weights
 from .tracing import TRACING
 
 

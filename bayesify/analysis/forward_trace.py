@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from .bytecode import reached_names
+from .eager_work import TooMuchWorkError
 from .lone_tracer import MORE, LoneTracer, Way, writes
 from .side_effects import same_randomness
 from .tracer import NOT_THE_USERS, argument_choices, without_weights
@@ -122,6 +123,8 @@ def _explored(module: nn.Module, manner: _Manner) -> tuple[Traces, bool]:
             return Traces((graph,), frozenset(looked), (*tracer.left, *_kept(copied, graph))), bool(tracer.taken)
         except Exception as error:
             failure = failure or f"{_raised_at(error)} {_said(error)}"
+            if isinstance(error, TooMuchWorkError):
+                break
         choices = tracer.taken
         while choices and choices[-1] is not manner.default:
             choices.pop()

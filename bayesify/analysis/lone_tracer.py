@@ -15,8 +15,9 @@ from torch.utils.checkpoint import CheckpointFunction
 from ..nn.registry import plain_classes
 from ..nn.torch_functions import VIEWS
 from ..programs.operators import call_of
+from .eager_work import NotTraceableError
 from .proxies import Size, Unknown, Weight, is_size
-from .tracer import NotTraceableError, Tracer, user_code
+from .tracer import Tracer, user_code
 from .tracing import Replacements
 
 _MOST_BRANCHES = 500

@@ -19,6 +19,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .copied_functions import follow_in_functions
 from .dynamo_import import whole_dynamo
+from .eager_work import BoundedWork, NotTraceableError
 from .tracing import TRACING, Replacements, replacing_modules
 
 NOT_THE_USERS = (os.path.join(torch.__path__[0], ""), os.path.join(os.path.dirname(os.path.dirname(__file__)), ""))
@@ -26,10 +27,6 @@ NOT_THE_USERS = (os.path.join(torch.__path__[0], ""), os.path.join(os.path.dirna
 
 _MAX_NODES = 50_000
 _MAX_COPIED = 1 << 20  # numbers in a tensor that is copied with its values
-
-
-class NotTraceableError(Exception):
-    """A forward that cannot be traced. Always caught: the caller goes on without a trace."""
 
 
 class Tracer(fx.Tracer):
@@ -68,7 +65,8 @@ class Tracer(fx.Tracer):
             try:
                 try:
                     self.replace(replaced, forward)
-                    self.create_node("output", "output", (self.create_arg(function(*args)),), {})
+                    with BoundedWork():
+                        self.create_node("output", "output", (self.create_arg(function(*args)),), {})
                 finally:
                     replaced.undo()
                     self.left = [*_taken_out(replaced.searched())]

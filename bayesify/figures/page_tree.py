@@ -111,7 +111,7 @@ def _rest(found: Inspection) -> str:
     rows = found.origin.plan.get("rows") if found.origin is not None and found.origin.plan is not None else None
     groups: dict[tuple[str, str, str], list[Mapping[str, object]]] = {}
     for row in rows if isinstance(rows, list) else []:
-        if row.get("verb") != "converts":
+        if isinstance(row, Mapping) and row.get("verb") != "converts":
             key = (str(row.get("verb")), str(row.get("type")), str(row.get("reason") or ""))
             groups.setdefault(key, []).append(row)
     if not groups:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import FileRefusedError
+from ..files.untrusted.records import wrong_field
 from .conformal import Conformal
 from .prediction import Task, each_tensor
 
@@ -109,12 +111,24 @@ def _padded(cell: str, width: int, right: bool) -> str:
 
 
 def stored_calibration(model: nn.Module) -> Calibration | None:
-    """What was fitted to the model's predictions, or None where nothing was."""
+    """What was fitted to the model's predictions, or None where nothing was.
+
+    Raises:
+        FileRefusedError: it came with the model out of a file, and cannot be.
+    """
     kept = vars(innermost(model)).get(KEPT_AS)
     if kept is None:
         return None
-    conformal = None if kept["conformal"] is None else Conformal(**kept["conformal"])
-    return Calibration(**{**kept, "conformal": conformal, "scores": tuple(Scores(**score) for score in kept["scores"])})
+    try:
+        conformal = None if kept["conformal"] is None else Conformal(**kept["conformal"])
+        scores = tuple(Scores(**score) for score in kept["scores"])
+        read = Calibration(**{**kept, "conformal": conformal, "scores": scores})
+        right = len(scores) == 4 and not any(map(wrong_field, filter(None, (read, conformal, *scores))))
+    except (TypeError, KeyError):
+        right = False
+    if not right:
+        raise FileRefusedError("the model's calibration is damaged; calibrate it again")
+    return read
 
 
 def store_calibration(model: nn.Module, calibration: Calibration | None) -> None:

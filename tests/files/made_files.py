@@ -1,12 +1,15 @@
 """Files for the tests of bayesify.files: trained-looking models, and pickles that no pickler of torch would write."""
 
 import io
+import json
 import pickle
 import struct
 import zipfile
 
 import torch
 from torch import nn
+
+from bayesify.files.model_file.description import KEY, _digest
 
 MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -60,6 +63,17 @@ def edit_pickle(content: bytes, old: bytes, new: bytes, compression: int = zipfi
 
 def safetensors_bytes(header: bytes, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header)) + header + data
+
+
+def redescribed(content: bytes, change) -> bytes:
+    """A file of ours whose description `change` has changed, under a right digest."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    description = json.loads(header.pop("__metadata__")[KEY])
+    change(description)
+    text = json.dumps(description)
+    metadata = {KEY: text, "sha256": _digest(text, header)}
+    return safetensors_bytes(json.dumps({"__metadata__": metadata, **header}).encode(), content[8 + length :])
 
 
 def net() -> nn.Sequential:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter, is_lazy
@@ -18,8 +18,12 @@ from ...nn.kl import Ledger
 from ...nn.posterior_tensors import added_names, posterior_tensors
 from ...nn.registry import converted_class, plain_class, rerouting
 from ...nn.rerouting import Rerouting
+from ...nn.settings import Settings
 from ...nn.starts import put_starts, starts_of
 from ...nn.tied_weights import keep_ties
+from ..untrusted.attributes import refuse_attribute
+from ..untrusted.content import SHORT
+from ..untrusted.records import matches
 from .live_nodes import named_tensors
 
 _KEPT = ("_calibration",)  # plain data that calibration keeps on a model
@@ -95,6 +99,35 @@ def convert_again(network: nn.Module, conversion: Mapping[str, Any], tensors: Ma
     for name, training in conversion["training"].items():
         modules[name].training = bool(training)
     return network
+
+
+def refuse_wrong_conversion(conversion: Any, network: nn.Module) -> None:
+    """Refuse what a file says of a conversion where `conversion_of` would not say that.
+
+    Raises:
+        FileRefusedError: something is missing, of another kind, of a layer that is not listed, or would take the place
+            of a method of the network.
+    """
+    said: dict[str, Any] = {"starts": {}, **conversion} if isinstance(conversion, dict) else {}
+    right = set(said) == set(_SAID) and all(matches(said[part], kind) for part, kind in _SAID.items())
+    if not right or any(set(said[part]) - set(said["classes"]) for part in _OF_LAYERS):
+        raise FileRefusedError(f"its description is damaged: what conversion did; {SHORT}")
+    for name in said["kl"]:
+        refuse_attribute(type(network), name)
+
+
+_SAID: dict[str, Any] = {
+    "layers": dict[str, tuple[Literal["flipout", "lrt"], Settings]],
+    "starts": dict[str, dict[str, tuple[float, float]]],
+    "rerouting": dict[str, tuple[tuple[str, ...], bool]],
+    "unfused": list[str],
+    "examples along": tuple[tuple[tuple[str | int, ...], int], ...],
+    "kl": list[str],
+    "kept": dict[str, Any],
+    "classes": dict[str, str],
+    "training": dict[str, bool],
+}
+_OF_LAYERS = ("layers", "starts", "rerouting", "unfused", "training")
 
 
 def _found_later(path: str, layer: nn.Module, tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 
 from ...errors import FileRefusedError
 from ..untrusted.content import SHORT, Content
+from ..untrusted.records import wrong_field
 from ..untrusted.safetensors_file import DTYPES, Entry, Header, read_header
 
 KEY = "bayesify"  # of the description, in a safetensors file's metadata
@@ -116,11 +117,15 @@ def parsed(text: str) -> Description:
             raise FileRefusedError(f"is in format {given.get('format')} of bayesify's; install a newer bayesify")
         known = {name.name: given[name.name] for name in fields(Description) if name.name in given}
         factory = known.get("factory")
-        return Description(**{**known, "factory": Factory(**factory) if factory else None})
+        read = Description(**{**known, "factory": None if factory is None else Factory(**factory)})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, FileRefusedError):
             raise
         raise FileRefusedError(f"its description is damaged; {SHORT}") from None
+    wrong = wrong_field(read) or (read.factory and wrong_field(read.factory))
+    if wrong:
+        raise FileRefusedError(f"its description is damaged: {wrong}; {SHORT}")
+    return read
 
 
 def entry_of(entry: Entry, start: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..untrusted.model_builder import ModelBuilder
 from ..untrusted.node_limits import refuse_unfolding
 from ..untrusted.nodes import names_in
 from ..untrusted.storages import Fill, Storages
-from .conversion import EXTRAS, convert_again, keep_plan
+from .conversion import EXTRAS, convert_again, keep_plan, refuse_wrong_conversion
 from .description import Description, read_description
 from .node_json import from_table
 
@@ -59,7 +59,9 @@ class OwnFile:
         Raises:
             FileRefusedError: the network is another one.
         """
-        return self._with_extras(convert_again(network, self._values(self.description.conversion), self.tensors()))
+        conversion, tensors = self._values(self.description.conversion), self.tensors()
+        refuse_wrong_conversion(conversion, network)
+        return self._with_extras(convert_again(network, conversion, tensors))
 
     def tensors(self) -> dict[str, Tensor]:
         """The Parameters and buffers by name."""
