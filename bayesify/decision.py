@@ -32,6 +32,7 @@ class Decision:
         reads: dotted names, relative to this module, of the modules whose weights its own forward multiplies by.
         uncompiled: whether torch.compile must leave its forward to eager mode.
         hides: whether scales are left out where a forward goes over its Parameters.
+        beside: whether code around it takes its weight without noise, as its notes say.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Decision:
     reads: tuple[str, ...] = ()
     uncompiled: bool = False
     hides: bool = False
+    beside: bool = False
 
     @property
     def descriptions(self) -> tuple[str, ...]:

@@ -25,21 +25,25 @@ _WALKS = ("parameters", "named_parameters")
 _WEIGHT_NAMES = ("weight", "bias", "_flat_weights", "all_weights")  # how names of what holds weights start
 
 
-def called_by_code(parent: nn.Module, path: str) -> bool:
-    """Whether the parent's forward, by its code, calls `self.<path>`, or hands it on.
+def forward_chains(cls: type) -> frozenset[Chain]:
+    """The longest chains of attributes that the class's forward reads from `self`."""
+    return frozenset(chain for code in code_from(cls, "forward") for chain in self_chains(code))
+
+
+def called_by_code(chains: frozenset[Chain], path: str) -> bool:
+    """Whether a forward with these chains calls `self.<path>`, or hands it on.
 
     This needs no trace, and so covers models that do not trace. Code that reaches the layer by another way than
     `self.<path>` (a loop over `children()`, an index) is not understood, and answers False.
     """
     parts = tuple(path.split("."))
-    chains = (chain for code in code_from(type(parent), "forward") for chain in self_chains(code))
     mentions = (chain[len(parts) :] for chain in chains if chain[: len(parts)] == parts)
     return any(rest[:1] in ((), ("forward",), ("__call__",)) for rest in mentions)
 
 
 def read_by_code(parent: nn.Module) -> frozenset[int]:
     """The ids of Parameters, of modules below the parent, that its forward's code reads as `self.<path>.<name>`."""
-    chains = (chain for code in code_from(type(parent), "forward") for chain in self_chains(code))
+    chains = forward_chains(type(parent))
     return frozenset(id(parameter) for chain in chains for parameter in _parameters_at(parent, chain))
 
 
@@ -58,10 +62,18 @@ def kept_on_self(cls: type) -> tuple[str, ...]:
     for code in codes:
         steps = [*dis.get_instructions(code)]
         for before, step in pairwise(steps):
-            loaded = before.argval[-1] if isinstance(before.argval, tuple) else before.argval
-            if step.opname == "STORE_ATTR" and loaded == "self":
-                names.append(step.argval)
+            if step.opname == "STORE_ATTR":
+                loaded = before.argval[-1] if isinstance(before.argval, tuple) else before.argval
+                names += [step.argval] if loaded == "self" else []
     return tuple(f"self.{name}" for name in dict.fromkeys(names))
+
+
+def read_again(cls: type) -> frozenset[str]:
+    """What the class's forward reads as `self.name`, if it also keeps anything there: state from call to call."""
+    kept = {place.removeprefix("self.") for place in kept_on_self(cls)}
+    chains = [chain for chain in forward_chains(cls) if chain]
+    grown = {chain[0] for chain in chains if chain[1:] in (("append",), ("extend",), ("add",), ("insert",))}
+    return frozenset({chain[0] for chain in chains if len(chain) == 1 or chain[0] in grown} & (kept | grown))
 
 
 def parameter_walks(cls: type) -> frozenset[Chain | None]:

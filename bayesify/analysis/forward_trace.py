@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..nn.user_code import NOT_THE_USERS
 from .bytecode import reached_names
 from .eager_work import TooMuchWorkError
 from .lone_tracer import MORE, LoneTracer, Way, writes
 from .side_effects import same_randomness
-from .tracer import NOT_THE_USERS, argument_choices, without_weights
+from .tracer import argument_choices, without_weights
 from .tracing import TRACING
 
 _ATTEMPTS = 12

@@ -14,10 +14,11 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from ..nn.registry import plain_classes
 from ..nn.torch_functions import VIEWS
+from ..nn.user_code import user_code
 from ..programs.operators import call_of
 from .eager_work import NotTraceableError
 from .proxies import Size, Unknown, Weight, is_size
-from .tracer import Tracer, user_code
+from .tracer import Tracer
 from .tracing import Replacements
 
 _MOST_BRANCHES = 500

@@ -15,7 +15,7 @@ from ..nn.layer_kinds import layer_kind
 from ..nn.parametrized_weights import is_computed, kind_before, sources
 from ..nn.registry import plain_classes, registered_weights
 from ..programs.part import Holder
-from .bytecode import called_by_code, read_by_code
+from .bytecode import called_by_code, forward_chains, read_by_code
 from .census import Census
 from .weight_uses import Uses, matrices, uses
 
@@ -110,7 +110,7 @@ class Site:
         """Whether the traced forward, or a parent's code, calls it."""
         if self.census is not None and not self.census.never_called(self.name):
             return True
-        return any(called_by_code(parent, path) for name, parent in self.parents for path in self._paths(name, parent))
+        return any(self._called_by(name, parent) for name, parent in self.parents)
 
     def called_beside(self, reader: nn.Module) -> bool:
         """Whether it is called although this ancestor's code reads its weight: that may stand on a branch not taken."""
@@ -118,7 +118,7 @@ class Site:
             return True
         uses = self.forwards.uses(reader)
         others = [(name, parent) for name, parent in self.parents if parent is not reader]
-        by_others = (called_by_code(parent, path) for name, parent in others for path in self._paths(name, parent))
+        by_others = (self._called_by(name, parent) for name, parent in others)
         return not uses.failure and (id(self.module) in uses.called or any(by_others))
 
     @cached_property
@@ -187,6 +187,10 @@ class Site:
         reached, uses = dict(self.weights), self.forwards.uses(self.module)
         stay = {name: matrix for name, matrix in matrices(self.module).items() if name not in reached}
         return {name: uses.problem(matrix) or "it was not registered" for name, matrix in stay.items()}
+
+    def _called_by(self, name: str, parent: nn.Module) -> bool:
+        chains = self.forwards.of_class(forward_chains, type(parent))
+        return any(called_by_code(chains, path) for path in self._paths(name, parent))
 
     def _paths(self, name: str, parent: nn.Module) -> set[str]:
         prefix = f"{name}." if name else ""

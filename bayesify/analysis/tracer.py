@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,13 +15,11 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx._symbolic_trace import _constant_attribute_types
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from ..nn.user_code import user_code
 from .copied_functions import follow_in_functions
 from .dynamo_import import whole_dynamo
 from .eager_work import BoundedWork, NotTraceableError
 from .tracing import TRACING, Replacements, replacing_modules
-
-NOT_THE_USERS = (os.path.join(torch.__path__[0], ""), os.path.join(os.path.dirname(os.path.dirname(__file__)), ""))
-
 
 _MAX_NODES = 50_000
 _MAX_COPIED = 1 << 20  # numbers in a tensor that is copied with its values
@@ -147,13 +143,6 @@ def _tensors_by_attribute(root: nn.Module) -> dict[Any, str]:
         for key, value in vars(module).items()
         if isinstance(value, _constant_attribute_types)
     }
-
-
-def user_code(frame: FrameType | None) -> str:
-    """`file:line` of the nearest caller outside torch and bayesify; "torch" where there is none."""
-    while frame is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
-        frame = frame.f_back
-    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame is not None else "torch"
 
 
 def without_weights(model: nn.Module) -> nn.Module:

@@ -34,6 +34,7 @@ class Uses:
         looked_up: those whose rows it looks up.
         grouped: those of which each row of a batch takes a part of its own (experts).
         kept: where it keeps what it computes from one of them, and not from data.
+        remembers: where it keeps what layers gave, for its next call if its code reads it there.
         as_attribute: whether it views any of them as an attribute (`.T`).
         failure: why nothing is known, if so.
     """
@@ -45,6 +46,7 @@ class Uses:
     looked_up: set[int] = field(default_factory=set)
     grouped: set[int] = field(default_factory=set)
     kept: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    remembers: tuple[str, ...] = ()
     as_attribute: bool = False
     failure: str = ""
 
@@ -80,7 +82,10 @@ def uses(module: nn.Module, look_into: Collection[int] = ()) -> Uses:
         return Uses(failure=f"{UNTRACED}: {traced.failure}")
     keeps_no_draw = any("checkpoint" in name for name in reached_names(type(module)))  # it would compute with the mean
     traces = [(graph, from_weights(graph)) for graph in graphs]
-    uses = Uses(as_attribute=any(_views_as_attribute(node) for graph in graphs for node in graph.nodes))
+    uses = Uses(
+        as_attribute=any(_views_as_attribute(node) for graph in graphs for node in graph.nodes),
+        remembers=tuple(dict.fromkeys(place for place, node in traced.kept if _is_of_layers(node))),
+    )
     for place, node in traced.kept:
         if node.op != "get_attr" and any(node in weights for _, weights in traces):
             for matrix in (id(held[name]) for name in read_by(node) if name in held):
@@ -95,6 +100,18 @@ def uses(module: nn.Module, look_into: Collection[int] = ()) -> Uses:
     calls = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"}
     uses.called.update(id(module.get_submodule(name)) for name in calls | traced.looked_into)
     return uses
+
+
+def _is_of_layers(node: fx.Node) -> bool:
+    waiting, seen = [node], {node}
+    while waiting:
+        before = waiting.pop()
+        if before.op == "call_module":
+            return True
+        fresh = set(before.all_input_nodes) - seen
+        seen |= fresh
+        waiting += fresh
+    return False
 
 
 def _enter(uses: Uses, value: Parameter, judged: list[_Product | str | None]) -> None:

@@ -24,6 +24,8 @@ from .linear import *  # noqa: F403
 from .posterior_tensors import LazyBuffer as LazyBuffer
 from .recurrent import *  # noqa: F403
 from .settings import Settings
+from .watched_forwards import begin_watch as begin_watch
+from .watched_forwards import end_watch as end_watch
 
 if not TYPE_CHECKING:
     from .registry import by_saved_name as __getattr__  # noqa: F401  (pickles look for derived classes here)

@@ -1,4 +1,4 @@
-"""Every hook that bayesify puts on a module. Saved files name them, so they stay in this module."""
+"""The hooks that bayesify puts on modules, beside those of `watched_forwards`. Saved files name them."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from ..nn.registry import plain_classes
 from ..programs.part import Part, kind_of
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_OURS, _ALL_HAVE = {*Variational.__annotations__, *dir(Flipout)}, {*dir(nn.Module), "reset_parameters"}
 _ALWAYS_USED = {"forward", "__call__", "__getattr__", "__getattribute__", "__setattr__", "weight", "bias"}
 
 
@@ -48,7 +49,7 @@ def merged(site: Site) -> str | None:
     """A weight that `train()` or `eval()` computes with, as to merge adapters: noise would not be in the sum."""
     own = {id(parameter) for parameter in site.module.parameters(recurse=False)}
     for module in (site.module, *(parent for _, parent in site.parents)):
-        if own & read_by_train(module):
+        if own & site.forwards.answer(read_by_train, module):
             return f"{_title(type(module))}.train() computes with its weight, as to merge it, past any noise"
     return None
 
@@ -241,7 +242,7 @@ def number_type(module: nn.Module, means: list[str]) -> str | None:
 def name_clash(module: nn.Module, means: list[str]) -> str | None:
     """An attribute of the user's has a name that the posterior needs."""
     added = {f"{name}_{suffix}" for name in (*means, *bias_names(module)) for suffix in SUFFIXES}
-    needed = {*added, *Variational.__annotations__, *dir(Flipout)} - {*dir(nn.Module), "reset_parameters"}
+    needed = (added | _OURS) - _ALL_HAVE
     torchs = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
     own = {*vars(module), *module._parameters, *module._buffers, *module._modules, *dir(type(module))}
     taken = sorted(needed & own - set(dir(torchs)) - {"weight", "bias"})

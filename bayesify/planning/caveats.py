@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..analysis.bytecode import takes_state_dict
+from ..analysis.bytecode import read_again, takes_state_dict
 from ..analysis.probe.findings import Finding
 from ..analysis.site import Site
 from ..analysis.weight_uses import matrices
@@ -32,7 +32,7 @@ def notes(
         finding: what example inputs told about it, if there were any.
     """
     yield from _without_posterior(site, settings)
-    yield from _seen_elsewhere(site)
+    yield from (*read_beside(site), *_asks_for_state(site))
     if settings.drawn:
         names = ", ".join(settings.drawn)
         computes = any(not site.module.get_parameter(name).is_complex() for name in settings.drawn)
@@ -41,7 +41,7 @@ def notes(
     calls = site.census.calls.get(site.name, 0) if site.census else 0
     yield from _calls(site, calls) if finding is None else finding.notes()
     calls = calls if finding is None else len(finding.shapes)
-    yield from _anew(site, method, calls)
+    yield from (*_anew(site, method, calls), *_from_call_to_call(site))
     if site.is_table and getattr(site.module, "sparse", False):
         yield "its gradient from the output is sparse, that from the KL is dense"
     if method == "lrt":
@@ -60,8 +60,8 @@ def notes(
         yield from _unseen_layout(site)
 
 
-def _seen_elsewhere(site: Site) -> Iterator[str]:
-    """Code around the layer that takes its weight, or all Parameters, beside calling it."""
+def read_beside(site: Site) -> Iterator[str]:
+    """Code around the layer that takes its weight without noise, beside calling it."""
     rerouted = [id(parent) for _, parent in site.rerouting]
     for _, parent in site.readers if site.called else ():
         uses = site.forwards.uses(parent)
@@ -70,6 +70,9 @@ def _seen_elsewhere(site: Site) -> Iterator[str]:
         problem = next(filter(None, (uses.problems.get(matrix) for matrix in read)), computed)
         if problem is not None:
             yield f"{type(parent).__name__} takes its weight beside, without noise: {problem}"
+
+
+def _asks_for_state(site: Site) -> Iterator[str]:
     for _, parent in (*site.parents, (site.name, site.module)):
         cls = type(parent)
         if not cls.__module__.startswith("torch.nn.") and site.forwards.of_class(takes_state_dict, cls):
@@ -82,6 +85,20 @@ def _anew(site: Site, method: Method, calls: int) -> Iterator[str]:
         yield "a cell draws anew at each call: the steps of a loop over it share no draw"
     elif method == "flipout" and calls > 1:
         yield "each of its calls draws anew, for one example too: bayesify.draw(model) holds one draw over all of them"
+
+
+def _from_call_to_call(site: Site) -> Iterator[str]:
+    """State that a forward around the layer keeps for its next call."""
+    for _, parent in site.parents:
+        cls = type(parent)
+        again = () if cls.__module__.startswith("torch.nn.") else site.forwards.of_class(read_again, cls)
+        remembers = site.forwards.uses(parent).remembers if again else ()
+        kept = [place for place in remembers if place.removeprefix("self.") in again]
+        if kept:
+            yield (
+                f"{cls.__name__} keeps {', '.join(kept)} from call to call, each of which draws anew: "
+                "bayesify.draw(model) holds one draw over all of them"
+            )
 
 
 def _without_posterior(site: Site, settings: Settings) -> Iterator[str]:

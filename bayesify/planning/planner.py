@@ -20,7 +20,7 @@ from ..programs.part import kind_of
 from ..programs.program import is_exported, prepared
 from .adjustments import adjusted
 from .blockers import bears_weight, blocker, kept_because
-from .caveats import notes
+from .caveats import notes, read_beside
 from .draft import Draft
 from .owners import owned
 from .parameter_counts import counted, totals
@@ -136,7 +136,8 @@ def _with_notes(draft: Draft, finding: Finding | None, sequences: bool) -> Draft
         return draft
     settings = settings if finding is None else finding.settled(settings)
     more = notes(draft.site, method, settings, aliases=bool(aliases), sequences=sequences, finding=finding)
-    return draft.with_decision(settings=settings, notes=(*draft.decision.notes, *more))
+    beside = any(True for _ in read_beside(draft.site))
+    return draft.with_decision(settings=settings, notes=(*draft.decision.notes, *more), beside=beside)
 
 
 def _outside(model: nn.Module) -> list[Decision]:

@@ -20,6 +20,7 @@ from ..nn.registry import converted_class, plain_class, rerouting
 from ..nn.rerouting import Rerouting
 from ..nn.starts import remember_start
 from ..nn.tied_weights import keep_ties, release_ties
+from ..nn.watched_forwards import unwatch_forwards, watch_forwards
 from ..planning.plan import Plan
 from ..programs.program import insert_layers, take_out_layers
 
@@ -43,6 +44,7 @@ def rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:
             _adjust(modules[row.name])
     if any(row.settings is not None and row.settings.rows > 1 for row in made.rows):
         watch_examples(model, made.batch_arguments)
+    watch_forwards(model, [row.name for row in made.rows if row.beside])
     keep_ties(model)
     setattr(model, kl_name, Ledger(model))
     keep_plan(model, made.to_dict())
@@ -105,6 +107,7 @@ def _adjust(module: nn.Module) -> None:
 
 def _readjust(module: Any) -> None:
     unwatch_examples(module)
+    unwatch_forwards(module)
     for name in ("_reads", "_uncompiled", "_calibration"):
         vars(module).pop(name, None)
     release_ties(module)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bayesify.analysis.bytecode import called_by_code, read_by_code
+from bayesify.analysis.bytecode import called_by_code, forward_chains, read_by_code
 
 
 class Reader(nn.Module):
@@ -53,7 +53,7 @@ def by_code(parent: nn.Module) -> tuple[set[str], set[str]]:
         for name, module in layers.items()
         if ids & {id(parameter) for parameter in module.parameters(recurse=False)}
     }
-    return read, {name for name in layers if called_by_code(parent, name)}
+    return read, {name for name in layers if called_by_code(forward_chains(type(parent)), name)}
 
 
 @pytest.mark.parametrize("parent", [Reader(), CallsSuper()], ids=["own", "super"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import bayesify
+from bayesify.errors import BypassError
 from tests.integrations.test_transformers import scales
 
 
@@ -83,7 +84,7 @@ def test_supervised(checkpointing: bool, tmp_path: Path) -> None:
 
 def test_a_head_whose_weight_the_trainer_reads_is_told(tmp_path: Path) -> None:
     """SFTTrainer multiplies by `lm_head.weight` in a Function of its own: no noise, and no gradient for the scale."""
-    with pytest.warns(UserWarning, match=r"in 3 steps the loss gave no gradient to the scales of lm_head\.weight:"):
+    with pytest.raises(BypassError, match=r"weight of the variational layer 'lm_head' past its noise"):
         supervised(tmp_path, bayesify.convert(language_model(), "lrt"))
 
 

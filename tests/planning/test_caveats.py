@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 import bayesify
@@ -23,6 +24,29 @@ def test_notes_on_calls() -> None:
     assert "called" not in notes_of(Tangled(), "twin", "flipout")
     assert "never called in the traced forward (train mode)" in notes_of(Tangled(), "spare", "flipout")
     assert "never called in the traced forward (eval mode)" in notes_of(Tangled().eval(), "spare", "flipout")
+
+
+class Remembers(nn.Module):
+    def __init__(self, cell: bool) -> None:
+        super().__init__()
+        self.fc, self.cell, self.state, self.mask = nn.Linear(2, 2), cell, None, None
+
+    def forward(self, x: Any) -> Any:
+        if self.mask is None:
+            self.mask = torch.ones(2)
+        y = self.fc(x * self.mask)
+        self.last = y  # for whoever looks at it
+        if self.cell:
+            y = y if self.state is None else y + self.state
+            self.state = y.detach()
+        return y
+
+
+def test_a_note_on_state_that_is_kept_from_call_to_call() -> None:
+    expected = "Remembers keeps self.state from call to call, each of which draws anew"
+    assert expected in notes_of(Remembers(True), "fc", "flipout")
+    assert expected in notes_of(Remembers(True), "fc")
+    assert notes_of(Remembers(False), "fc", "flipout") == ""
 
 
 def test_notes_on_where_lrt_is_approximate() -> None:

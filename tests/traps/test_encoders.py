@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bayesify
+from bayesify.nn.watched_forwards import unwatch_forwards
 from tests.traps.common import METHODS, differs
 
 
@@ -44,6 +45,7 @@ def test_02_fused_encoder_layers(method: str, compiled: bool) -> None:
 def test_02_the_hook_is_what_keeps_them_noisy(method: str) -> None:
     """And not something else: without it the layers are silent, which is why the test above can fail."""
     model = bayesify.convert(encoder(), method)
+    unwatch_forwards(model)  # the watch's mode, too, has torch call the layers one by one
     for layer in model.layers:
         assert list(layer._forward_pre_hooks.values()) == [bayesify.nn.keep_unfused]
         layer._forward_pre_hooks.clear()

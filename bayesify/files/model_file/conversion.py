@@ -21,6 +21,7 @@ from ...nn.rerouting import Rerouting
 from ...nn.settings import Settings
 from ...nn.starts import put_starts, starts_of
 from ...nn.tied_weights import keep_ties
+from ...nn.watched_forwards import READ_BESIDE, watch_forwards
 from ..untrusted.attributes import refuse_attribute
 from ..untrusted.content import SHORT
 from ..untrusted.records import matches
@@ -58,6 +59,7 @@ def conversion_of(model: nn.Module) -> dict[str, Any]:
         },
         "unfused": [name for name, module in modules.items() if keep_unfused in module._forward_pre_hooks.values()],
         "examples along": watched_arguments(model),
+        "watched": tuple(vars(model)[name] for name in (READ_BESIDE,) if name in vars(model)),
         "kl": [name for name, value in vars(model).items() if isinstance(value, Ledger)],
         "kept": {name: vars(model)[name] for name in _KEPT if name in vars(model)},
         "classes": {name: _path(_plain(module)) for name, module in modules.items()},
@@ -90,6 +92,8 @@ def convert_again(network: nn.Module, conversion: Mapping[str, Any], tensors: Ma
         modules[name].register_forward_pre_hook(keep_unfused)
     if conversion["examples along"]:
         watch_examples(network, [(tuple(path), int(dim)) for path, dim in conversion["examples along"]])
+    for beside in conversion.get("watched", ()):
+        watch_forwards(network, beside)
     _fill(network, tensors)
     if conversion["layers"]:
         keep_ties(network)
@@ -108,7 +112,7 @@ def refuse_wrong_conversion(conversion: Any, network: nn.Module) -> None:
         FileRefusedError: something is missing, of another kind, of a layer that is not listed, or would take the place
             of a method of the network.
     """
-    said: dict[str, Any] = {"starts": {}, **conversion} if isinstance(conversion, dict) else {}
+    said: dict[str, Any] = {"starts": {}, "watched": (), **conversion} if isinstance(conversion, dict) else {}
     right = set(said) == set(_SAID) and all(matches(said[part], kind) for part, kind in _SAID.items())
     if not right or any(set(said[part]) - set(said["classes"]) for part in _OF_LAYERS):
         raise FileRefusedError(f"its description is damaged: what conversion did; {SHORT}")
@@ -121,6 +125,7 @@ _SAID: dict[str, Any] = {
     "starts": dict[str, dict[str, tuple[float, float]]],
     "rerouting": dict[str, tuple[tuple[str, ...], bool]],
     "unfused": list[str],
+    "watched": tuple[tuple[str, ...], ...],
     "examples along": tuple[tuple[tuple[str | int, ...], int], ...],
     "kl": list[str],
     "kept": dict[str, Any],

@@ -11,13 +11,15 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ...errors import FileRefusedError
-from ...nn import hooks
+from ...nn import begin_watch, end_watch, hooks
 from .builder import Rule, refuse_extras
 from .content import NO_ALLOW, SHORT
 from .global_names import words
 from .nodes import Call
 
-OWN_HOOKS: tuple[Any, ...] = (hooks.mark_reached, hooks.tell_examples, hooks.forget_examples, hooks.keep_unfused)
+OWN_HOOKS: tuple[Any, ...] = (
+    hooks.mark_reached, hooks.tell_examples, hooks.forget_examples, hooks.keep_unfused, begin_watch, end_watch,
+)  # fmt: skip
 _BOUND = words("_infer_parameters _lazy_load_hook load_hook")  # methods that lazy layers keep as their own hooks
 HOOK_TABLES = words("""
     _forward_hooks _forward_hooks_with_kwargs _forward_hooks_always_called _forward_pre_hooks

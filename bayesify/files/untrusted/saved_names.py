@@ -16,6 +16,7 @@ PINNED: dict[str, tuple[str, ...]] = {
     "bayesify.nn": (
         *layers, "FlipoutOutProjection", "LRTOutProjection", "Ledger", "LazyBuffer",
         "mark_reached", "keep_unfused", "tell_examples", "forget_examples",
+        "begin_watch", "end_watch",
     ),
     "bayesify.distributions": ("Posterior", "Scale", "Normal", "LogUniform", "ScaleMixture"),
     "bayesify.programs": (
