@@ -9,18 +9,23 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from ..estimators.generators import borrowed
+
 
 @contextmanager
 def same_randomness() -> Iterator[None]:
     """Put every random generator back where it was: a forward may draw (LayerDrop asks `random` or numpy).
 
-    The generators are the process's: a thread that draws meanwhile may draw the same numbers once more.
+    The generators are the process's: where other threads draw noise too, they go on from where they are, so that no
+    thread draws a number twice.
     """
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count() if used else 0)
     python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
+    with borrowed(devices) as alone:
+        try:
             yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        finally:
+            if alone:
+                random.setstate(python)
+                np.random.set_state(numpy)

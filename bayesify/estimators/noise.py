@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .generators import generator_for
+
 
 def normal_like(tensor: Tensor) -> Tensor:
     """Standard normal numbers of `tensor`'s shape, dtype and device."""
     if _inductor_is_slow(tensor):
         return torch.ops.bayesify.normal_like(tensor, torch.empty(()))  # type: ignore[no-any-return]
-    return torch.randn_like(tensor)
+    generator = _generator(tensor)
+    return torch.randn_like(tensor) if generator is None else torch.empty_like(tensor).normal_(generator=generator)
 
 
 def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -33,8 +36,16 @@ def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
     if _inductor_is_slow(like):
         bits = torch.ops.bayesify.random_words(like, words, torch.empty(()))
     else:
-        bits = torch.randint(_LOWEST, _HIGHEST, (words, 1), dtype=torch.int64, device=like.device)
+        own, size = _generator(like), (words, 1)
+        bits = torch.randint(_LOWEST, _HIGHEST, size, dtype=torch.int64, device=like.device, generator=own)
     return bits.view(torch.uint8)  # type: ignore[no-any-return]
+
+
+def _generator(like: Tensor) -> torch.Generator | None:
+    """None where the numbers must come from torch's default generator: compiled code, and what torch.func maps."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None or exported():
+        return None
+    return generator_for(like.device)
 
 
 def exported() -> bool:

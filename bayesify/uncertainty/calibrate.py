@@ -25,6 +25,7 @@ from .held_out import Comparison, HeldOut, Loss, Outputs, held_out
 from .likelihoods import as_good
 from .passes import undisturbed
 from .prediction import TASKS, Task
+from .seeds import seeded
 
 FACTORS = tuple(2.0 ** (step / 2) for step in range(-8, 5))  # 1/16 to 4
 
@@ -86,8 +87,8 @@ def calibrate(
 def _fitted(model: nn.Module, data: HeldOut, stds: list[Std], samples: int, seed: int) -> Calibration:
     def draws(factor: float) -> Outputs:
         scale_posterior(stds, factor)
-        torch.manual_seed(seed)
-        return data.outputs(model, samples)
+        with seeded(model, seed):
+            return data.outputs(model, samples)
 
     with posterior_mean(model):
         mean = data.outputs(model, 1)

@@ -22,6 +22,7 @@ from .calibration import Calibration
 from .held_out import HeldOut, Loss, held_out
 from .passes import undisturbed
 from .prediction import Task
+from .seeds import seeded
 
 SMALLEST = 1e-3  # of the largest singular value: what lies below is treated as if it lay there
 _SIGMAS = (1e-6, 1e2)
@@ -111,8 +112,8 @@ def _largest(
     def nll(log_sigma: float) -> float:
         for adapter in adapters:
             adapter.set_sigma(math.exp(log_sigma))
-        torch.manual_seed(seed)
-        return data.nll(data.outputs(model, samples))
+        with seeded(model, seed):
+            return data.nll(data.outputs(model, samples))
 
     low, high = (math.log(sigma) for sigma in _SIGMAS)
     for _ in range(_HALVINGS):

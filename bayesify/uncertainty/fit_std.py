@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..distributions.posterior import SMALLEST_STD
@@ -30,6 +29,7 @@ from .curvature import Curvature, curvature
 from .held_out import HeldOut, held_out
 from .passes import undisturbed
 from .prediction import Task
+from .seeds import seeded
 
 PRECISIONS = tuple(10.0 ** (step / 3) for step in range(-9, 16))  # δ, from 1e-3 to 1e5
 RELATIVE = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)  # of max(|w|, 0.1·rms): the std of the other layers
@@ -96,8 +96,8 @@ def _chosen(
 
     def nll(precision: float) -> float:
         layer.set_std("weight", (curved.precision + precision).rsqrt())
-        torch.manual_seed(seed)
-        return judge.nll(judge.outputs(model, samples))
+        with seeded(model, seed):
+            return judge.nll(judge.outputs(model, samples))
 
     best: float = min(PRECISIONS, key=nll)
     layer.set_std("weight", (curved.precision + best).rsqrt())
@@ -111,8 +111,8 @@ def _chosen(
 def _others(model: nn.Module, layer: Variational, judge: HeldOut, samples: int, seed: int) -> tuple[float, float]:
     def nll(relative: float) -> float:
         _set_others(model, layer, relative)
-        torch.manual_seed(seed)
-        return judge.nll(judge.outputs(model, samples))
+        with seeded(model, seed):
+            return judge.nll(judge.outputs(model, samples))
 
     nlls = {relative: nll(relative) for relative in RELATIVE}
     best = min(RELATIVE, key=lambda relative: nlls[relative])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..estimators import noise
+from ..estimators.generators import borrowed, noise_seeded
 from ..nn.kl import layers_of
 from ..nn.posterior_mean import posterior_mean
 from .calls import Call
@@ -84,7 +85,7 @@ class Sampler:
         """
         key = _kind(call)
         if key not in self._apart:
-            with torch.random.fork_rng(_cuda(call)):
+            with noise_seeded(0), borrowed(_cuda(call)):  # the draws themselves go on from where they are
                 self._apart[key] = _examples_apart(self.model, self.run, call)
         return self._apart[key]
 
@@ -95,7 +96,7 @@ class Sampler:
         """
         key = _kind(call)
         if key not in self._foldable:
-            with torch.random.fork_rng(_cuda(call)):
+            with noise_seeded(0), borrowed(_cuda(call)):  # the draws themselves go on from where they are
                 self._foldable[key] = self.examples_apart(call) and _noise_apart(self.model, self.run, call)
         return self._foldable[key]
 

@@ -8,16 +8,24 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from ..estimators.generators import borrowed, noise_seeded
+
+_APART = 0x9E3779B9  # of the model's own random numbers from the noise, whose generator starts at the seed
+
 
 @contextmanager
 def seeded(model: nn.Module, seed: int | None) -> Iterator[None]:
-    """The default generators of the CPU and of the model's devices start at the seed, and are as before afterwards.
+    """Noise starts at the seed, and so do the default generators of the CPU and of the model's devices.
 
-    With None nothing is done.
+    These are as before afterwards. Where other threads draw noise too, they are not touched at all: then what the
+    model's own code draws (dropout that was left on), and noise of compiled code, is not that of the seed. With None
+    nothing is done.
     """
+    if seed is None:
+        yield
+        return
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    indices = sorted(device.index for device in devices if device.type == "cuda")
-    with torch.random.fork_rng(indices, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with noise_seeded(seed), borrowed(sorted(device.index for device in devices if device.type == "cuda")) as alone:
+        if alone:
+            torch.manual_seed((seed + _APART) % 2**63)
         yield

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -17,10 +16,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ...errors import UsageError
+from ...estimators.generators import borrows
 from ...nn.layer_kinds import example_dims
-from ...nn.parametrized_weights import kind_before
+from ...nn.parametrized_weights import computed_tensors, kind_before
 from ...nn.registry import plain_classes
 from ...nn.torch_functions import BODIES, MULTIPLICATIONS, Role, role
+from ..copied_functions import follow_in_functions
+from ..side_effects import same_randomness
 from .example_inputs import Example
 
 OUTPUT = "the output"  # among the names of layers: the model's first output tensor
@@ -50,12 +52,12 @@ class Calls:
 
 
 def run(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> tuple[Calls, Any]:
-    """One forward with the example: the calls of the layers, and the output.
+    """One forward with the example, by a twin of the model: the calls of the layers, and the output.
 
     Raises:
         UsageError: the model fails with these inputs.
     """
-    calls = Calls()
+    calls, (model, layers) = Calls(), _twins(model, layers)
     with ExitStack() as stack:
         for name, layer in layers.items():
             if kind_before(layer) in plain_classes():
@@ -77,6 +79,22 @@ def run(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> 
     return calls, output
 
 
+def _twins(model: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[nn.Module, Mapping[str, nn.Module]]:
+    """Modules of their own around the model's Parameters: what a forward keeps in lists or counts is gone with them.
+
+    The model itself where it cannot be copied; then `without_traces` puts back what it can.
+    """
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    computed = (tensor for module in model.modules() for tensor in computed_tensors(module))
+    memo |= {id(tensor): tensor.detach().clone() for tensor in computed}
+    try:
+        twin = copy.deepcopy(model, memo)
+        follow_in_functions(twin, memo)
+    except Exception:  # the user's own code may run
+        return model, layers
+    return twin, {name: memo[id(layer)] for name, layer in layers.items()}
+
+
 def tensors_in(output: Any) -> Iterator[Tensor]:
     """The tensors in what a model returned."""
     for leaf in pytree.tree_leaves(output):
@@ -89,7 +107,9 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
 
 
 def _seed() -> None:
-    """Not torch.manual_seed, which also seeds devices that no one has used yet, for good."""
+    """Not torch.manual_seed, which also seeds devices that no one has used yet, for good; nor beside other threads."""
+    if not borrows():
+        return
     torch.default_generator.manual_seed(0)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(0)
@@ -102,21 +122,18 @@ def without_traces(model: nn.Module) -> Iterator[None]:
     before = [(vars(module), dict(vars(module))) for module in modules]
     registered = [(module._buffers, dict(module._buffers)) for module in modules]
     values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    python, numpy, fused = random.getstate(), np.random.get_state(), torch.backends.mha.get_fastpath_enabled()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # it would run past the layers
         # cuDNN has no backward for recurrent layers in eval mode
         recurrent = any(isinstance(module, nn.RNNBase) for module in modules)
         cudnn = torch.backends.cudnn.flags(enabled=not recurrent)
-        with torch.random.fork_rng(devices=devices), cudnn if recurrent else nullcontext():
+        with same_randomness(), cudnn if recurrent else nullcontext():
             for module in modules:
                 module.training = False
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        random.setstate(python)
-        np.random.set_state(numpy)
         for present, past in (*before, *registered):
             present.clear()
             present.update(past)

@@ -55,6 +55,25 @@ def test_the_run_leaves_no_trace() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+class _Grows(nn.Module):
+    """Keeps what it computed in a list for its next calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.cache, self.seen = nn.Linear(3, 3), [], {"calls": 0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache.append(self.fc(x))
+        self.seen["calls"] += 1
+        return torch.stack(self.cache).sum(0)
+
+
+def test_what_is_in_lists_stays_as_it_was() -> None:
+    model = _Grows()
+    assert notes_of(model, torch.randn(2, 3))["fc"][0] == "called once, (2, 3)"
+    assert (model.cache, model.seen) == ([], {"calls": 0})
+
+
 @pytest.mark.parametrize("given", [torch.tensor([[1, 2, 3]]), {"tokens": torch.zeros(4, 3, dtype=torch.long)}])
 def test_ids_are_followed_too(given: Any) -> None:
     settings = settings_of(Tangled(), given, {"rules": [{"targets": ["a", "attn", "twin"]}]})
