@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import operator
 from collections import OrderedDict
-from types import CellType, FunctionType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
+
+_CALLABLES = FunctionType, MethodType, functools.partial
 
 
 def follow_in_functions(twin: nn.Module, memo: dict[int, Any]) -> None:
@@ -24,11 +26,8 @@ def follow_in_functions(twin: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def _followed(value: Any, memo: dict[int, Any], cells: dict[int, CellType]) -> Any:
-    if isinstance(value, FunctionType):
-        return _function(value, memo, cells)
-    if type(value) is functools.partial:
-        function, args, kwargs = (_followed(part, memo, cells) for part in (value.func, value.args, value.keywords))
-        return functools.partial(function, *args, **kwargs)
+    if isinstance(value, _CALLABLES):
+        return _callable(value, memo, cells)
     if type(value) in (dict, OrderedDict):
         for key, inner in value.items():
             value[key] = _followed(inner, memo, cells)  # in its place: a hook's handle knows the dict that it is in
@@ -38,6 +37,16 @@ def _followed(value: Any, memo: dict[int, Any], cells: dict[int, CellType]) -> A
         inside = tuple(_followed(inner, memo, cells) for inner in value)
         return value if all(map(operator.is_, inside, value)) else inside
     return value
+
+
+def _callable(value: Any, memo: dict[int, Any], cells: dict[int, CellType]) -> Any:
+    if isinstance(value, FunctionType):
+        return _function(value, memo, cells)
+    if isinstance(value, MethodType):  # in a closure torch leaves it as it is
+        owner = _copy_of(value.__self__, memo)
+        return value if owner is value.__self__ else MethodType(value.__func__, owner)
+    function, args, kwargs = (_followed(part, memo, cells) for part in (value.func, value.args, value.keywords))
+    return functools.partial(function, *args, **kwargs)
 
 
 def _function(function: FunctionType, memo: dict[int, Any], cells: dict[int, CellType]) -> FunctionType:
@@ -63,7 +72,7 @@ def _cell(cell: CellType, memo: dict[int, Any], cells: dict[int, CellType]) -> C
         except ValueError:  # empty
             return cell
         cells[id(cell)] = cell  # a function over itself
-        value = _function(held, memo, cells) if isinstance(held, FunctionType) else _copy_of(held, memo)
+        value = _callable(held, memo, cells) if isinstance(held, _CALLABLES) else _copy_of(held, memo)
         cells[id(cell)] = cell if value is held else CellType(value)
     return cells[id(cell)]
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..estimators.eager import gradients, in_mode
+from ..estimators.eager import by_formula, gradients, in_mode
 from ..estimators.pieces import in_pieces
 from ..estimators.softplus import write_std, write_std_and_slope
 from .prior import normal_kl
@@ -81,7 +81,7 @@ class _NormalKLs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         tensors = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
+        if by_formula(grad):
             return None, *gradients(partial(_plain_sum, ctx.priors), tensors, ctx.needs_input_grad[1:], grad)
         terms = _terms(ctx.priors, tensors)
         found: dict[int, tuple[Tensor, Tensor]] = {}

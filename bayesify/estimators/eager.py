@@ -35,11 +35,19 @@ def gradients(
     formula: Callable[..., Tensor], tensors: Sequence[Any], needs: Sequence[bool], grad: Tensor
 ) -> list[Tensor | None]:
     """The formula's gradients in those of its tensors that need one, themselves differentiable."""
-    own = [x if x is None else x.view_as(x) for x in tensors]  # one tensor may be given twice
-    output = formula(*own)
-    leaves = [x for x, need in zip(own, needs, strict=True) if need and x is not None]
-    found = iter(torch.autograd.grad(output, leaves, grad.to(output.dtype), create_graph=True))
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        own = [x if x is None else x.view_as(x) for x in tensors]  # one tensor may be given twice
+        output = formula(*own)
+        leaves = [x for x, need in zip(own, needs, strict=True) if need and x is not None]
+        found = iter(torch.autograd.grad(output, leaves, grad.to(output.dtype), create_graph=differentiable))
     return [next(found) if need else None for need in needs]
+
+
+def by_formula(grad: Tensor) -> bool:
+    """Whether a backward pass is to differentiate the formula: to be differentiated itself, or for many gradients."""
+    functorch: Any = torch._C._functorch
+    return torch.is_grad_enabled() or functorch.is_legacy_batchedtensor(grad) or functorch.is_batchedtensor(grad)
 
 
 def in_mode(formula: Callable[..., Any], function: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -52,10 +60,14 @@ def in_mode(formula: Callable[..., Any], function: type[torch.autograd.Function]
 
 
 def transforming() -> bool:
-    """Whether torch.func, forward-mode differentiation or torch.jit.trace watches what is computed now."""
+    """Whether torch.func, forward-mode differentiation, torch.jit.trace or a dispatch mode watches what is computed.
+
+    Such a mode (selective checkpointing) may keep what an operator gave, and no one may write to that.
+    """
     return (
         torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
         or recorded()
     )
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import noise
-from .eager import gradients, in_mode, not_a_view, plus_product_, rows_together
+from .eager import by_formula, gradients, in_mode, not_a_view, plus_product_, rows_together
 from .precision import autocasted, without_autocast
 from .products import Product
 from .std_forms import Form, Std, form_of
@@ -151,7 +151,7 @@ class _Flipout(torch.autograd.Function):
         bits, tensors = others[: -len(needs)], others[-len(needs) :]
         parameter, mean, _, _, *inputs = tensors
         form, product = spread.form, spread.product
-        if torch.is_grad_enabled():  # a second derivative is wanted
+        if by_formula(grad):
             eps = form.eps(drawn, parameter)
 
             def formula(parameter: Tensor, *others: Any) -> Tensor:

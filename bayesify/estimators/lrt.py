@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import noise
-from .eager import gradients, in_mode, not_a_view, plus_product_, rows_together
+from .eager import by_formula, gradients, in_mode, not_a_view, plus_product_, rows_together
 from .precision import autocasted, no_autocast, widened, without_autocast
 from .products import Product
 from .std_forms import Form, Std, form_of
@@ -90,7 +90,7 @@ class _LRT(torch.autograd.Function):
         needs, product, form = ctx.needs_input_grad[2:], ctx.product, ctx.form
         slope, *tensors = ctx.saved_tensors
         parameter, mean, _, bias_std, *inputs = tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
+        if by_formula(grad):
             std = form.std(parameter.detach())
             eps = slope * _safe_sqrt(_variance(product, widened(std).square(), bias_std, inputs)).detach()
             return None, None, *gradients(partial(_noisy, product, form, eps), tensors, needs, grad)

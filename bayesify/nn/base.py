@@ -31,7 +31,7 @@ from .layer_kinds import bias_names, weight_names
 from .parametrized_weights import as_stored, mask, value
 from .posterior_kl import kl_part_of, normal_prior_of, summed
 from .posterior_tensors import added_names, keeping_wide, posterior_tensors, save_added
-from .replaced_means import RemembersMeans, forget_replaced, refuse_resized
+from .replaced_means import RemembersMeans, forget_replaced, forget_unset, refuse_resized
 from .settings import Method, Settings
 from .signatures import keep_signatures
 from .starts import KEPT_AS as STARTS
@@ -101,9 +101,9 @@ class Variational(HidesScales, RemembersMeans, Switchable):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """As torch moves or casts a module, except that scales stay at least float32 (see `Posterior.start`)."""
         if "_settings" not in self.__dict__:
-            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            return super()._apply(fn, recurse)
         scales = [scale for scale in map(self.scale_of, self.means()) if scale is not None]
-        return super()._apply(keeping_wide(scales, fn), recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(keeping_wide(scales, fn), recurse)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         with unrouted():  # the mean, from inside a forward that computes with a draw too
@@ -246,6 +246,7 @@ class Variational(HidesScales, RemembersMeans, Switchable):
         wide = widened(mean)
         stds = torch.as_tensor(std, dtype=wide.dtype, device=wide.device).expand_as(wide)
         scale.copy_(self._settings.posterior.scale_of(stds, wide))
+        forget_unset(self, name)
 
     @torch.no_grad()
     def draw(self, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Means that other code replaced after conversion: fused, re-parametrized or pruned for good.
+"""Means that other code replaced after conversion: fused, re-parametrized or pruned for good, or made without values.
 
 A scale was learned, and a prior was set, for the mean that the layer had. Where another Parameter takes its place, the
 posterior still fits if the values are the same; else the layer refuses at its next use. Training, and loading a
@@ -22,11 +22,18 @@ _WHAT_TO_DO = (
 )
 
 
+_UNSET = "unset"  # in a mean's place: its scale was given memory by `to_empty()`, and no values yet
+
+
 class RemembersMeans(nn.Module):
     """A module that remembers what each mean was before it was replaced, until its values were compared.
 
     No forward pays for that: torch registers a Parameter by `register_parameter`, and takes one away by `delattr`.
     """
+
+    _settings: Any
+    means: Any
+    scale_of: Any
 
     def register_parameter(self, name: str, param: Parameter | None) -> None:
         """torch's own; notes that a mean is replaced."""
@@ -45,7 +52,7 @@ class RemembersMeans(nn.Module):
         """Raise where a mean was replaced by one of other values.
 
         Raises:
-            StalePosteriorError: which, and what to do.
+            StalePosteriorError: which, and what to do; also where `to_empty()` gave a posterior memory, and no values.
         """
         if "_replaced_means" in self.__dict__:
             _refuse_replaced(self)
@@ -56,9 +63,21 @@ class RemembersMeans(nn.Module):
             _replaced(self).setdefault(name, before.detach().clone())
         super().__delattr__(name)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        scales = {name: self.scale_of(name) for name in self.means()} if "_settings" in vars(self) else {}
+        on_meta = [name for name, scale in scales.items() if scale is not None and scale.is_meta]
+        applied = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        _replaced(self).update((name, _UNSET) for name in on_meta if not self.scale_of(name).is_meta)
+        _forget_if_none(self)
+        return applied
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         before = dict(_replaced(self))
-        super()._load_from_state_dict(*args, **kwargs)
+        for mean in [mean for mean, what in before.items() if what == _UNSET]:
+            scale = f"{prefix}{mean}_{self._settings.posterior.scale_name}"
+            if scale in state_dict:
+                del before[mean]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         vars(self)["_replaced_means"] = before
         _forget_if_none(self)
 
@@ -66,6 +85,13 @@ class RemembersMeans(nn.Module):
 def forget_replaced(layer: nn.Module) -> None:
     """Take the means as they are now for those that the posterior was made for."""
     vars(layer).pop("_replaced_means", None)
+
+
+def forget_unset(layer: nn.Module, name: str) -> None:
+    """Its scale has been given values now."""
+    if vars(layer).get("_replaced_means", {}).get(name) == _UNSET:
+        del _replaced(layer)[name]
+        _forget_if_none(layer)
 
 
 def refuse_resized(name: str, mean: Tensor, scale: Tensor) -> None:
@@ -90,6 +116,13 @@ def _refuse_replaced(layer: nn.Module) -> None:
                 f"the pruning of {type(layer).__name__}'s {name} was made permanent after conversion, so that its "
                 f"pruned weights would be noisy again: {_WHAT_TO_DO}"
             )
+        if isinstance(before, str):
+            raise StalePosteriorError(
+                f"the posterior of {type(layer).__name__}'s {name} came off the meta device without values, as by "
+                "to_empty(): load the state_dict of a converted model, or a plain one's by "
+                "bayesify.load_weights(model, state_dict), or start it around the weights as they are by "
+                "bayesify.reset_posterior(model)"
+            )
         before = as_real(before)
         if now is None or (now.shape == before.shape and not _same(now, before)):
             raise StalePosteriorError(
@@ -101,8 +134,8 @@ def _refuse_replaced(layer: nn.Module) -> None:
     _forget_if_none(layer)
 
 
-def _replaced(layer: nn.Module) -> dict[str, Tensor | None]:
-    known: dict[str, Tensor | None] = vars(layer).setdefault("_replaced_means", {})
+def _replaced(layer: nn.Module) -> dict[str, Any]:
+    known: dict[str, Any] = vars(layer).setdefault("_replaced_means", {})
     return known
 
 

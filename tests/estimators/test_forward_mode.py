@@ -78,6 +78,21 @@ def test_derivatives_are_the_formulas(method: Any, name: str, way: str, wants: s
     torch.testing.assert_close(found, REFERENCES[way](f, value))
 
 
+@pytest.mark.parametrize("wants", ["weight", "weight_rho"])
+@pytest.mark.parametrize("method", METHODS)
+def test_many_gradients_at_once_are_those_one_by_one(method: Any, wants: str) -> None:
+    policy = {"method": method, "bias": "variational", "posterior": {"init_std": 0.3}}
+    layer, x = bayesify.convert(nn.Linear(3, 2).double(), policy), torch.randn(4, 3, dtype=torch.float64)
+    torch.manual_seed(3)
+    output = layer(x)
+    value = layer.get_parameter(wants)
+    for of in (output, output.square() + layer.kl()):
+        rows = torch.eye(8, dtype=torch.float64).view(8, 4, 2)
+        batched = torch.autograd.grad(of, value, rows, is_grads_batched=True, retain_graph=True)[0]
+        single = [torch.autograd.grad(of, value, row, retain_graph=True)[0] for row in rows]
+        torch.testing.assert_close(batched, torch.stack(single))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_dual_numbers_pass_a_network(method: Any) -> None:
     model = bayesify.convert(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)).double(), method)

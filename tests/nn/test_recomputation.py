@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import bayesify
 from bayesify.errors import BypassError
@@ -77,6 +77,18 @@ class InTwoRegions(Checkpointed):
         return self.region(inner, self.region(inner, x)) @ self.w
 
 
+class Selective(Checkpointed):
+    """Keeps what matrix products gave, and computes all else again."""
+
+    def inner(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.lin(x) @ self.w)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept: Any = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+        self.settings = {"use_reentrant": False, "context_fn": lambda: create_selective_checkpoint_contexts(kept)}
+        return self.region(self.inner, x)
+
+
 class Nested(Checkpointed):
     def forward(self, x: Tensor) -> Tensor:
         def inner(h: Tensor) -> Tensor:
@@ -95,7 +107,9 @@ def gradients(model: nn.Module) -> dict[str, Any]:
 
 @REENTRANT
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("cls", [ByMethod, OfAChild, CallsAChild, ByClosure, AsArgument, InTwoRegions, Nested])
+@pytest.mark.parametrize(
+    "cls", [ByMethod, OfAChild, CallsAChild, ByClosure, AsArgument, InTwoRegions, Nested, Selective]
+)
 def test_gradients_are_those_without_checkpointing(cls: Any, method: Method, reentrant: bool) -> None:
     torch.manual_seed(0)
     model = bayesify.convert(nn.Sequential(cls(reentrant)), method)

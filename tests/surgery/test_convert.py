@@ -140,3 +140,16 @@ def test_names_that_kl_cannot_have(name: str) -> None:
     with pytest.raises((NameClashError, UsageError), match="name"):
         bayesify.convert(layer, inplace=True, kl_name=name)
     assert type(layer) is nn.Linear
+
+
+def test_a_forward_around_the_models_own_is_the_copys() -> None:
+    plain: Any = nn.Sequential(nn.Linear(2, 2))
+    own = plain.forward
+    plain.forward = lambda x: own(x) * 2
+    model = bayesify.convert(plain)
+    x = torch.ones(1, 2)
+    assert not torch.equal(model(x), model(x))
+    model.zero_grad()
+    model(x).sum().backward()
+    assert model[0].weight_rho.grad.any()
+    assert plain[0].weight.grad is None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import bayesify
-from bayesify.errors import UninitializedLayerError
+from bayesify.errors import StalePosteriorError, UninitializedLayerError
 from bayesify.nn.registry import plain_classes
 from tests.nets import SmallResNet
 from tests.traps.common import METHODS, PRETRAINED, differs
@@ -75,3 +75,29 @@ def test_20_meta() -> None:
         assert layer.weight_std.max() < 1
         assert torch.equal(layer.weight_prior_mean, layer.weight)  # type: ignore[arg-type]
     assert model.kl().isfinite()  # type: ignore[operator]
+
+
+def test_memory_without_values_is_no_posterior() -> None:
+    with torch.device("meta"):
+        plain = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    values = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).state_dict()
+    expected = bayesify.convert(loaded(values), PRETRAINED)
+    model: Any = bayesify.convert(plain, PRETRAINED).to_empty(device="cpu")
+    model.load_state_dict(values, strict=False)
+    for call in (model.kl, lambda: model(torch.ones(2, 4)), lambda: model[0].weight_std):
+        with pytest.raises(StalePosteriorError, match="came off the meta device without values"):
+            call()
+    with bayesify.posterior_mean(model):
+        assert torch.equal(model(torch.ones(2, 4)), loaded(values)(torch.ones(2, 4)))
+    for fill in (bayesify.reset_posterior, lambda model: bayesify.load_weights(model, values)):
+        filled = copy.deepcopy(model)
+        fill(filled)
+        torch.testing.assert_close(filled.kl(), expected.kl())
+    model.load_state_dict(expected.state_dict())
+    torch.testing.assert_close(model.kl(), expected.kl())
+
+
+def loaded(values: Any) -> nn.Module:
+    plain = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    plain.load_state_dict(values)
+    return plain
