@@ -131,6 +131,12 @@ def _layers(model: nn.Module, state: _State) -> Iterator[nn.Module]:
     yield from (found for _, _, layer in state.places if (found := layer()) is not None)
 
 
+def _hands_nested_tensors_on(model: nn.Module) -> bool:
+    """Whether an encoder that is kept would give another output under a mode: torch then leaves its fused way."""
+    encoders = (each for each in model.modules() if isinstance(each, nn.TransformerEncoder))
+    return not torch.is_grad_enabled() and any(not each.training and each.use_nested_tensor for each in encoders)
+
+
 def _runs(frame: FrameType) -> bool:
     return any(each is frame for each in _callers(sys._getframe(1)))
 
@@ -150,7 +156,8 @@ class _Forward:
 
     def begin(self, state: _State) -> None:
         """Watch it, if it is its turn."""
-        if any(not is_quiet(layer) for layer in _layers(self.model, state)) and state.is_turn(self.model.training):
+        noisy = any(not is_quiet(layer) for layer in _layers(self.model, state))
+        if noisy and state.is_turn(self.model.training) and not _hands_nested_tensors_on(self.model):
             self.watch = _Watch(self.model, self.frame)
             self.watch.__enter__()  # type: ignore[no-untyped-call]
 

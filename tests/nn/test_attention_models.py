@@ -16,6 +16,7 @@ from bayesify.errors import NothingToConvertError
 from bayesify.nn import FlipoutMultiheadAttention, Variational
 from bayesify.nn.hooks import keep_unfused, mark_reached
 from bayesify.nn.settings import Method
+from bayesify.nn.watched_forwards import unwatch_forwards
 from tests.support import judge_moments, same_example
 
 from .attentions import every_layout, every_method
@@ -113,6 +114,7 @@ def test_with_any_hook_gone_the_other_still_keeps_the_fused_kernel_off_and_witho
     x = _input(True)
     for gone, noisy in (({mark_reached}, True), ({keep_unfused}, True), ({mark_reached, keep_unfused}, False)):
         model = bayesify.convert(_built(_layer, batch_first=True), method)
+        unwatch_forwards(model)
         for module in model.modules():
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 for key in [key for key, hook in hooks.items() if hook in gone]:
@@ -139,6 +141,7 @@ def test_without_its_switch_an_encoder_hands_nested_tensors_on(method: Method) -
     model: Any = bayesify.convert(_built(_encoder, batch_first=True), policy)
     x = _input(True)
     seen: list[bool] = []
+    unwatch_forwards(model)  # the watch's mode, too, keeps torch from its fused way
     model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].is_nested))
     for cls in (type(model), nn.TransformerEncoder):
         model.__class__ = cls

@@ -193,3 +193,19 @@ def test_a_watched_model_is_let_go() -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_an_encoder_that_is_kept_gives_the_same_at_every_forward() -> None:
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    plain = nn.Sequential(nn.TransformerEncoder(layer, 1), nn.Linear(4, 4)).eval()
+    model: Any = bayesify.convert(plain, {"method": "flipout", "ignore": ["0"]})
+    padded: list[Tensor] = []
+    model[0].register_forward_hook(lambda encoder, given, output: padded.append(output[0, -1]))
+    model[0].forward = lambda x: nn.TransformerEncoder.forward(model[0], x, src_key_padding_mask=PADDING)
+    with torch.no_grad():
+        for _ in range(4):
+            model(torch.ones(2, 3, 4))
+    assert all(torch.equal(each, padded[0]) for each in padded)
+
+
+PADDING = torch.tensor([[False, False, True], [False, False, False]])
