@@ -102,7 +102,7 @@ def test_classes_and_what_follows(tmp_path: Path) -> None:
     model = converted("flipout", nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     train, held_out = [(x[:200], labels[:200])], [(x[200:], labels[200:])]
     found = bayesify.fit_std(model, train, task="classification", validation=held_out)
-    assert found.layer == "2"
+    assert found.layers == ("2",)
     bayesify.calibrate(model, held_out, task="classification", samples=4)
     bayesify.save(model, tmp_path / "model.pt")
     expected = bayesify.predict(model, x, task="classification", seed=1).mean
@@ -111,6 +111,57 @@ def test_classes_and_what_follows(tmp_path: Path) -> None:
     assert "weight_basis" not in dict(bayesify.revert(model).named_buffers())
     bayesify.reset_posterior(model)
     assert not hasattr(model[2], "weight_basis")
+
+
+def network() -> tuple[Any, list[Any]]:
+    x = torch.randn(120, 8)
+    labels = (x @ torch.randn(8, 3)).argmax(-1)
+    model = converted("flipout", nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    return model, [(x, labels)]
+
+
+@pytest.mark.parametrize("layers", ["**", ["0", "last"], "re:[02]"])
+def test_the_layers_that_are_asked_for_have_the_axes_of_their_inputs(layers: Any) -> None:
+    """(VD Vᵀ + δI)⁻¹, D the mean of squared gradients; the KL that of the two normals; the others a share of |w|."""
+    model, data = network()
+    found = bayesify.fit_std(model, data, task="classification", layers=layers, samples=4)
+    expected = {"**": ("0", "2", "4"), "re:[02]": ("0", "2")}.get(str(layers), ("0", "4"))
+    assert found.layers == expected
+    total = torch.zeros(())
+    for name, layer in bayesify.variational_layers(model):
+        mean, std = layer.weight.detach(), layer.weight_std.detach()
+        fitted = name in expected
+        assert ("weight_basis" in dict(layer.named_buffers())) == fitted
+        assert not fitted or std.max() <= found.precision**-0.5 * 1.0001
+        axes = layer.weight_basis if fitted else torch.eye(mean.shape[1])
+        prior = found.precision**-0.5 if fitted else 5 / mean.shape[1] ** 0.5
+        for k in range(len(mean)):
+            q = torch.distributions.MultivariateNormal(mean[k], axes @ std[k].square().diag() @ axes.T)
+            p = torch.distributions.MultivariateNormal(0 * mean[k], prior**2 * torch.eye(mean.shape[1]))
+            total = total + torch.distributions.kl_divergence(q, p)
+    torch.testing.assert_close(model.kl().detach(), total, rtol=1e-3, atol=1e-2)
+
+
+def test_the_network_before_the_last_layer_runs_once_for_all_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here it runs for the curvature, the mean, the features and one relative std; before, for 25 precisions too."""
+    monkeypatch.setattr("bayesify.uncertainty.fit_std.RELATIVE", (0.0,))
+    model, data = network()
+    whole, calls = copy.deepcopy(model), []
+    model[0].register_forward_hook(lambda *_: calls.append(1))
+    found = bayesify.fit_std(model, data, task="classification", samples=4)
+    assert len(calls) == 3 + 4
+    monkeypatch.setattr("bayesify.uncertainty.fit_std._on_features", lambda model, layer, judge: (model, judge))
+    assert bayesify.fit_std(whole, data, task="classification", samples=4).precision == found.precision
+
+
+def test_layers_that_cannot_be_fitted_are_refused() -> None:
+    model, data = network()
+    for wrong, reason in (("5", "picks no"), ("1+", "looks like|picks no"), ("re:(", "regular expression")):
+        with pytest.raises(UsageError, match=reason):
+            bayesify.fit_std(model, data, task="classification", layers=wrong)
+    model = bayesify.convert(nn.Sequential(nn.Linear(8, 3)), {"posterior": {"parameterization": "multiplicative"}})
+    with pytest.raises(UsageError, match="multiplicative"):
+        bayesify.fit_std(model, data, task="classification", layers="**")
 
 
 def test_what_has_no_last_linear_is_refused() -> None:

@@ -45,9 +45,9 @@ class Labels(HeldOut):
         _refuse_outside(labels, logits.shape[-1])
         return [logits.flatten(1, -2)[:, labelled], labels.unsqueeze(0)]
 
-    def counted(self) -> Tensor:
-        """1 where an example, or one of its positions, has a label and else 0: (n, 1)."""
-        return torch.cat([target.flatten() != IGNORED for _, target in self.batches]).unsqueeze(-1)
+    def counted(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Where an example, or one of its positions, has a label: of a shape that broadcasts to the logits'."""
+        return (target != IGNORED).unsqueeze(self.blank.dim)
 
     def losses(self, outputs: Outputs, calibration: Calibration) -> Tensor:
         logits, labels = outputs

@@ -22,9 +22,8 @@ class YesOrNo(Labels):
     def paired(self, leaves: list[Tensor], target: Any) -> Outputs:
         return super().paired(leaves, _labels(target, leaves[0].shape[1:-1]))
 
-    def counted(self) -> Tensor:
-        flat = [target.flatten(0, -2) if target.dim() > 1 else target.unsqueeze(-1) for _, target in self.batches]
-        return torch.cat(flat) != IGNORED
+    def counted(self, logits: Tensor, target: Tensor) -> Tensor:
+        return (target if target.dim() == logits.dim() else target.unsqueeze(-1)) != IGNORED
 
 
 def _labels(target: Any, shape: torch.Size) -> Tensor:
