@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,11 @@ def signals(seed: int) -> Task:
     return _classes(x[:, None], labels, shifted[1800:, None], foreign[:, None], conv, 1400, 1800)
 
 
+def deep_signals(seed: int) -> Task:
+    """The same signals, by a network of 8 layers with BatchNorm."""
+    return replace(signals(seed), make=deep_conv)
+
+
 def tumours(seed: int) -> Task:
     """569 tumours: the worst concavity of a cell, from nine means over cells."""
     table: Any = load_breast_cancer()
@@ -80,7 +85,7 @@ def piston(seed: int) -> Task:
     return _numbers(units, (cycle - cycle.mean()) / cycle.std() + noise, seed, 300, 400)
 
 
-TASKS = {"digits": digits, "mnist1d": signals, "tumours": tumours, "piston": piston}
+TASKS = {"digits": digits, "mnist1d": signals, "mnist1d-deep": deep_signals, "tumours": tumours, "piston": piston}
 
 
 def mnist1d(count: int, seed: int, noise: float) -> tuple[Any, Any]:
@@ -129,6 +134,15 @@ def conv(dropout: float) -> nn.Module:
     for width in (1, 25, 25):
         layers += [nn.Conv1d(width, 25, 5, 2, 1), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(100, 10))
+
+
+def deep_conv(dropout: float) -> nn.Module:
+    """Seven convolutions with BatchNorm, and a Linear layer."""
+    layers: list[nn.Module] = []
+    for width, stride in zip((1, *[16] * 6), (2, 1, 2, 1, 2, 1, 1), strict=True):
+        layers += [nn.Conv1d(width, 16, 3, stride, 1, bias=False), nn.BatchNorm1d(16), nn.ReLU()]
+        layers += [nn.Dropout(dropout)] if dropout else []
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(80, 10))
 
 
 def _tensor(array: Any) -> Tensor:

@@ -112,7 +112,7 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
     with busy(f"Converting {source.model}"):
         model = _opened(source)
         made = plan(model, policy, example_inputs=inputs)
-        converted = carry_out(made, model, inplace=True, kl_name=kl_name)
+        converted = carry_out(made, model, example_inputs=inputs, inplace=True, kl_name=kl_name)
         save(converted, target, overwrite=force, sources=source.files, **source.recorded())
     _show(made, **options)
     say(f"\nWrote {target}", err=options["as_json"])

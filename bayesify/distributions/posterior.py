@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from ..estimators.precision import widened
 from .scale import Scale, magnitude
 
 Parameterization = Literal["additive", "multiplicative"]
+Basis = Literal["weights", "inputs"]
 
 SMALLEST_STD = torch.finfo(torch.float32).tiny
 RELATIVE_FLOOR = 1e-8  # under what follows a weight on its way through zero: a relative std, or a prior's
@@ -30,19 +31,23 @@ class Posterior:
         parameterization: `additive`, std = softplus(rho); or `multiplicative`, std = |mean|·sqrt(alpha), with
             log(alpha) the parameter (Kingma et al. 2015, section 3; Molchanov et al. 2017, section 3.2).
         init_std: where std starts; None is `auto`, which a plan settles by the network's depth.
+        basis: what is independent: the weights, or their coordinates along the principal axes of a layer's inputs.
     """
 
     parameterization: Parameterization = "additive"
     init_std: Scale | None = None
+    basis: Basis = "weights"
 
     def __str__(self) -> str:
-        return f"{self.parameterization}, std {self.init_std or 'auto'}"
+        along = ", along its inputs' axes" if self.basis == "inputs" else ""
+        return f"{self.parameterization}, std {self.init_std or 'auto'}{along}"
 
     def to_dict(self) -> dict[str, Any]:
         """As a policy writes it."""
         return {
             "parameterization": self.parameterization,
             "init_std": self.init_std.to_dict() if self.init_std else "auto",
+            **({"basis": self.basis} if self.basis != "weights" else {}),
         }
 
     @property
@@ -60,7 +65,7 @@ class Posterior:
             return self
         shallow = min(SHALLOW_BUDGET / max(layers, 1), MOST_RELATIVE)
         relative = shallow if layers <= SHALLOW else DEPTH_BUDGET / layers**0.5
-        return Posterior(self.parameterization, Scale("relative", relative, floor=0.1))
+        return replace(self, init_std=Scale("relative", relative, floor=0.1))
 
     def start(self, mean: Tensor, fan_in: int) -> Tensor:
         """The scale parameter's initial value, of `mean`'s shape and device, in float32 or better.

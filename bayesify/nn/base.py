@@ -21,7 +21,7 @@ from ..estimators.lrt import lrt
 from ..estimators.precision import widened
 from ..estimators.products import Product
 from ..estimators.std_forms import SoftplusStd
-from .basis import drop_basis, has_basis, multiply_in_basis, turned
+from .basis import drop_basis, has_basis, multiply_in_basis, start_along, turned
 from .folded_batches import fold_of
 from .held_draws import Spread, held_draws, held_product, only_draw
 from .hidden_scales import HidesScales
@@ -49,7 +49,7 @@ class Variational(HidesScales, RemembersMeans, Switchable):
         weight, bias: the posterior means (or the bias itself), under the plain layer's names.
         weight_rho or weight_log_alpha: the scale parameter, by parameterization; likewise for a variational bias.
         weight_prior_mean, weight_prior_std: buffers, where the prior cannot be computed from less.
-        weight_basis: a buffer after `fit_std`, see `basis.py`.
+        weight_basis: a buffer under `basis: inputs` and after `fit_std`, see `basis.py`.
     """
 
     method: Method
@@ -229,6 +229,7 @@ class Variational(HidesScales, RemembersMeans, Switchable):
     def reset_posterior(self) -> None:
         """Put the scales and the prior's buffers where they start, given the means as they are now."""
         forget_replaced(self)
+        basis = self._buffers.get("weight_basis") if self._settings.posterior.basis == "inputs" else None
         drop_basis(self)
         for name, start in posterior_tensors(self, self._settings).items():
             present = getattr(self, name)
@@ -236,6 +237,8 @@ class Variational(HidesScales, RemembersMeans, Switchable):
                 present.data.copy_(start.data)
             else:
                 setattr(self, name, start)
+        if basis is not None:
+            start_along(self, "weight", basis)
         remember_start(self)
 
     @torch.no_grad()

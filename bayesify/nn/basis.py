@@ -12,12 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..estimators.precision import widened
 from ..estimators.products import Product
+from .layer_kinds import fan_in
 
 
 def has_basis(layer: nn.Module, name: str) -> bool:
     """Whether the noise of this Parameter is independent in coordinates of its own."""
     return f"{name}_basis" in layer._buffers
+
+
+def start_along(layer: Any, name: str, basis: Tensor) -> None:
+    """Put the basis, and the std where it starts: by the same rule, for the mean's coordinates along it."""
+    put_basis(layer, name, basis)
+    mean, settings = widened(layer.mean_of(name).detach()), layer._settings
+    scale = settings.posterior.start(mean @ basis.to(mean), fan_in(layer, name, settings))
+    layer.scale_of(name).data.copy_(scale)
 
 
 def put_basis(layer: nn.Module, name: str, basis: Tensor) -> None:

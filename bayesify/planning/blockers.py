@@ -17,6 +17,7 @@ from ..nn.layer_kinds import bias_names, layer_kind, weight_names
 from ..nn.parametrized_weights import is_computed, kind_before, sources
 from ..nn.posterior_tensors import SUFFIXES
 from ..nn.registry import plain_classes
+from ..nn.settings import Settings
 from ..programs.part import Part, kind_of
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -81,6 +82,14 @@ def bears_weight(module: nn.Module) -> bool:
     if any(True for _ in module.parameters(recurse=False)) or parametrize.is_parametrized(module):
         return True
     return isinstance(vars(module).get("weight"), torch.Tensor) or quantized(module) is not None
+
+
+def has_axes(site: Site, settings: Settings) -> bool:
+    """Whether its weight may have a posterior along the axes of its inputs: of a Linear layer that alone reads it."""
+    module, additive = site.module, settings.posterior.parameterization == "additive"
+    read = site.weights or site.readers or settings.drawn
+    plain = isinstance(module, nn.Linear) and not isinstance(module, nn.LazyLinear)
+    return plain and additive and not read and not is_computed(module, "weight")
 
 
 def kept_because(module: nn.Module) -> str:

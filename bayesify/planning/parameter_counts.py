@@ -58,7 +58,8 @@ def _counted(draft: Draft, stands: dict[int, str], posteriors: dict[tuple[int, .
         _refuse_two_posteriors(first, decision, name)
         new += _size(value(module, name)) if first is decision else 0
     before = sum(map(_size, fresh.values()))
-    return draft.with_decision(parameters_before=before, parameters_after=before + new, notes=tied)
+    notes = (*decision.notes, *tied)
+    return draft.with_decision(parameters_before=before, parameters_after=before + new, notes=notes)
 
 
 def _means(decision: Decision, module: nn.Module) -> list[str]:

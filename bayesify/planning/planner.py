@@ -19,7 +19,7 @@ from ..policy.policy import Policy, PolicyLike
 from ..programs.part import kind_of
 from ..programs.program import is_exported, prepared
 from .adjustments import adjusted
-from .blockers import bears_weight, blocker, kept_because
+from .blockers import bears_weight, blocker, has_axes, kept_because
 from .caveats import notes, read_beside
 from .draft import Draft
 from .owners import owned
@@ -28,6 +28,7 @@ from .plan import Plan
 from .refusals import refuse_model
 from .surroundings import batch_dim, unregistered
 
+_NO_AXES = "independent weights: `basis: inputs` is for Linear layers of an additive std that alone read their weight"
 _OUTSIDE = "not registered in the model, so neither trained nor saved with it: an nn.ModuleList or ModuleDict would"
 
 
@@ -107,6 +108,9 @@ def _decided(draft: Draft, depth: int) -> Decision:
     if site.weights or (site.readers and not site.called):
         settings = replace(settings, bias="deterministic")
     becomes = converted_class(site.module, claimed.method, bool(site.weights)).__name__
+    if settings.posterior.basis == "inputs" and not has_axes(site, settings):
+        settings = replace(settings, posterior=replace(settings.posterior, basis="weights"))
+        decision = replace(decision, notes=(_NO_AXES,))
     unseen = bool(site.weights) and site.forwards.uses(site.module).unseen_by_dynamo
     return replace(
         decision, verb="converts", becomes=becomes, method=claimed.method, settings=settings, uncompiled=unseen

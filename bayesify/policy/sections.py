@@ -37,6 +37,12 @@ class PosteriorSettings(Section):
         default=None, description="Where the std starts. auto: a share of |w| that falls with depth. Default: auto."
     )
 
+    basis: Annotated[Literal["weights", "inputs"] | None, values.BASIS] = Field(
+        default=None,
+        description="What is independent. inputs: a Linear layer's weights along the principal axes of the example "
+        "inputs that reach it, which must be given. Default: weights.",
+    )
+
     def over(self, base: PosteriorSettings) -> PosteriorSettings:
         """These settings, with those that are not given taken from `base`."""
         return base.model_copy(update=self.given())
@@ -46,7 +52,7 @@ class PosteriorSettings(Section):
         from ..distributions.posterior import Posterior
 
         std = self.init_std if isinstance(self.init_std, Scale) else None
-        return Posterior(self.parameterization or "additive", std)
+        return Posterior(self.parameterization or "additive", std, self.basis or "weights")
 
 
 class PriorSettings(Section):
@@ -95,7 +101,7 @@ class PriorSettings(Section):
         return Normal(mean, self.std or Normal().std)
 
 
-BUILTIN_POSTERIOR = PosteriorSettings(parameterization="additive", init_std="auto")
+BUILTIN_POSTERIOR = PosteriorSettings(parameterization="additive", init_std="auto", basis="weights")
 BUILTIN_PRIORS: dict[Family | None, PriorSettings] = {
     "normal": PriorSettings(family="normal", mean="auto"),
     "scale_mixture": PriorSettings(family="scale_mixture", pi=0.5, std1=1.0, std2=math.exp(-6)),

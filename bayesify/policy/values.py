@@ -215,6 +215,7 @@ _SELECTOR_SCHEMA = {
 METHOD = one_of(METHODS)
 FAMILY = one_of(FAMILIES)
 PARAMETERIZATION = one_of(("additive", "multiplicative"))
+BASIS = one_of(("weights", "inputs"))
 BIAS = one_of(("deterministic", "variational"))
 SIGNS = one_of(("example", "position"))
 FROZEN = one_of(("keep", "convert"))

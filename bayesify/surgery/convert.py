@@ -19,6 +19,7 @@ from ..policy.policy import Policy, PolicyLike
 from ..programs.program import from_exported, is_exported
 from .all_or_nothing import all_or_nothing
 from .copying import copied
+from .input_axes import input_axes
 from .rewrite import rewrite
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -48,7 +49,8 @@ def convert(
     Raises:
         NameClashError: the model has an attribute `kl_name` already.
         NotCopyableError: torch cannot deep-copy the model.
-        UsageError: an argument that convert does not take: a setting belongs to the policy.
+        UsageError: an argument that convert does not take: a setting belongs to the policy. Or the policy asks for the
+            axes of a layer's inputs, and the example inputs do not tell.
         PolicyError, NothingToConvertError, WrappedModelError, AlreadyVariationalError: see `plan`.
     """
     if unknown:
@@ -57,20 +59,23 @@ def convert(
         model, inplace = _private(model, inplace), True
     made = plan(model, policy, example_inputs=example_inputs)
     warn_of_not_finite(model, f"convert({type(model).__name__})")
-    return carry_out(made, model, inplace=inplace, kl_name=kl_name)
+    return carry_out(made, model, example_inputs=example_inputs, inplace=inplace, kl_name=kl_name)
 
 
-def carry_out(made: Plan, model: Model, *, inplace: bool = False, kl_name: str = "kl") -> Model:
+def carry_out(
+    made: Plan, model: Model, *, example_inputs: ExampleInputs | None = None, inplace: bool = False, kl_name: str = "kl"
+) -> Model:
     """`convert`, for who has the model's plan already.
 
     Raises:
-        NameClashError, NotCopyableError: see `convert`.
+        NameClashError, NotCopyableError, UsageError: see `convert`.
     """
     refuse_clash(model, kl_name)
+    axes = input_axes(model, made, example_inputs)
     # tensors made in inference mode would never get a gradient
     with torch.inference_mode(False):
         target = model if inplace else copied(model)
-        all_or_nothing(target, lambda: rewrite(made, target, kl_name))
+        all_or_nothing(target, lambda: rewrite(made, target, kl_name, axes))
     return target
 
 

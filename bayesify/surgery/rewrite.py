@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from ..decision import Decision
 from ..errors import UsageError
 from ..files.model_file.conversion import PLAN, keep_plan
 from ..nn.base import Variational
+from ..nn.basis import start_along
 from ..nn.folded_batches import unwatch_examples, watch_examples
 from ..nn.hooks import keep_unfused
 from ..nn.kl import Ledger
@@ -25,13 +26,15 @@ from ..planning.plan import Plan
 from ..programs.program import insert_layers, take_out_layers
 
 
-def rewrite(made: Plan, model: nn.Module, kl_name: str) -> None:
-    """Make the model what its plan says, in place."""
+def rewrite(made: Plan, model: nn.Module, kl_name: str, axes: Mapping[str, Tensor]) -> None:
+    """Make the model what its plan says, in place. `axes` is what `input_axes` found."""
     insert_layers(model, made.insertions)
     modules = dict(model.named_modules(remove_duplicate=False))
     for module, cls, row, tensors in list(_prepared(made, modules)):
         module.__class__ = cls
         module.add_posterior(row.settings, tensors)
+        if row.name in axes:
+            start_along(module, "weight", axes[row.name])
         remember_start(module)
     for row in made.rows:
         if row.reads:
