@@ -12,6 +12,7 @@ from ..analysis.probe.example_inputs import ExampleInputs
 from ..analysis.probe.findings import Finding, findings
 from ..analysis.site import Forwards, Site
 from ..decision import Decision
+from ..errors import NothingToConvertError
 from ..nn.batch_arguments import BatchArgument
 from ..nn.layer_kinds import layer_kind
 from ..nn.registry import converted_class
@@ -55,9 +56,9 @@ def plan(model: nn.Module, policy: PolicyLike = "flipout", *, example_inputs: Ex
     drafts = [Draft(site, names[id(site.module)], blocker(site)) for site in _sites(model, names)]
     drafts = owned(drafts, policy, model)
     depth = sum(draft.claimed.method is not None for draft in drafts)
-    drafts = counted(replace(draft, decided=_decided(draft, depth)) for draft in drafts)
+    drafts = [replace(draft, decided=_decided(draft, depth)) for draft in drafts]
     told, arguments = _findings(model, drafts, example_inputs)
-    drafts = _noted(drafts, told)
+    drafts = _noted(counted(_unless_read_past(drafts, told)), told)
     order = {own[0]: at for at, own in enumerate(names.values())}
     decisions = sorted(adjusted(model, names, drafts), key=lambda decision: order[decision.name])
     decisions += _outside(model)
@@ -126,6 +127,28 @@ def _findings(
     decisions = [draft.decision for draft in drafts]
     layers = {decision.name: decision.settings for decision in decisions if decision.settings is not None}
     return findings(model, layers, given)
+
+
+def _unless_read_past(drafts: Sequence[Draft], findings: Mapping[str, Finding]) -> list[Draft]:
+    """The drafts, those blocked whose weights code was seen to multiply by in a way that no trace had shown.
+
+    Raises:
+        NothingToConvertError: no layer is left to convert.
+    """
+    left = [_unless_seen(draft, findings.get(draft.decision.name)) for draft in drafts]
+    if not any(draft.decision.method for draft in left):
+        reasons = "; ".join(f"{draft.decision.name!r}: {draft.decision.reason}" for draft in left)
+        raise NothingToConvertError(f"no layer is left to convert: {reasons}")
+    return left
+
+
+def _unless_seen(draft: Draft, finding: Finding | None) -> Draft:
+    rerouted = bool(draft.site.weights) or any(True for _ in draft.site.rerouting)
+    if finding is None or finding.outside is None or rerouted or any(True for _ in read_beside(draft.site)):
+        return draft
+    reason = f"code at {finding.outside} multiplies by its weight without calling it, in a forward that does not trace"
+    own = draft.decision
+    return replace(draft, decided=Decision(own.name, own.aliases, "blocked", own.type, reason=reason))
 
 
 def _noted(drafts: Sequence[Draft], findings: Mapping[str, Finding]) -> list[Draft]:

@@ -34,12 +34,14 @@ class Finding:
         moves: by weight, whether noise in it moves the model's output; empty where that cannot be told.
         batch_layout: where the examples are in its calls; None where they could not be followed, or the layer knows.
         problem: why its signs cannot follow the examples, or None.
+        outside: where code multiplies by its weight without calling it, or None.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     moves: Mapping[str, bool] = field(default_factory=dict)
     batch_layout: BatchLayout | None = None
     problem: str | None = None
+    outside: str | None = None
 
     def settled(self, settings: Settings) -> Settings:
         """The settings with the place of the examples filled in."""
@@ -87,7 +89,8 @@ def findings(
         shapes = tuple(tuple(seen.x.shape) for seen in calls.of.get(place, ()))
         told = followed.layout(place) if shapes else None
         problem = f"{told}{hint if told is not DATA else ''}" if isinstance(told, str) else None
-        by_name[name] = Finding(shapes, moves[name], told if isinstance(told, BatchLayout) else None, problem)
+        layout = told if isinstance(told, BatchLayout) else None
+        by_name[name] = Finding(shapes, moves[name], layout, problem, calls.outside.get(place))
     return by_name, followed.arguments
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from ...nn.layer_kinds import example_dims
 from ...nn.parametrized_weights import computed_tensors, kind_before
 from ...nn.registry import plain_classes
 from ...nn.torch_functions import BODIES, MULTIPLICATIONS, Role, role
+from ...nn.user_code import user_code
 from ..copied_functions import follow_in_functions
 from ..side_effects import same_randomness
 from .example_inputs import Example
@@ -41,10 +43,17 @@ class Seen:
 
 @dataclass
 class Calls:
-    """What the layers were called with in one run, by their names."""
+    """What the layers were called with in one run, by their names.
+
+    Attributes:
+        of: their calls.
+        inside: the layers whose forwards run now.
+        outside: where code multiplies by a layer's weight without calling it.
+    """
 
     of: dict[str, list[Seen]] = field(default_factory=dict)
     inside: list[str] = field(default_factory=list)
+    outside: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, x: Tensor, dims: tuple[int, ...] | None) -> None:
         """Enter one call."""
@@ -64,7 +73,8 @@ def run(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> 
                 enter, leave = _enter(calls, name), _leave(calls)
                 stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 stack.callback(layer.register_forward_hook(leave, always_call=True).remove)
-        stack.enter_context(_Uses(calls, layers))
+        stack.enter_context(uses := _Uses(calls, layers, _held_by_others(model, layers)))
+        stack.callback(uses.restore)
         _seed()
         try:
             output = example.call(model)
@@ -163,12 +173,24 @@ def _leave(calls: Calls) -> Any:
     return leave
 
 
+def _held_by_others(model: nn.Module, layers: Mapping[str, nn.Module]) -> set[int]:
+    """The ids of Parameters that a module which is not watched multiplies by in its own right."""
+    watched = {id(layer) for layer in layers.values()}
+    others = (each for each in model.modules() if id(each) not in watched and not isinstance(each, nn.Embedding))
+    return {id(parameter) for module in others for parameter in module.parameters(recurse=False)}
+
+
+_DATA = frozenset((Tensor.data.__get__, Tensor.data.__set__))  # type: ignore[attr-defined]
+_IN_PLACE = frozenset(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "and", "or")) | {"__setitem__"}
+
+
 class _Uses(TorchFunctionMode):
     """Watches for multiplications by weights, and by views of these, outside of the layers that hold them."""
 
-    def __init__(self, calls: Calls, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, calls: Calls, layers: Mapping[str, nn.Module], others: set[int]) -> None:
         super().__init__()
-        self.calls = calls
+        self.calls, self.others = calls, others
+        self.written: dict[int, tuple[nn.Parameter, Tensor, Tensor]] = {}
         self.weights: list[tuple[Tensor, str]] = [
             (parameter, name)
             for name, layer in layers.items()
@@ -177,6 +199,7 @@ class _Uses(TorchFunctionMode):
         ]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._keep(func, args)
         if func in BODIES and not self.calls.inside:
             with self:
                 return BODIES[func](*args, **(kwargs or {}))
@@ -184,6 +207,22 @@ class _Uses(TorchFunctionMode):
         if not self.calls.inside:
             self._note(func, args, kwargs or {}, output)
         return output
+
+    def _keep(self, func: Any, args: Any) -> None:
+        """Keep the values of a Parameter that may be written to: masked and renormalized weights are, at each call."""
+        name = getattr(func, "__name__", "")
+        writes = func in _DATA or name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+        held = args[0] if writes and args else None
+        if isinstance(held, nn.Parameter) and not is_lazy(held) and id(held) not in self.written:
+            with torch.no_grad(), torch._C.DisableTorchFunction():
+                self.written[id(held)] = held, held.data, held.detach().clone()
+
+    def restore(self) -> None:
+        """Put back what was kept."""
+        with torch.no_grad():
+            for parameter, memory, values in self.written.values():
+                parameter.data = memory
+                memory.copy_(values)
 
     def _note(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
@@ -193,6 +232,8 @@ class _Uses(TorchFunctionMode):
         weight, name = known
         if func in MULTIPLICATIONS:
             use = MULTIPLICATIONS[func].use(weight, args, kwargs)
+            if id(weight) not in self.others:
+                self.calls.outside.setdefault(name, user_code(sys._getframe(2)))
             if use is not None:
                 self.calls.add(name, use.inputs[0], use.product.free_dims(use.inputs[0].dim()))
         elif role(func, args, kwargs, weight) in (Role.VIEW, Role.SCALED):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import bayesify
+from bayesify.errors import NothingToConvertError
 from tests.analysis.probe.test_followed_examples import _Folds
 from tests.analysis.probe.told_models import notes_of
 from tests.nets import SmallResNet
+from tests.nn import hidden_reads
 
 
 class _Odd(nn.Module):
@@ -102,3 +106,23 @@ class _Half(nn.Module):
 def test_a_matrix_whose_noise_does_not_matter_is_named() -> None:
     notes = notes_of(nn.Sequential(_Half()), torch.randn(5, 4))
     assert notes["0"][:2] == ("called 2 times, (5, 4)", "noise in off does not move the output")
+
+
+@pytest.mark.parametrize("kind", [hidden_reads.ByName, hidden_reads.Table], ids=lambda cls: cls.__name__)
+def test_a_weight_that_code_multiplies_by_out_of_sight_stays(kind: Any) -> None:
+    plain, x = kind(), torch.ones(3, 4)
+    rows = {row.name: row for row in bayesify.plan(plain, example_inputs=x).rows}
+    assert rows["b"].verb == "converts"
+    assert rows["a"].verb == "blocked"
+    assert re.match(r"code at hidden_reads.py:\d+ multiplies by its weight without calling it", str(rows["a"].reason))
+    model = bayesify.convert(plain, example_inputs=x)
+    assert not torch.equal(model(x), model(x))
+    with pytest.raises(NothingToConvertError, match=r"no layer is left to convert: 'a': code at hidden_reads\.py"):
+        bayesify.plan(hidden_reads.FunctionGetsLayer(), example_inputs=x)
+
+
+def test_a_tied_head_that_is_kept_is_no_code_out_of_sight() -> None:
+    plain = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    plain[1].weight = plain[0].weight
+    rows = bayesify.plan(plain, {"method": "flipout", "ignore": ["1"]}, example_inputs=torch.ones(3, 4)).rows
+    assert [row.verb for row in rows] == ["converts", "keeps"]

@@ -68,6 +68,28 @@ class _Grows(nn.Module):
         return torch.stack(self.cache).sum(0)
 
 
+class _Renormalizes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(3, 3) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a.weight.data = torch.renorm(self.a.weight.data, 2, 0, 0.1)
+        self.b.weight.data *= 0.5
+        with torch.no_grad():
+            self.c.weight.clamp_(-0.1, 0.1)
+        return self.c(self.b(self.a(x)))
+
+
+def test_weights_that_the_forward_writes_to_stay() -> None:
+    model = _Renormalizes()
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    places = [parameter.data_ptr() for parameter in model.parameters()]
+    bayesify.plan(model, example_inputs=torch.randn(2, 3))
+    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+    assert [parameter.data_ptr() for parameter in model.parameters()] == places
+
+
 def test_what_is_in_lists_stays_as_it_was() -> None:
     model = _Grows()
     assert notes_of(model, torch.randn(2, 3))["fc"][0] == "called once, (2, 3)"
