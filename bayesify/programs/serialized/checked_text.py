@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ...errors import FileRefusedError
 from .checked_strings import plain_structure, refuse_operator
+from .kernel_calls import refuse_unchecked, with_checks
 from .symbolic_sizes import refuse_expression, refuse_many
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def pruned(text: str | bytes) -> str:
         module = program["graph_module"]
         kept = {key: program[key] for key in ("opset_version", "range_constraints", "schema_version")}
         _prune_graph(module["graph"])
+        with_checks(module["graph"])
         (root,) = (entry for entry in module["module_call_graph"] if entry["fqn"] == "")
         for spec in ("in_spec", "out_spec"):
             root["signature"][spec] = plain_structure(root["signature"][spec])
@@ -67,6 +69,7 @@ def build(text: str, tensors: Mapping[str, Tensor], constants: Mapping[str, Tens
         reader = serialize.ExportedProgramDeserializer(None)
         program = reader.deserialize(record, dict(tensors), dict(constants), None)
         _refuse_misfit(program, {**tensors, **constants})
+        refuse_unchecked(program, {**tensors, **constants})
         return program
     except FileRefusedError:
         raise

@@ -1,7 +1,9 @@
 """The operators that a program in a file may call, one by one: those of networks, which check their arguments.
 
 Left out on purpose: what reads or writes files, what takes memory as the caller says it is laid out, gradients and
-whatever else trusts indices that it is given (pivots, offsets, blank labels), and what belongs to other devices alone.
+whatever else trusts indices and sizes that it is given (pivots, blank labels; the kernels below batch norm, attention
+and embedding bags, which read behind their tensors), what loops as often as a number in a tensor says, and what belongs
+to other devices alone.
 """
 
 from __future__ import annotations
@@ -13,15 +15,15 @@ def _words(text: str) -> frozenset[str]:
 
 ATEN = _words("""
     _adaptive_avg_pool2d _adaptive_avg_pool3d _assert_async _assert_scalar _assert_tensor_metadata _cat
-    _cdist_forward _chunk_cat _conj _convolution _embedding_bag _embedding_bag_forward_only _euclidean_dist _fft_c2c
-    _fft_c2r _fft_r2c _functional_assert_scalar _fused_rms_norm _is_all_true _is_any_true _linalg_check_errors
+    _cdist_forward _chunk_cat _conj _convolution _euclidean_dist _fft_c2c
+    _fft_c2r _fft_r2c _functional_assert_scalar _is_all_true _is_any_true _linalg_check_errors
     _linalg_det _linalg_eigh _linalg_slogdet _linalg_svd _local_scalar_dense _log_softmax _masked_softmax
-    _native_batch_norm_legit _native_batch_norm_legit_functional _native_batch_norm_legit_no_training _neg_view
-    _pad_circular _pad_enum _pdist_forward _prelu_kernel _reshape_alias _safe_softmax
-    _scaled_dot_product_attention_math _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention
-    _scaled_dot_product_flash_attention_for_cpu _shape_as_tensor _softmax _stack _thnn_fused_lstm_cell _to_copy
+    _neg_view
+    _pad_circular _pad_enum _pdist_forward _prelu_kernel _safe_softmax
+    _scaled_dot_product_attention_math
+    _shape_as_tensor _softmax _stack _to_copy
     _trilinear _unique2 _unsafe_view _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d
-    _upsample_nearest_exact2d _upsample_nearest_exact3d _weight_norm _weight_norm_interface abs abs_ absolute
+    _upsample_nearest_exact2d _upsample_nearest_exact3d _weight_norm abs abs_ absolute
     absolute_ acos acos_ acosh acosh_ adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d add add_ addbmm addbmm_ addcdiv addcdiv_ addcmul
     addcmul_ addmm addmm_ addmv addmv_ addr addr_ adjoint affine_grid_generator alias alias_copy all alpha_dropout
@@ -68,7 +70,7 @@ ATEN = _words("""
     max_pool3d_with_indices maximum mean median meshgrid min minimum mish mish_ mm mode moveaxis movedim mse_loss
     msort mul mul_ multi_margin_loss multilabel_margin_loss multilabel_margin_loss_forward multinomial multiply
     multiply_ mv mvlgamma mvlgamma_ nan_to_num nan_to_num_ nanmean nanmedian nanquantile nansum narrow narrow_copy
-    native_batch_norm native_channel_shuffle native_dropout native_group_norm native_layer_norm ne ne_ neg neg_
+    native_channel_shuffle native_dropout native_group_norm native_layer_norm ne ne_ neg neg_
     negative negative_ new_empty new_empty_strided new_full new_ones new_zeros nextafter nextafter_ nll_loss
     nll_loss2d nll_loss2d_forward nll_loss_forward nll_loss_nd nonzero nonzero_numpy nonzero_static norm
     norm_except_dim normal normal_ normal_functional not_equal not_equal_ nuclear_norm one_hot ones ones_like outer
@@ -87,7 +89,7 @@ ATEN = _words("""
     special_chebyshev_polynomial_v special_chebyshev_polynomial_w special_digamma special_entr special_erf
     special_erfc special_erfcx special_erfinv special_exp2 special_expit special_expm1 special_gammainc
     special_gammaincc special_gammaln special_hermite_polynomial_h special_hermite_polynomial_he special_i0
-    special_i0e special_i1 special_i1e special_laguerre_polynomial_l special_legendre_polynomial_p special_log1p
+    special_i0e special_i1 special_i1e special_log1p
     special_log_ndtr special_log_softmax special_logit special_logsumexp special_modified_bessel_i0
     special_modified_bessel_i1 special_modified_bessel_k0 special_modified_bessel_k1 special_multigammaln
     special_ndtr special_ndtri special_polygamma special_psi special_round special_scaled_modified_bessel_k0
