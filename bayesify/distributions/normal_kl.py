@@ -73,8 +73,9 @@ def _plain_sum(priors: Sequence[tuple[Any, ...]], *tensors: Tensor) -> Tensor:
 class _NormalKLs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, priors: Sequence[tuple[Any, ...]], *tensors: Tensor) -> Tensor:
-        ctx.priors = priors
-        ctx.save_for_backward(*tensors)
+        if ctx is not None:
+            ctx.priors = priors
+            ctx.save_for_backward(*tensors)
         totals = [_value(batch) for batch in _batches(_terms(priors, tensors))]
         return torch.stack([total.to(totals[0].device) for total in totals]).sum()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -98,11 +97,12 @@ class _Spread(NamedTuple):
 def _pattern(
     product: Product, at: int, tensor: Tensor, signs: Signs, batch_dim: int, fold: Fold | None
 ) -> Pattern:
+    shape = list(tensor.shape)
     if signs == "position":
-        return Pattern(list(tensor.shape))
-    kept = product.sign_dims(at, tensor.dim(), batch_dim)
-    shape = [size if dim in kept else 1 for dim, size in enumerate(tensor.shape)]
-    examples = kept - product.sign_dims(at, tensor.dim(), -1) if fold else set()
+        return Pattern(shape)
+    kept = product.sign_dims(at, len(shape), batch_dim)
+    shape = [size if dim in kept else 1 for dim, size in enumerate(shape)]
+    examples = kept - product.sign_dims(at, len(shape), -1) if fold else None
     if fold is None or not examples:
         return Pattern(shape)
     (dim,) = examples
@@ -121,7 +121,7 @@ def _flipped(
     """The plain formula for a draw, and for the signs of these bits or of new ones."""
     output = spread.product(inputs, mean, bias)
     patterns = spread.patterns(output, inputs)
-    bits = _drawn_bits(patterns, deviation) if bits is None else bits
+    bits = [noise.sign_bits(pattern.shape, deviation) for pattern in patterns] if bits is None else bits
     of_output, *of_inputs = _signs(bits, patterns, mean.dtype)
     flipped = [x * sign for x, sign in zip(inputs, of_inputs, strict=True)]
     return output + spread.product(flipped, deviation.to(mean.dtype), bias_deviation) * of_output
@@ -134,13 +134,14 @@ class _Flipout(torch.autograd.Function):
         drawn = spread.form.draw(parameter)
         output = spread.product(inputs, mean, bias)
         patterns = spread.patterns(output, inputs)
-        bits = _drawn_bits(patterns, drawn)
+        bits = [noise.sign_bits(pattern.shape, drawn) for pattern in patterns]
         of_output, *of_inputs = _signs(bits, patterns, mean.dtype)
         deviation = spread.form.deviation(drawn, parameter).to(mean.dtype)
         flipped = [x * sign for x, sign in zip(inputs, of_inputs, strict=True)]
         output.addcmul_(spread.product(flipped, deviation, bias_deviation), of_output)
-        ctx.spread, ctx.patterns = spread, patterns
-        ctx.save_for_backward(drawn, *bits, *tensors)
+        if ctx is not None:
+            ctx.spread, ctx.patterns = spread, patterns
+            ctx.save_for_backward(drawn, *bits, *tensors)
         return not_a_view(output)
 
     @staticmethod
@@ -171,18 +172,6 @@ class _Flipout(torch.autograd.Function):
         return None, of_deviation, of_mean, of_bias, of_bias_deviation, *of_x
 
 
-def _drawn_bits(patterns: Sequence[Pattern], like: Tensor) -> list[Tensor]:
-    """Bits for the signs of all patterns: one draw, or in an exported program one for each."""
-    shapes = [pattern.shape for pattern in patterns]
-    if noise.exported():
-        return [noise.sign_bits(shape, like) for shape in shapes]
-    return [noise.sign_bits([sum(map(prod, shapes))], like)]
-
-
 def _signs(bits: Sequence[Tensor], patterns: Sequence[Pattern], dtype: torch.dtype) -> list[Tensor]:
-    sizes = [prod(pattern.shape) for pattern in patterns]
-    if len(bits) == 1 and len(sizes) > 1:
-        signs = torch.split(noise.signs(bits[0], [sum(sizes)], dtype), sizes)
-    else:
-        signs = tuple(noise.signs(*each, dtype) for each in zip(bits, [[size] for size in sizes], strict=True))
-    return [pattern.spread(each.view(pattern.shape)) for each, pattern in zip(signs, patterns, strict=True)]
+    drawn = zip(bits, patterns, strict=True)
+    return [pattern.spread(noise.signs(own, pattern.shape, dtype)) for own, pattern in drawn]

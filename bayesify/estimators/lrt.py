@@ -79,9 +79,10 @@ class _LRT(torch.autograd.Function):
                 output.addcmul_(deviation, eps)
             else:
                 output.add_(deviation * eps)
+        if ctx is not None:
             slope = eps.div_(deviation).nan_to_num_(0, 0, 0)  # none where the variance is zero
-        ctx.product, ctx.form, ctx.dtype = product, form, narrow_mean.dtype
-        ctx.save_for_backward(slope, *tensors)
+            ctx.product, ctx.form, ctx.dtype = product, form, narrow_mean.dtype
+            ctx.save_for_backward(slope, *tensors)
         return not_a_view(output)
 
     @staticmethod

@@ -25,14 +25,18 @@ def normal_like(tensor: Tensor) -> Tensor:
 def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
     """One fair random bit for each element of `shape`, in bytes of shape (words, 8). `signs` unpacks them.
 
-    In an exported program they are booleans of that shape: drawn so, since exporters make a constant of a draw whose
-    probabilities are one.
+    A few are zeros and ones of that shape instead: they cost more for each call than for their number. In an exported
+    program they are booleans: drawn so, since exporters make a constant of a draw whose probabilities are one.
     """
-    words = prod(shape) // 64 + 2  # never one: a compiler treats such a dimension apart, and compiles again for it
-    if not torch.compiler.is_compiling() and (counts := _counts.get()) is not None:
-        counts.append(prod(shape))
+    count = prod(shape)
+    words = count // 64 + 2  # never one: a compiler treats such a dimension apart, and compiles again for it
+    compiling = torch.compiler.is_compiling()
+    if not compiling and (counts := _counts.get()) is not None:
+        counts.append(count)
     if exported():  # other batches need other words
         return torch.rand(list(shape), device=like.device) < 0.5
+    if count <= _FEW and not compiling:
+        return torch.randint(2, list(shape), dtype=torch.int8, device=like.device)
     if _inductor_is_slow(like):
         bits = torch.ops.bayesify.random_words(like, words, torch.empty(()))
     else:
@@ -55,16 +59,21 @@ def exported() -> bool:
 
 def signs(bits: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The bits as ±1, of the given shape and dtype."""
+    if bits.dtype is torch.int8:
+        drawn = torch.add(_MINUS_ONE, bits, alpha=2)
+        return drawn if dtype is torch.float32 else drawn.to(dtype)
     if bits.dtype is torch.bool:
         return bits.to(dtype) * 2 - 1
     if type(bits) is Tensor and bits.is_cpu and not torch.compiler.is_compiling():
         table = _SIGNS if dtype is torch.float32 else _SIGNS.to(dtype)
-        return torch.embedding(table, bits.view(-1).int()).view(-1)[: prod(shape)].view(shape)
+        return torch.embedding(table, bits.int()).view(-1)[: prod(shape)].view(shape)
     shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
     spread = (bits.unsqueeze(-1) >> shifts) & 1
     return (spread.flatten()[: prod(shape)].view(shape).to(dtype) * 2) - 1
 
 
+_FEW = 2**11  # signs
+_MINUS_ONE = torch.tensor(-1.0)
 _SIGNS = torch.tensor([[2.0 * (byte >> bit & 1) - 1 for bit in range(8)] for byte in range(256)])  # of each byte's bits
 
 

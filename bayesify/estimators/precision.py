@@ -13,7 +13,8 @@ from torch import Tensor
 
 def autocasted(*tensors: Tensor | None) -> list[Any]:
     """What autocast does to the arguments of a product: the backward pass runs outside of it and must see one dtype."""
-    device = next(tensor.device.type for tensor in tensors if tensor is not None)
+    first = tensors[0] if tensors[0] is not None else next(tensor for tensor in tensors if tensor is not None)
+    device = first.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
@@ -22,8 +23,13 @@ def autocasted(*tensors: Tensor | None) -> list[Any]:
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """Autocast switched off on the tensor's device."""
-    # torch knows no autocast on meta
-    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
+    device = tensor.device.type
+    if device == "meta" or not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device)):
+        return _AS_IT_IS  # torch knows no autocast on meta
+    return torch.autocast(device, enabled=False)
+
+
+_AS_IT_IS = nullcontext()
 
 
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,11 +14,11 @@ from .switches import draws_of_forward
 
 def late_spread_of(layer: Any, name: str, mean: Tensor | None = None) -> Spread | SoftplusStd:
     """As the layer's `spread_of`; where it can, the estimator computes the std, and again for the gradient."""
-    own, scale = layer._parameters.get(name), layer.scale_of(name)
+    parameters = layer._parameters
+    own, scale = parameters.get(name), parameters.get(f"{name}_rho")  # only an additive posterior has a rho
     if own is None or scale is None or (mean is not None and mean is not own) or not _fit(own, scale):
         return layer.spread_of(name, mean)  # type: ignore[no-any-return]
-    additive = layer._settings.posterior.parameterization == "additive"
-    if not additive or "_replaced_means" in vars(layer) or held_draws(layer) is not None:
+    if "_replaced_means" in layer.__dict__ or held_draws(layer) is not None:
         return layer.spread_of(name, mean)  # type: ignore[no-any-return]
     return SoftplusStd(scale)
 

@@ -19,11 +19,14 @@ __all__ = [
 ]
 
 
+_LINEAR = LinearProduct()
+
+
 class LinearFamily:
     """y = x Wᵀ + b on any number of leading dimensions."""
 
     def product(self, input: Tensor) -> tuple[LinearProduct, list[Tensor]]:
-        return LinearProduct(), [input]
+        return _LINEAR, [input]
 
 
 class BilinearFamily:

@@ -45,6 +45,7 @@ class _Forward(threading.local):
 
 
 _FORWARD = _Forward()
+_Proxy = fx.Proxy
 
 
 @contextmanager
@@ -203,8 +204,8 @@ class Switchable(nn.Module):
     _last_examples = _traceable(_last_examples)
 
     def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, fx.Proxy):  # a trace goes past the layer as past torch's own, hooks included
+        for value in (*args, *kwargs.values()) if kwargs else args:
+            if isinstance(value, _Proxy):  # a trace goes past the layer as past torch's own, hooks included
                 return value.tracer.create_proxy("call_module", _path(value.tracer, self), args, kwargs)
         return super()._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 

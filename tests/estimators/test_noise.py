@@ -12,28 +12,33 @@ from tests.support import as_if_compiling, judge, judge_mean
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(), (1,), (63,), (64,), (65, 3), (2, 1, 5, 1)])
+@pytest.mark.parametrize("shape", [(), (1,), (64,), (65, 3), (65, 63), (2, 1, 5, 1), (2, 1, 5000, 1)])
 def test_signs_are_plus_or_minus_one(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     bits = noise.sign_bits(shape, torch.empty(()))
     signs = noise.signs(bits, shape, dtype)
     assert signs.shape == shape
     assert signs.dtype == dtype
     assert (signs.abs() == 1).all()
-    assert bits.numel() <= math.prod(shape) // 8 + 16  # a bit for each, in whole words
+    assert bits.nbytes <= max(math.prod(shape) // 8 + 16, min(math.prod(shape), 2**11))  # bits in whole words, or few
 
 
 def test_no_signs_of_nothing() -> None:
     assert noise.signs(noise.sign_bits((0, 3), torch.empty(())), (0, 3), torch.float32).shape == (0, 3)
 
 
-def test_signs_are_fair_and_independent() -> None:
-    """Every bit of a word, in every position, and every pair of them."""
-    count, size = 20_000, 128  # two words, so that a column is one bit of a word
-    bits = noise.sign_bits((count, size), torch.empty(()))
-    signs = noise.signs(bits, (count, size), torch.float64)
+@pytest.mark.parametrize("count", [20_000, 16])
+def test_signs_are_fair_and_independent(count: int) -> None:
+    """Every bit of a word, in every position, and every pair of them; and where a few are drawn at a time."""
+    size, times = 128, 20_000 // count  # two words, so that a column is one bit of a word
+    signs = torch.cat([_drawn(count, size) for _ in range(times)])
+    count *= times
     off = ~torch.eye(size, dtype=torch.bool)
     judge("mean", signs.mean(0), torch.full((size,), count**-0.5))
     judge("correlation", (signs.T @ signs / count)[off], torch.tensor(count**-0.5))
+
+
+def _drawn(*shape: int) -> torch.Tensor:
+    return noise.signs(noise.sign_bits(shape, torch.empty(())), shape, torch.float64)
 
 
 def test_normal_numbers() -> None:
@@ -42,7 +47,7 @@ def test_normal_numbers() -> None:
         judge_mean(f"moment {power}", numbers**power, expected)
 
 
-@pytest.mark.parametrize("draw", [noise.normal_like, lambda like: noise.sign_bits((9, 9), like)])
+@pytest.mark.parametrize("draw", [noise.normal_like, lambda like: noise.sign_bits((99, 99), like)])
 def test_the_default_generator_decides(draw: object) -> None:
     assert callable(draw)
     torch.manual_seed(3)
