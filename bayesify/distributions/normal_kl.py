@@ -7,6 +7,7 @@ small ones together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,16 @@ from torch import Tensor
 
 from ..estimators.eager import by_formula, gradients, in_mode
 from ..estimators.pieces import in_pieces
-from ..estimators.softplus import write_std, write_std_and_slope
+from ..estimators.softplus import (
+    LOG,
+    SLOPE,
+    SQUARE,
+    SQUARE_SLOPE,
+    all_small,
+    write_series,
+    write_std,
+    write_std_and_slope,
+)
 from .prior import normal_kl
 from .scale import Scale, threshold
 
@@ -116,7 +126,6 @@ class _Batch:
                 prior_std = torch.abs(prior_mean, out=buffer).clamp_min_(least).mul_(prior_std.value)
             yield mean, rho, prior_mean, prior_std, *others
 
-
     def apart(self, of_mean: Tensor, of_rho: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Each term's part of the gradients."""
         if len(self.terms) == 1:
@@ -171,15 +180,31 @@ def _thresholds(weights: list[Tensor], widths: Sequence[int], floor: float) -> T
 
 
 def _value(batch: _Batch) -> Tensor:
-    minus_one, excesses, logs = batch.mean.new_full((), -1), [], []
+    minus_one, excesses, logs, sums = batch.mean.new_full((), -1), [], [], []
     for mean, rho, prior_mean, prior_std, ratio, excess in batch.pieces(scratch=2):
+        if isinstance(prior_std, float) and all_small(rho):
+            sums.append(_small_value(mean, rho, prior_mean, prior_std, ratio, excess))
+            continue
         write_std(rho, ratio, excess)
         ratio.div_(prior_std)
         torch.addcmul(minus_one, ratio, ratio, out=excess)  # near the prior, a sum less its size would be nonsense
         logs.append(ratio.log_().sum())
         shift = torch.sub(mean, prior_mean, out=ratio).div_(prior_std)
         excesses.append(excess.addcmul_(shift, shift).sum())
-    return 0.5 * _sum(excesses) - _sum(logs)
+    return 0.5 * _sum(excesses) - _sum(logs) + _sum(sums)
+
+
+def _small_value(
+    mean: Tensor, rho: Tensor, prior_mean: Tensor | float, prior_std: float, total: Tensor, exp: Tensor
+) -> Tensor:
+    """The sum for stds up to 0.01: log(prior_std) - rho - log(std/exp(rho)) + (std²/prior_std² - 1 + shift²)/2."""
+    half = 0.5 / prior_std / prior_std
+    of_square, of_log = (0, *(half * each for each in SQUARE)), (*LOG, 0)
+    series = [a - b for a, b in zip(of_square, of_log, strict=True)]
+    write_series(torch.exp(rho, out=exp), [math.log(prior_std) - 0.5, *series], total)
+    centred = isinstance(prior_mean, float) and prior_mean == 0
+    shift = mean if centred else torch.sub(mean, prior_mean, out=exp)
+    return total.sub_(rho).addcmul_(shift, shift, value=half).sum()
 
 
 def _gradients(batch: _Batch, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,6 +215,9 @@ def _gradients(batch: _Batch, grad: Tensor) -> tuple[Tensor, Tensor]:
     outputs = (of_mean, of_rho)
     for mean, rho, prior_mean, prior_std, mean_out, rho_out, std, slope, exp in batch.pieces(*outputs, scratch=3):
         torch.sub(mean, prior_mean, out=mean_out).mul_(of_square)
+        if number and all_small(rho):
+            _write_small_gradient(rho, float(of_square), float(grad), rho_out, exp)
+            continue
         if not number:
             mean_out.div_(prior_std).div_(prior_std)
         write_std_and_slope(rho, std, slope, exp)
@@ -198,5 +226,11 @@ def _gradients(batch: _Batch, grad: Tensor) -> tuple[Tensor, Tensor]:
     return of_mean, of_rho
 
 
-def _sum(numbers: list[Tensor]) -> Tensor:
-    return numbers[0] if len(numbers) == 1 else torch.stack(numbers).sum()
+def _write_small_gradient(rho: Tensor, of_square: float, grad: float, result: Tensor, exp: Tensor) -> None:
+    """`of_square`·std·dstd/drho - `grad`·dlog(std)/drho, for stds up to 0.01."""
+    squares, slopes = (0, 0, *(of_square * each for each in SQUARE_SLOPE)), (*(grad * each for each in SLOPE), 0, 0)
+    write_series(torch.exp(rho, out=exp), [a - b for a, b in zip(squares, slopes, strict=True)], result)
+
+
+def _sum(numbers: list[Tensor]) -> Any:
+    return numbers[0] if len(numbers) == 1 else torch.stack(numbers).sum() if numbers else 0.0

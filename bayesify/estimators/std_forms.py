@@ -16,7 +16,7 @@ from torch import Tensor
 from . import noise
 from .pieces import in_pieces
 from .precision import widened
-from .softplus import SMALL, SMALLEST, write_slope, write_std, write_std_and_slope
+from .softplus import SMALL, SMALLEST, times_square_slope_, write_slope, write_square, write_std
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,16 +121,14 @@ class _Softplus:
         if parameter.numel() < SMALL:
             return F.softplus(parameter).square_()
         result = torch.empty_like(parameter)
-        for rho, std, exp in in_pieces(parameter, result, scratch=1):
-            write_std(rho, std, exp)
-            std.mul_(std)
+        for rho, square, exp in in_pieces(parameter, result, scratch=1):
+            write_square(rho, square, exp)
         return result
 
     def through_square_(self, grad: Tensor, parameter: Tensor) -> Tensor:
         grad = _own(grad)
-        for of_rho, rho, std, slope, exp in in_pieces(grad, parameter, scratch=3):
-            write_std_and_slope(rho, std, slope, exp)
-            of_rho.mul_(std).mul_(std).mul_(slope)
+        for of_rho, rho, slope, exp in in_pieces(grad, parameter, scratch=2):
+            times_square_slope_(of_rho, rho, slope, exp)
         return grad
 
 

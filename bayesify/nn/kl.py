@@ -131,7 +131,7 @@ def total_kl(model: nn.Module, *, reached: bool = False) -> Tensor:
     refuse_lost_posteriors(model, {layer for term in all_terms for layer in term.layers})
     if not all_terms:
         raise _not_variational(model)
-    parts = [term.part() for term in all_terms if term.reached or not reached]
+    parts = [term.part() for term in all_terms if not reached or term.reached]
     if not parts:
         first = all_terms[0]
         return torch.zeros((), device=first.layers[0].mean_of(first.mean_name).device)

@@ -72,6 +72,31 @@ def test_terms_of_all_kinds(way: str, dtype: torch.dtype, monkeypatch: pytest.Mo
         torch.testing.assert_close(gradient.double(), 3 * expected[name], rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("prior_mean", [0.0, 0.05, "tensor"])
+@pytest.mark.parametrize("prior_std", [0.5, 0.007, 1e-4])
+def test_stds_that_are_all_small(prior_std: float, prior_mean: Any) -> None:
+    """Series take the place of the logarithm; at 0.007 posterior and prior are nearly the same."""
+    shape = (SMALL // 64, 65)
+    mean = (prior_std * torch.randn(shape)).requires_grad_()
+    std = 0.007 * (1 + 0.1 * torch.randn(shape)).clamp(0.01, 1.4) if prior_std == 0.007 else torch.rand(shape) / 101
+    rho = torch.log(torch.expm1(std.double())).float().clamp_min(-80).requires_grad_()
+    centre: Any = 0.01 * torch.randn(shape) if prior_mean == "tensor" else prior_mean
+    term = NormalTerm(mean, rho, centre, prior_std)
+    exact, expected = _exact([term])
+    total = normal_kls([term])
+    torch.testing.assert_close(total.double(), exact, rtol=1e-6, atol=0)
+    for leaf, found in zip((mean, rho), torch.autograd.grad(3 * total, (mean, rho)), strict=True):
+        torch.testing.assert_close(found.double(), 3 * expected[id(leaf)], rtol=2e-5, atol=1e-5)
+
+
+def test_stds_below_the_smallest_number() -> None:
+    """The KL and its gradient stay finite, where exp(rho) is none any more."""
+    rho = torch.full((SMALL,), -200.0, requires_grad=True)
+    total = normal_kls([NormalTerm(torch.zeros(SMALL), rho, 0.0, 1.0)])
+    torch.testing.assert_close(total.detach() / SMALL, torch.tensor(199.5))
+    assert torch.equal(torch.autograd.grad(total, rho)[0], -torch.ones(SMALL))
+
+
 def test_each_alone_and_all_together_are_the_same() -> None:
     terms = _terms(torch.float64)
     alone = torch.stack([normal_kls([term]) for term in terms]).sum()

@@ -31,6 +31,12 @@ def test_std_and_slope_are_exact(span: str, size: int) -> None:
         found, exp = torch.empty_like(rho), torch.empty_like(rho)
         write(rho, found, exp)
         torch.testing.assert_close(found.double(), expected, rtol=6e-7, atol=0)
+    if span == "small":
+        found, one = torch.empty_like(rho), torch.ones_like(rho)
+        softplus.write_square(rho, found, exp)
+        torch.testing.assert_close(found.double(), std.square(), rtol=2e-6, atol=0)
+        softplus.times_square_slope_(one, rho, found, exp)
+        torch.testing.assert_close(one.double(), std * torch.sigmoid(wide), rtol=5e-6, atol=0)
     both = [torch.empty_like(rho) for _ in range(3)]
     softplus.write_std_and_slope(rho, *both)
     for found, expected in zip(both, (std, slope), strict=False):
