@@ -191,7 +191,8 @@ def _value(batch: _Batch) -> Tensor:
         logs.append(ratio.log_().sum())
         shift = torch.sub(mean, prior_mean, out=ratio).div_(prior_std)
         excesses.append(excess.addcmul_(shift, shift).sum())
-    return 0.5 * _sum(excesses) - _sum(logs) + _sum(sums)
+    total: Tensor = 0.5 * _sum(excesses) - _sum(logs) + _sum(sums)
+    return total
 
 
 def _small_value(

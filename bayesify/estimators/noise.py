@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -32,7 +33,7 @@ def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
     words = count // 64 + 2  # never one: a compiler treats such a dimension apart, and compiles again for it
     compiling = torch.compiler.is_compiling()
     if not compiling and (counts := _counts.get()) is not None:
-        counts.append(count)
+        counts.signs.append(count)
     if exported():  # other batches need other words
         return torch.rand(list(shape), device=like.device) < 0.5
     if count <= _FEW and not compiling:
@@ -77,13 +78,32 @@ _MINUS_ONE = torch.tensor(-1.0)
 _SIGNS = torch.tensor([[2.0 * (byte >> bit & 1) - 1 for bit in range(8)] for byte in range(256)])  # of each byte's bits
 
 
-_counts: ContextVar[list[int] | None] = ContextVar("counts", default=None)
+@dataclass(frozen=True)
+class Counts:
+    """What noise was drawn for each example.
+
+    Attributes:
+        signs: how many, call by call of `sign_bits`.
+        rows: for how many rows `count_rows` was told that each has numbers of its own, call by call.
+    """
+
+    signs: list[int]
+    rows: list[int]
+
+
+_counts: ContextVar[Counts | None] = ContextVar("counts", default=None)
+
+
+def count_rows(rows: int) -> None:
+    """Note that so many rows are each given noise of their own."""
+    if (counts := _counts.get()) is not None:
+        counts.rows.append(rows)
 
 
 @contextmanager
-def signs_counted() -> Iterator[list[int]]:
-    """How many signs are drawn inside, call by call of `sign_bits`: what examples share, it does not draw for each."""
-    counts: list[int] = []
+def counted() -> Iterator[Counts]:
+    """How much is drawn inside for each example: what examples share is not drawn for each of them."""
+    counts = Counts([], [])
     token = _counts.set(counts)
     try:
         yield counts

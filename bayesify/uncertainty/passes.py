@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..estimators import noise
 from ..estimators.generators import borrowed, noise_seeded
+from ..nn.examples_alone import examples_alone
 from ..nn.kl import layers_of
 from ..nn.posterior_mean import posterior_mean
 from .calls import Call
@@ -18,8 +19,8 @@ from .prediction import is_float
 from .seeds import seeded
 
 MOST_FOLDED = 4  # draws that share one |ΔW|: 16 of them are worth 9 at a fan-in of 20, 4 are worth 3.5
-MOST_ROWS = 64  # in a pass of several draws; from there on one draw fills the machine
-MOST_NUMBERS = 2**16  # in the largest input of such a pass
+MOST_ROWS = 256  # in a pass of several draws; from there on one draw fills the machine
+MOST_NUMBERS = 2**18  # in the largest input of such a pass
 _WORTH_OF_AN_ID = 1024  # an id becomes a vector, and often the logits of a vocabulary
 
 Run = Callable[[Call], list[Any]]  # a forward pass, and its output's leaves
@@ -60,7 +61,7 @@ class Sampler:
     def __init__(self, model: nn.Module, run: Run) -> None:
         self.model, self.run = model, run
         self._apart: dict[Any, bool] = {}
-        self._foldable: dict[Any, bool] = {}
+        self._foldable: dict[Any, int] = {}
 
     def draws(self, call: Call, samples: int) -> Iterator[list[Any]]:
         """Outputs of so many draws in groups: leaves, each float one of shape (draws, *shape)."""
@@ -68,12 +69,13 @@ class Sampler:
         while samples > 0:
             draws = min(most, samples)
             try:
-                leaves = self.run(_repeated(call, draws))
+                with examples_alone():
+                    leaves = self.run(_repeated(call, draws))
             except Exception:
                 if draws == 1:
                     raise
                 # a model may refuse so many rows, and take the call as it is
-                self._foldable[_kind(call)], most = False, 1
+                self._foldable[_kind(call)], most = 1, 1
                 continue
             yield _grouped(leaves, draws)
             samples -= draws
@@ -89,15 +91,16 @@ class Sampler:
                 self._apart[key] = _examples_apart(self.model, self.run, call)
         return self._apart[key]
 
-    def foldable(self, call: Call) -> bool:
-        """Whether dimension 0 may hold several draws of an example: they are apart, and no two share their noise.
+    def foldable(self, call: Call) -> int:
+        """How many draws of an example dimension 0 may hold: more than 1 where they are apart, and so is their noise.
 
         Three examples must be given three times the signs of one.
         """
         key = _kind(call)
         if key not in self._foldable:
             with noise_seeded(0), borrowed(_cuda(call)):  # the draws themselves go on from where they are
-                self._foldable[key] = self.examples_apart(call) and _noise_apart(self.model, self.run, call)
+                apart = self.examples_apart(call)
+                self._foldable[key] = _draws_apart(self.model, self.run, call) if apart else 1
         return self._foldable[key]
 
     def _folded(self, call: Call, samples: int) -> int:
@@ -105,8 +108,8 @@ class Sampler:
         numbers = max((_numbers(tensor) for tensor in call.tensors), default=0)
         if not call.examples or not numbers:
             return 1
-        most = min(MOST_FOLDED, samples, MOST_ROWS // call.examples, MOST_NUMBERS // numbers)
-        return most if most > 1 and self.foldable(call) else 1
+        most = min(samples, MOST_ROWS // call.examples, MOST_NUMBERS // numbers)
+        return min(most, self.foldable(call)) if most > 1 else 1
 
 
 def _numbers(tensor: Tensor) -> int:
@@ -137,19 +140,22 @@ def _examples_apart(model: nn.Module, run: Run, call: Call) -> bool:
     return all(map(_is_middle, alone, beside))
 
 
-def _noise_apart(model: nn.Module, run: Run, call: Call) -> bool:
+def _draws_apart(model: nn.Module, run: Run, call: Call) -> int:
     layers = layers_of(model)
     compiled = hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in model.modules())
     if compiled or any(layer._settings.drawn for layer in layers):  # every size compiles anew; one draw for the batch
-        return False
+        return 1
+    if all(layer.method == "lrt" for layer in layers):
+        return MOST_ROWS
     counts = []
     for smaller in _one_and_three(call):
-        with noise.signs_counted() as signs:
+        with examples_alone(), noise.counted() as drawn:
             run(smaller)
-        counts.append(signs)
-    of_one, of_three = counts
-    known = bool(of_one) or all(layer.method == "lrt" for layer in layers)
-    return known and [3 * count for count in of_one] == of_three
+        counts.append(drawn)
+    of_one, of_three = ([drawn.signs, drawn.rows] for drawn in counts)
+    if not any(of_one) or [[3 * count for count in each] for each in of_one] != of_three:
+        return 1
+    return MOST_FOLDED if counts[0].signs else MOST_ROWS
 
 
 def _one_and_three(call: Call) -> tuple[Call, Call]:

@@ -12,7 +12,7 @@ import bayesify
 from bayesify.errors import UsageError
 from bayesify.uncertainty import passes
 from bayesify.uncertainty.calls import Call
-from tests.support import METHODS, judge
+from tests.support import METHODS, judge, judge_mean
 from tests.uncertainty.linear_models import network
 
 
@@ -41,13 +41,39 @@ def test_loop_and_fold_have_one_law(method: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_folding_does_fold(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, rows = network("flipout", nn.Linear(20, 3)), []
-    model[0].register_forward_hook(lambda layer, args, output: rows.append(len(output)))
-    bayesify.predict(model, torch.randn(2, 20), samples=10)
-    assert [count for count in rows if count > 3] == [8, 8, 4]
-    rows.clear()
-    bayesify.predict(model, torch.randn(40, 20), samples=10)
-    assert rows == [40] * 10
+    """Four draws that share |ΔW|, or any number that share nothing; and of many examples one by one."""
+    for layer, method, groups in (
+        (nn.Conv1d(20, 3, 1), "flipout", [8, 8, 4]),
+        (nn.Linear(20, 3), "flipout", [20]),
+        (nn.Conv1d(20, 3, 1), "lrt", [20]),
+    ):
+        model, rows, ends = network(method, layer), [], [1] * isinstance(layer, nn.Conv1d)
+        model[0].register_forward_hook(lambda layer, args, output, rows=rows: rows.append(len(output)))
+        bayesify.predict(model, torch.randn(2, 20, *ends), samples=10)
+        assert [count for count in rows if count > 3] == groups
+        rows.clear()
+        bayesify.predict(model, torch.randn(140, 20, *ends), samples=10)
+        assert rows == [140] * 10
+
+
+@pytest.mark.parametrize("bias", ["deterministic", "variational"])
+def test_folded_draws_of_a_linear_are_independent(bias: str) -> None:
+    """Of 8 independent normal draws the sample variance has itself the variance 2σ⁴/7; with one |ΔW|, far more."""
+    model: Any = bayesify.convert(nn.Sequential(nn.Linear(1, 1)), {"method": "flipout", "bias": bias})
+    bayesify.set_posterior_std(model, 0.2)
+    x, variance = torch.tensor([[1.5]]), 0.04 * (1.5**2 + (bias == "variational"))
+    found = [bayesify.predict(model, x, samples=8, keep=True).samples.double() for _ in range(2000)]
+    samples = torch.stack(found)[..., 0, 0]
+    judge_mean("mean", samples.flatten(), float(model.eval()[0].weight * 1.5 + model[0].bias))
+    of_sample = samples.var(1)
+    judge_mean("variance", of_sample, variance)
+    judge_mean("variance of the variance", (of_sample - variance).square(), 2 * variance**2 / 7)
+
+
+def test_a_forward_that_is_no_prediction_has_one_draw_in_all_its_rows() -> None:
+    layer = network("flipout", nn.Linear(1, 1))
+    y = layer(torch.ones(50, 1)) - layer[0].weight - layer[0].bias
+    torch.testing.assert_close(y.abs(), y[:1].abs().expand(50, 1))
 
 
 class TakesTwo(nn.Module):
@@ -125,7 +151,7 @@ def test_what_is_not_independent_along_dimension_0_is_not_folded(plain: nn.Modul
     model: Any = bayesify.convert(plain, "flipout")
     sampler = passes.Sampler(model.eval(), lambda call: _first(model(*call.args)))
     with torch.no_grad():
-        assert not sampler.foldable(Call((x,), {}))
+        assert sampler.foldable(Call((x,), {})) == 1
         apart = sampler.examples_apart(Call((x,), {}))
     assert apart == isinstance(plain, TimeFirst)
     if apart:
@@ -150,4 +176,4 @@ def test_what_is_independent_along_dimension_0_is_folded(method: str) -> None:
         model: Any = bayesify.convert(plain.eval(), method)
         sampler = passes.Sampler(model, lambda call, model=model: _first(model(*call.args)))
         with torch.no_grad():
-            assert sampler.foldable(Call((x,), {}))
+            assert sampler.foldable(Call((x,), {})) > 1
