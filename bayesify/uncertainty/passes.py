@@ -20,7 +20,7 @@ from .seeds import seeded
 
 MOST_FOLDED = 4  # draws that share one |ΔW|: 16 of them are worth 9 at a fan-in of 20, 4 are worth 3.5
 MOST_ROWS = 256  # in a pass of several draws; from there on one draw fills the machine
-MOST_NUMBERS = 2**18  # in the largest input of such a pass
+MOST_NUMBERS = 2**18  # in the largest input of such a pass, and in its largest output
 _WORTH_OF_AN_ID = 1024  # an id becomes a vector, and often the logits of a vocabulary
 
 Run = Callable[[Call], list[Any]]  # a forward pass, and its output's leaves
@@ -60,7 +60,7 @@ class Sampler:
 
     def __init__(self, model: nn.Module, run: Run) -> None:
         self.model, self.run = model, run
-        self._apart: dict[Any, bool] = {}
+        self._apart: dict[Any, int] = {}
         self._foldable: dict[Any, int] = {}
 
     def draws(self, call: Call, samples: int) -> Iterator[list[Any]]:
@@ -85,6 +85,10 @@ class Sampler:
 
         What stands beside an example must not move it at the posterior mean. Where that fails to run, the answer is no.
         """
+        return self._numbers_apart(call) > 0
+
+    def _numbers_apart(self, call: Call) -> int:
+        """The numbers in an example's largest output; 0 where examples are not apart."""
         key = _kind(call)
         if key not in self._apart:
             with noise_seeded(0), borrowed(_cuda(call)):  # the draws themselves go on from where they are
@@ -109,7 +113,10 @@ class Sampler:
         if not call.examples or not numbers:
             return 1
         most = min(samples, MOST_ROWS // call.examples, MOST_NUMBERS // numbers)
-        return min(most, self.foldable(call)) if most > 1 else 1
+        if most <= 1 or self.foldable(call) <= 1:
+            return 1
+        outputs = MOST_NUMBERS // (self._numbers_apart(call) * call.examples)
+        return max(min(most, self.foldable(call), outputs), 1)
 
 
 def _numbers(tensor: Tensor) -> int:
@@ -130,14 +137,15 @@ def _grouped(leaves: list[Any], draws: int) -> list[Any]:
     return [grouped(leaf) for leaf in leaves]
 
 
-def _examples_apart(model: nn.Module, run: Run, call: Call) -> bool:
+def _examples_apart(model: nn.Module, run: Run, call: Call) -> int:
     one, three = _one_and_three(call)
     try:
         with posterior_mean(model):
             alone, beside = run(one), run(three)
     except Exception:  # whatever a model raises that cannot take a batch of this size
-        return False
-    return all(map(_is_middle, alone, beside))
+        return 0
+    numbers = max((leaf.numel() for leaf in alone if is_float(leaf)), default=0)
+    return max(numbers, 1) if all(map(_is_middle, alone, beside)) else 0
 
 
 def _draws_apart(model: nn.Module, run: Run, call: Call) -> int:

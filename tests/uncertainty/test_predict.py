@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bayesify
 from bayesify.errors import NotVariationalError, UsageError
+from bayesify.nn.examples_alone import examples_alone
 from tests.support import METHODS, judge, judge_mean
 from tests.uncertainty.linear_models import network
 
@@ -22,9 +23,9 @@ def linear(request: pytest.FixtureRequest) -> Any:
     return network(request.param, nn.Linear(40, 3))
 
 
-@pytest.mark.parametrize("rows", [1, 70])
+@pytest.mark.parametrize("rows", [1, 300])
 def test_a_linear_gaussian_model(linear: Any, rows: int) -> None:
-    """Mean x·w + b and variance 0.04·|x|², by loop (70 rows) and fold (1); an interval that holds what it says."""
+    """Mean x·w + b and variance 0.04·|x|², by loop (300 rows) and fold (1); an interval that holds what it says."""
     x, count = torch.randn(rows, 40), 4000
     found = bayesify.predict(linear, x, samples=count, task="regression", noise=0.5, seed=0, keep=True)
     with torch.no_grad(), bayesify.posterior_mean(linear):
@@ -44,10 +45,10 @@ def test_a_linear_gaussian_model(linear: Any, rows: int) -> None:
 
 @pytest.mark.parametrize("task", ["classification", "regression", None])
 def test_streamed_sums_are_those_of_a_loop(linear: Any, task: Any) -> None:
-    x, noise = torch.randn(70, 40), 0.3 if task == "regression" else None
+    x, noise = torch.randn(300, 40), 0.3 if task == "regression" else None
     found = bayesify.predict(linear, x, samples=8, task=task, noise=noise, seed=5)
     torch.manual_seed(5)
-    with torch.no_grad():
+    with torch.no_grad(), examples_alone():
         draws = torch.stack([linear(x) for _ in range(8)])
     assert torch.equal(found.total, found.aleatoric + found.epistemic)
     if task == "classification":
@@ -108,14 +109,14 @@ class Heteroscedastic(nn.Module):
 def test_a_noise_that_the_model_predicts(form: str, noise: str, output: Any) -> None:
     model: Any = bayesify.convert(Heteroscedastic(), "flipout")
     bayesify.set_posterior_std(model, 0.05)
-    x = torch.randn(70, 40)
+    x = torch.randn(300, 40)
     found = bayesify.predict(
         model, {"x": x, "form": form}, samples=50, task="regression", noise=noise, output=output, seed=3
     )
     torch.manual_seed(3)
-    with torch.no_grad():
+    with torch.no_grad(), examples_alone():
         draws = torch.stack([model(x, "tensor") for _ in range(50)])
-    assert found.mean.shape == (70, 1)
+    assert found.mean.shape == (300, 1)
     torch.testing.assert_close(found.mean, draws.mean(0)[:, :1])
     torch.testing.assert_close(found.aleatoric, draws[..., 1:].exp().mean(0))
     torch.testing.assert_close(found.epistemic, draws.var(0)[:, :1], rtol=1e-4, atol=1e-6)
