@@ -21,7 +21,7 @@ from .seeds import seeded
 MOST_FOLDED = 4  # draws that share one |ΔW|: 16 of them are worth 9 at a fan-in of 20, 4 are worth 3.5
 MOST_ROWS = 256  # in a pass of several draws; from there on one draw fills the machine
 MOST_NUMBERS = 2**18  # in the largest input of such a pass, and in its largest output
-_WORTH_OF_AN_ID = 1024  # an id becomes a vector, and often the logits of a vocabulary
+_WORTH_OF_AN_ID = 4096  # an id becomes a vector, and often the logits of a vocabulary
 
 Run = Callable[[Call], list[Any]]  # a forward pass, and its output's leaves
 

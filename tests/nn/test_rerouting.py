@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import bayesify
 from bayesify.errors import NothingToConvertError
 from bayesify.nn.settings import Method
-from tests.support import METHODS, as_if_compiling, draws, judge_mean
+from tests.support import METHODS, as_if_compiling, draws, fixed_noise, judge_mean
 
 from .test_rerouted import converted
 
@@ -147,8 +147,7 @@ def test_experts(method: Method) -> None:
     x.requires_grad_()
     leaves, gradients = (x, *model.parameters()), []
     for compiling in (False, True):
-        torch.manual_seed(1)
-        with as_if_compiling() if compiling else nullcontext():
+        with fixed_noise(), as_if_compiling() if compiling else nullcontext():
             gradients.append(torch.autograd.grad(model(x, ends).square().sum(), leaves))
     torch.testing.assert_close(*gradients)
     notes = [note for row in bayesify.plan(plain, method).rows for note in row.notes]
