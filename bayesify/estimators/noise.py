@@ -36,12 +36,12 @@ def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
         counts.signs.append(count)
     if exported():  # other batches need other words
         return torch.rand(list(shape), device=like.device) < 0.5
+    own, size = _generator(like), (words, 1)
     if count <= _FEW and not compiling:
-        return torch.randint(2, list(shape), dtype=torch.int8, device=like.device)
+        return torch.randint(2, list(shape), dtype=torch.int8, device=like.device, generator=own)
     if _inductor_is_slow(like):
         bits = torch.ops.bayesify.random_words(like, words, torch.empty(()))
     else:
-        own, size = _generator(like), (words, 1)
         bits = torch.randint(_LOWEST, _HIGHEST, size, dtype=torch.int64, device=like.device, generator=own)
     return bits.view(torch.uint8)  # type: ignore[no-any-return]
 
