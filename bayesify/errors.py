@@ -22,7 +22,7 @@ class BayesifyError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return printable(super().__str__(), keep="\n")
+        return printable(super().__str__())
 
 
 class PolicyError(BayesifyError, ValueError):

@@ -30,8 +30,8 @@ def test_escapes_are_those_of_python() -> None:
     assert printable("a\nb\tc", keep="\n") == "a\nb\\tc"
 
 
-def test_errors_escape_what_they_quote_and_keep_their_own_lines() -> None:
-    assert str(BayesifyError("one\n\x1btwo")) == "one\n\\x1btwo"
+def test_errors_escape_what_they_quote_and_have_one_line_or_one_for_each_problem() -> None:
+    assert str(BayesifyError("one\n\x1btwo")) == "one\\n\\x1btwo"
     assert str(PolicyError(["a\x1b", "b\nc"], "f\x07")) == "f\\x07: 2 problems\n  - a\\x1b\n  - b\\nc"
     assert str(PolicyError(["a\nb"])) == "a\\nb"
 

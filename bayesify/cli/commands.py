@@ -12,6 +12,7 @@ import click
 
 from .. import __version__
 from ..errors import UsageError
+from ..escaping import printable
 from .export_command import export as export_command
 from .inspect_command import inspect as inspect_command
 from .policy_commands import policy as policy_commands
@@ -115,7 +116,7 @@ def convert(output: str | None, dry_run: bool, force: bool, kl_name: str, **opti
         converted = carry_out(made, model, example_inputs=inputs, inplace=True, kl_name=kl_name)
         save(converted, target, overwrite=force, sources=source.files, **source.recorded())
     _show(made, **options)
-    say(f"\nWrote {target}", err=options["as_json"])
+    say(f"\nWrote {printable(target)}", err=options["as_json"])
 
 
 @main.command()
@@ -169,7 +170,7 @@ def _plan(source: Source, policy: Policy, inputs: ExampleInputs | None, kl_name:
 
 
 def _opened(source: Source, meta: bool = False) -> Module:
-    return source.open(meta=meta, tell=lambda note: say(note, err=True))
+    return source.open(meta=meta, tell=lambda note: say(printable(note), err=True))
 
 
 def _show(plan: Plan, as_json: bool, full: bool, **_: Any) -> None:
@@ -222,7 +223,7 @@ def revert(
             torch.manual_seed(seed)
         plain = surgery.revert(model, weights, inplace=True)
         save(plain, output, like=folder, overwrite=force, sources=[converted])
-    say(f"Wrote {output}")
+    say(f"Wrote {printable(output)}")
 
 
 main.add_command(export_command)

@@ -112,5 +112,5 @@ def _own_warnings_only() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", module=r"bayesify(\.|$)")
-        warnings.showwarning = lambda message, *_, **__: say(f"Warning: {message}", err=True)
+        warnings.showwarning = lambda message, *_, **__: say(f"Warning: {printable(message)}", err=True)
         yield

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import FileRefusedError, UsageError, did_you_mean
+from ..escaping import shell_word
 from .untrusted.global_names import words
 from .untrusted.placeholders import Placeholder
 
@@ -24,7 +25,7 @@ def pick(content: Any, key: str | None) -> tuple[Mapping[str, Any], str]:
     place = _clear_one(candidates)
     if place is None:
         listed = ", ".join(f"{name} ({_tensors(state)} tensors)" for name, state in list(candidates.items())[:10])
-        call = f"--weights FILE --key {next(iter(candidates))}"
+        call = f"--weights FILE --key {shell_word(next(iter(candidates)))}"
         raise FileRefusedError(f"holds several sets of weights: {listed}; name one: {call}")
     return candidates[place], place
 
