@@ -169,3 +169,10 @@ def test_a_layer_without_a_parameter_that_it_needs_is_refused_by_its_name(gone, 
 
 def test_a_bias_may_be_none(file):
     assert load_model(file(saved(nn.Sequential(nn.Linear(2, 2, bias=False)))))[0].bias is None
+
+
+def test_a_quantized_model_is_told_as_one(tmp_path):
+    kind = torch.ao.nn.quantized.dynamic.Linear
+    torch.save(nn.Sequential(kind(2, 2)), tmp_path / "q.pt")
+    with pytest.raises(FileRefusedError, match="holds quantized weights"):
+        load_model(tmp_path / "q.pt")

@@ -96,6 +96,8 @@ def described(node: Any) -> tuple[str, int, torch.dtype | None]:
     if not isinstance(parts, tuple) or len(parts) not in (5, 6) or parts[0] != "storage":
         raise FileRefusedError("refers to data outside the file; save it again with torch.save")
     _, kind, key, _, count, *view = parts
+    if isinstance(kind, Name) and kind.module == "torch" and kind.qualname in _QUANTIZED:
+        raise FileRefusedError("holds quantized weights, which no noise can be put on; give the model before it was")
     named = isinstance(kind, Name) and isinstance(key, str) and kind.qualname in _DTYPES
     if not named or type(count) is not int or count < 0 or any(view):
         raise FileRefusedError(f"describes a tensor that cannot be; {SHORT}")
@@ -108,3 +110,4 @@ _DTYPES: dict[str, torch.dtype | None] = {
     "BFloat16Storage": torch.bfloat16, "FloatStorage": torch.float32, "DoubleStorage": torch.float64,
     "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128,
 }  # fmt: skip
+_QUANTIZED = ("QInt8Storage", "QUInt8Storage", "QInt32Storage", "QUInt4x2Storage", "QUInt2x4Storage")
