@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import click
@@ -69,7 +70,9 @@ def _predicted(
     model = load_model(converted, allow=allow)
     dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
     std, where = number_or_text(noise), place_of(part)
-    return predict(model, *read_batch(inputs, dtype), task=task, output=where, noise=std, **options)
+    given = read_batch(inputs, dtype)
+    named = isinstance(given[0], Mapping)  # as a loader's batch, which may have labels
+    return predict(model, *([iter([given])] if named else given), task=task, output=where, noise=std, **options)
 
 
 def _show(summary: Any, as_json: bool) -> None:

@@ -99,8 +99,9 @@ def is_loader(value: Any) -> bool:
 def loader_calls(model: nn.Module, loader: Iterable[Any]) -> Iterator[Call]:
     """One call for each batch, on the model's device, without labels.
 
-    A batch is a tensor; a mapping of keyword arguments, `LABELS` left out unless the forward requires them; or a tuple
-    or list with as many inputs as the forward requires in front. An input that is a tuple holds all arguments.
+    A batch is a tensor; a mapping of keyword arguments, `LABELS` left out unless the forward requires them, where one
+    alone may have any name; or a tuple or list with as many inputs as the forward requires in front. An input that is a
+    tuple holds all arguments.
     """
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     for batch in loader:
@@ -109,12 +110,12 @@ def loader_calls(model: nn.Module, loader: Iterable[Any]) -> Iterator[Call]:
 
 def _batch_call(model: nn.Module, batch: Any) -> Call:
     if isinstance(batch, Mapping):
-        return Call((), _keywords(model, batch))
+        return _named_call(model, batch)
     if not isinstance(batch, tuple | list) or hasattr(batch, "_fields"):
         return Call((batch,), {})
     first = batch[0]
     if isinstance(first, Mapping):
-        return Call((), _keywords(model, first))
+        return _named_call(model, first)
     if isinstance(first, tuple):
         return Call(first, {})
     count = 1 if len(batch) == 1 else _required(model)
@@ -124,6 +125,19 @@ def _batch_call(model: nn.Module, batch: Any) -> Call:
             "signature does not say: let the loader give ((input, ...), labels), or mappings of keyword arguments"
         )
     return Call(tuple(batch[:count]), {})
+
+
+def _named_call(model: nn.Module, batch: Mapping[str, Any]) -> Call:
+    keywords = _keywords(model, batch)
+    if _takes(model, keywords):
+        return Call((), keywords)
+    inputs = {key: value for key, value in batch.items() if key not in LABELS}
+    if len(inputs) == 1 and _required(model) == 1:
+        return Call(tuple(inputs.values()), {})
+    raise UsageError(
+        f"a batch has {', '.join(map(str, batch))}, and {type(model).__name__}.forward takes "
+        f"{', '.join(forward_parameters(model))}: name the inputs as it does"
+    )
 
 
 def _keywords(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bayesify.save(model, "mlp.pt")
     np.savez("x.npz", X.numpy().astype(np.float64))
     np.savez("named.npz", input=X.numpy())
+    np.savez("labelled.npz", pixels=X.numpy(), labels=np.zeros(6))
     torch.save(X, "x.pt")
     save_file({"input": X}, "x.safetensors")
     np.savetxt("x.csv", X.numpy(), delimiter=",", fmt="%.9g")
@@ -46,7 +47,10 @@ def expected() -> bayesify.Prediction:
     return bayesify.predict(bayesify.load("mlp.pt"), X, samples=8, seed=3, task="classification")
 
 
-@pytest.mark.parametrize("inputs", ["x.npz", "named.npz", "x.pt", "x.safetensors", "x.csv", "names.csv"])
+INPUTS = ("x.npz", "named.npz", "labelled.npz", "x.pt", "x.safetensors", "x.csv", "names.csv")
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
 def test_every_kind_of_input(inputs: str) -> None:
     run("--inputs", inputs, "--task", "classification", "--samples", "8", "--seed", "3", "-o", "out.npz")
     found, want = np.load("out.npz"), expected()

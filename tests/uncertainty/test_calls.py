@@ -89,6 +89,7 @@ def halves(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         (Two(), [({"a": a, "b": b}, y) for a, b, y in halves(A, B, Y)], (A, B)),
         (Optional(), [[a, y] for a, y in halves(A, Y)], (A,)),
         (Optional(), [{"a": a, "labels": y, "index": y} for a, y in halves(A, Y)], (A,)),
+        (Optional(), [{"pixels": a, "labels": y} for a, y in halves(A, Y)], (A,)),
         (Optional(), list(A.split(4)), (A,)),
         (AnyPlaces(), [(a,) for a in A.split(4)], (A,)),
         (NeedsTarget(), [{"a": a, "target": y} for a, y in halves(A, Y)], (A, Y)),
@@ -102,6 +103,8 @@ def test_batches_of_loaders(model: nn.Module, batches: list[Any], expected: tupl
 def test_what_a_batch_means_is_not_guessed() -> None:
     with pytest.raises(UsageError, match=r"a batch of the loader has 2 parts.*AnyPlaces\.forward"):
         mean(AnyPlaces(), iter([(A, Y)]))
+    with pytest.raises(UsageError, match=r"a batch has a, c, labels, and Two\.forward takes a, b: name the inputs"):
+        mean(Two(), iter([{"a": A, "c": B, "labels": Y}]))
     with pytest.raises(UsageError, match="not a TensorDataset"):
         mean(Optional(), TensorDataset(A))
     with pytest.raises(UsageError, match="not a ndarray"):
