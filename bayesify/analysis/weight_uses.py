@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import fx, nn
 from torch.nn.parameter import Parameter, is_lazy
 
@@ -71,7 +72,7 @@ def matrices(module: nn.Module) -> dict[str, Parameter]:
 
 def uses(module: nn.Module, look_into: Collection[int] = ()) -> Uses:
     """The uses of all matrices that the module's forward reads itself, or modules to `look_into`, by their ids."""
-    if type(module).forward is nn.Module.forward:
+    if isinstance(module, torch.jit.ScriptModule) or type(module).forward is nn.Module.forward:
         return Uses(failure="nothing is known to multiply by it")
     held = {name: value for name, value in module.named_parameters() if not is_lazy(value) and value.dim() > 1}
     if not held:

@@ -30,7 +30,8 @@ from ..surgery.reset import refuse_lazy
 from .calibration import Calibration
 from .calls import Call, called
 from .curvature import Curvature, curvatures, last_curvature
-from .held_out import HeldOut, held_out
+from .held_out import Comparison, HeldOut, held_out
+from .likelihoods import as_good
 from .observation_noise import HALVES
 from .passes import undisturbed
 from .prediction import Task
@@ -127,19 +128,25 @@ def _on_features(model: nn.Module, layer: Variational, judge: HeldOut) -> tuple[
 def _chosen(
     model: nn.Module, curved: dict[Any, Curvature], drawn: nn.Module, judge: HeldOut, samples: int, seed: int
 ) -> float:
-    """The prior's precision by validation NLL, the other layers silent; the layers have their posteriors afterwards."""
+    """The prior's precision by validation NLL, the other layers silent; the layers have their posteriors afterwards.
+
+    The smallest that predicts as well as the best. Validation data hardly tell them apart, as they lie where the
+    training data do; a wide prior tells what lies elsewhere.
+    """
     _set_others(model, curved, 0.0)
 
     def set_precision(precision: float) -> None:
         for layer, found in curved.items():
             layer.set_std("weight", (found.precision + precision).rsqrt())
 
-    def nll(precision: float) -> float:
+    def compared(precision: float) -> Comparison:
         set_precision(precision)
         with seeded(model, seed):
-            return judge.nll(judge.outputs(drawn, samples))
+            return judge.compared(judge.outputs(drawn, samples))
 
-    best: float = min(PRECISIONS, key=nll)
+    tried = {precision: compared(precision) for precision in PRECISIONS}
+    least = min(tried.values(), key=lambda one: one.nll)
+    best: float = min(precision for precision, one in tried.items() if as_good(one.losses, least.losses))
     set_precision(best)
     for layer in curved:
         prior = layer._settings.prior

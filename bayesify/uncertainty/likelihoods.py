@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 BINS = 15
+_MOST_LOG_VARIANCE = 40.0  # exp(88) is infinite in float32, and a factor of the noise comes on top
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _STEPS = 40  # of the golden section: an interval of 9 becomes 4e-8
 
@@ -29,6 +30,11 @@ def wrong_log_likelihoods(logits: Tensor, labels: Tensor, temperature: Tensor | 
     logs = torch.log_softmax(logits / temperature, -1)
     others = logs.scatter(-1, labels.expand(len(logits), -1).unsqueeze(-1), -math.inf)
     return torch.logsumexp(others, -1)
+
+
+def variance_of(log_variance: Tensor) -> Tensor:
+    """exp, held to what float32 can be divided by: a draw of the log-variance may be as far out as its posterior is."""
+    return log_variance.clamp(-_MOST_LOG_VARIANCE, _MOST_LOG_VARIANCE).exp()
 
 
 def normal_log_likelihoods(means: Tensor, variances: Tensor, targets: Tensor) -> Tensor:

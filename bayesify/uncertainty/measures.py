@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..estimators.precision import widened
+from .likelihoods import variance_of
 from .prediction import Task
 from .streaming import LogMean, Moments
 
@@ -26,7 +27,7 @@ class Spread:
     def add(self, outputs: Tensor, log_variances: Tensor | None = None) -> None:
         """More draws of the output, (draws, *shape), and of the log-variance around it."""
         self.outputs.add(outputs)
-        noise = None if log_variances is None else widened(log_variances).exp()
+        noise = None if log_variances is None else variance_of(widened(log_variances))
         if noise is not None:
             self.noise.add(noise)
         if self.kept is not None:

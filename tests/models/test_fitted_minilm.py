@@ -70,7 +70,7 @@ def test_a_fitted_and_calibrated_encoder_predicts_no_worse_and_keeps_its_mean(tr
     fitted = bayesify.fit_std(
         model, part(data, 0, 36), task="classification", validation=part(data, 36, 54), samples=4
     )
-    assert fitted.layer == "head"
+    assert fitted.layers == ("head",)
     found = bayesify.calibrate(model, part(data, 36, 54), task="classification", samples=4)
     assert found.scores[3].nll <= found.scores[2].nll
     inputs = {key: value[54:] for key, value in data.items() if key != "labels"}

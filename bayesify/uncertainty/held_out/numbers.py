@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import UsageError
 from ..calibration import Calibration, Scores
 from ..conformal import Conformal
-from ..likelihoods import golden_minimum, mixture_nll, normal_log_likelihoods
+from ..likelihoods import golden_minimum, mixture_nll, normal_log_likelihoods, variance_of
 from ..observation_noise import split_noise
 from ..outputs import one_tensor
 from .data import LEVEL, HeldOut, Outputs, refuse_not_finite
@@ -52,7 +52,7 @@ class Numbers(HeldOut):
 
     def fit(self, outputs: Outputs) -> Calibration:
         mean, *predicted, target = outputs
-        predicted_variance = predicted[0].exp() if predicted else torch.ones_like(mean[:1])
+        predicted_variance = variance_of(predicted[0]) if predicted else torch.ones_like(mean[:1])
         around = ((mean - target).square() / predicted_variance).mean((0, 1)).clamp_min(1e-30).log()
         reach = 2 * math.log(_NOISE_RATIO)
         around = around.mean().expand(1) if predicted else around
@@ -88,7 +88,7 @@ class Numbers(HeldOut):
         """The observation noise's variance: (draws or 1, n, columns)."""
         mean, *predicted, _ = outputs
         if predicted:
-            return predicted[0].exp() * calibration.noise_factor
+            return variance_of(predicted[0]) * calibration.noise_factor
         return torch.as_tensor(calibration.noise, dtype=mean.dtype, device=mean.device).square().expand_as(mean[:1])
 
     def distance(self, outputs: Outputs, calibration: Calibration) -> Tensor:
