@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
 from ...errors import FileRefusedError, UsageError
+from ...escaping import first_line
+from ..fit_weights import Tell, fit
 from ..read_weights import plain_weights
+from .configuration import Configured
 
 _SPARE = 256 << 20  # bytes of buffers that a network computes for itself: positions, masks
 _FREE = 1 << 20  # what any number may be
@@ -35,6 +38,38 @@ def library(name: str, folder: Path) -> Any:
     except ImportError as error:
         hint = f"pip install {name}" if getattr(error, "name", None) == name else f"importing {name} fails: {error}"
         raise UsageError(f"{folder}: is a folder of {name}, which opens it: {hint}") from error
+
+
+def filled(given: Configured, what: str, make: Callable[[], nn.Module], *, meta: bool, tell: Tell) -> nn.Module:
+    """The network that `make` builds, in eval mode, with the folder's weights.
+
+    Args:
+        given: the folder.
+        what: what the folder should describe: "model of timm".
+        make: builds it from the configuration.
+        meta: leave it on the meta device, without weights.
+        tell: called with what is done on the way.
+
+    Raises:
+        FileRefusedError: it cannot be built, or is another one than the weights'.
+    """
+    def made() -> nn.Module:
+        try:
+            return make().eval()
+        except FileRefusedError:
+            raise
+        except Exception as error:
+            raise FileRefusedError(f"{given.folder}: describes no {what}: {first_line(error)}") from error
+
+    extent = Extent.of(given.folder)
+    extent.refuse_numbers(given.config)
+    sketch = extent.sketch(made)
+    if meta:
+        return sketch
+    extent.refuse_larger(sketch)
+    weights, model = plain_weights(given.folder), made()
+    fit(model, weights, source=str(given.folder), tell=tell)
+    return model
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,10 @@ from typing import Any
 from torch import nn
 
 from ...errors import FileRefusedError, did_you_mean
-from ...escaping import first_line
-from ..fit_weights import Tell, fit
+from ..fit_weights import Tell
 from ..json_file import read_json
-from ..read_weights import plain_weights
 from .configuration import Configured
-from .libraries import Extent, library
+from .libraries import filled, library
 
 CLASS = "_class_name"
 
@@ -24,16 +22,8 @@ def network(given: Configured, *, meta: bool, tell: Tell) -> nn.Module:
         FileRefusedError: the class is none of diffusers' networks, or the weights are not its own.
     """
     diffusers = library("diffusers", given.folder)
-    cls, extent = _class(diffusers, given), Extent.of(given.folder)
-    extent.refuse_numbers(given.config)
-    empty = extent.sketch(lambda: _made(cls, given))
-    if meta:
-        return empty
-    extent.refuse_larger(empty)
-    weights = plain_weights(given.folder)
-    model = _made(cls, given)
-    fit(model, weights, source=str(given.folder), tell=tell)
-    return model
+    cls = _class(diffusers, given)
+    return filled(given, cls.__name__, lambda: cls.from_config(given.config), meta=meta, tell=tell)
 
 
 def _class(diffusers: Any, given: Configured) -> Any:
@@ -48,13 +38,3 @@ def _class(diffusers: Any, given: Configured) -> Any:
             f"{did_you_mean(name, known)}"
         )
     return getattr(diffusers, name)
-
-
-def _made(cls: Any, given: Configured) -> nn.Module:
-    try:
-        model: nn.Module = cls.from_config(given.config)
-    except FileRefusedError:
-        raise
-    except Exception as error:
-        raise FileRefusedError(f"{given.folder}: describes no {cls.__name__}: {first_line(error)}") from error
-    return model.eval()

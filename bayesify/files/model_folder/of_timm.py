@@ -6,12 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from ...errors import FileRefusedError
-from ...escaping import first_line
-from ..fit_weights import Tell, fit
-from ..read_weights import plain_weights
+from ..fit_weights import Tell
 from .configuration import Configured
-from .libraries import Extent, library
+from .libraries import filled, library
 
 
 def network(given: Configured, *, meta: bool, tell: Tell) -> nn.Module:
@@ -20,26 +17,13 @@ def network(given: Configured, *, meta: bool, tell: Tell) -> nn.Module:
     Raises:
         FileRefusedError: timm has not this architecture, or the weights are not its own.
     """
-    timm, extent = library("timm", given.folder), Extent.of(given.folder)
-    extent.refuse_numbers(given.config)
-    empty = extent.sketch(lambda: _made(timm, given))
-    if meta:
-        return empty
-    extent.refuse_larger(empty)
-    weights = plain_weights(given.folder)
-    model = _made(timm, given)
-    fit(model, weights, source=str(given.folder), tell=tell)
-    return model
+    timm = library("timm", given.folder)
+    return filled(given, "model of timm", lambda: _made(timm, given.config), meta=meta, tell=tell)
 
 
-def _made(timm: Any, given: Configured) -> nn.Module:
-    config = given.config
+def _made(timm: Any, config: Any) -> nn.Module:
     said = dict(config.get("pretrained_cfg") or {})
     said.update({name: config[name] for name in ("num_classes", "label_names") if name in config})
-    try:
-        model = timm.create_model(config["architecture"], pretrained_cfg=said, **(config.get("model_args") or {}))
-    except FileRefusedError:
-        raise
-    except Exception as error:
-        raise FileRefusedError(f"{given.folder}: describes no model of timm: {first_line(error)}") from error
-    return model.eval()  # type: ignore[no-any-return]
+    return timm.create_model(  # type: ignore[no-any-return]
+        config["architecture"], pretrained_cfg=said, **(config.get("model_args") or {})
+    )
