@@ -21,9 +21,8 @@ def origin_of(path: str, command: str) -> Origin:
     said = _said(path)
     if said is None:
         return Origin(path, "", command=command)
-    description = _description(said)
     with opened(said) as content:
-        checksum = _sha256(content)
+        checksum, description = _sha256(content), _description(said, content)
     if description is None:
         return Origin(path, checksum, command=command)
     return Origin(path, checksum, description.versions, description.plan, command)
@@ -36,13 +35,12 @@ def _said(path: str) -> Path | None:
     return said if said.is_file() else None
 
 
-def _description(path: Path) -> Description | None:
+def _description(path: Path, content: Content) -> Description | None:
     if path.name == RECORD:
         return read_record(path.parent).description
-    with opened(path) as content:
-        if kind_of(content).kind != "safetensors" or not is_ours(read_header(content)):
-            return None
-        return read_description(content)[1]
+    if kind_of(content).kind != "safetensors" or not is_ours(read_header(content)):
+        return None
+    return read_description(content)[1]
 
 
 def _sha256(content: Content) -> str:
