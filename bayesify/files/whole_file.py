@@ -26,34 +26,34 @@ def whole_file(target: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
         FileExistsError: there is something in the target's place, and it shall not be overwritten.
         OSError: the system's reason why it cannot be written.
     """
-    descriptor, beside = _created(target)
+    beside = _unique(target)
     try:
+        descriptor, has_name = _created(beside)
         with os.fdopen(descriptor, "w+b") as file:
             yield file
             file.flush()
             _keep_permissions(file, target)
             os.fsync(file.fileno())
-            if beside is None:
-                beside = _named(file, target)
+            if not has_name:
+                _name(file, beside)
         if overwrite:
             os.replace(beside, target)
         else:
             _move_to_free(beside, target)
         sync_folder(target.parent)
     finally:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
 
 
-def _created(target: Path) -> tuple[int, Path | None]:
-    """An open file in the target's folder, and its name if it has one."""
+def _created(beside: Path) -> tuple[int, bool]:
+    """An open file in that folder, and whether it has that name; where the system can, it has none yet."""
     nameless = getattr(os, "O_TMPFILE", None)
     if nameless is not None and os.path.isdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            return os.open(target.parent, nameless | os.O_RDWR, 0o666), None
-    beside = _unique(target)
+            return os.open(beside.parent, nameless | os.O_RDWR, 0o666), False
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return os.open(beside, flags, 0o666), beside
+    return os.open(beside, flags, 0o666), True
 
 
 def _unique(target: Path) -> Path:
@@ -61,17 +61,15 @@ def _unique(target: Path) -> Path:
     return target.with_name(f".{shortened}.{secrets.token_hex(8)}.tmp")
 
 
-def _named(file: BinaryIO, target: Path) -> Path:
-    """Give a nameless file a name beside the target, from where it can take the target's place."""
-    beside = _unique(target)
+def _name(file: BinaryIO, beside: Path) -> None:
+    """Give a nameless file its name beside the target, from where it can take the target's place."""
     source = f"/proc/self/fd/{file.fileno()}"
-    folder = os.open(target.parent, os.O_RDONLY)
+    folder = os.open(beside.parent, os.O_RDONLY)
     try:
         # a plain os.link would name the link in /proc, not the file
         os.link(source, beside.name, dst_dir_fd=folder, follow_symlinks=True)
     finally:
         os.close(folder)
-    return beside
 
 
 def _keep_permissions(file: BinaryIO, target: Path) -> None:

@@ -26,14 +26,22 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         OSError: the system's reason why it cannot be written.
     """
     fresh = target.with_name(f".{target.name[:60]}.{secrets.token_hex(8)}.tmp")
-    fresh.mkdir()
     try:
+        fresh.mkdir()
         yield fresh
         _sync(fresh)
         _take_place(fresh, target, overwrite)
         sync_folder(target.parent)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        _remove(fresh)
+
+
+def _remove(folder: Path) -> None:
+    """All of it, also where a signal comes meanwhile and ends the process as an error does."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
@@ -63,10 +71,11 @@ def _exchanged(fresh: Path, target: Path) -> bool:
 def _replace(fresh: Path, target: Path) -> None:
     """In two steps: between them the older folder has another name, and it comes back if the second fails."""
     aside = fresh.with_suffix(".old")
-    os.rename(target, aside)
     try:
+        os.rename(target, aside)
         os.rename(fresh, target)
-    except BaseException:
-        os.rename(aside, target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        if os.path.lexists(target):
+            _remove(aside)
+        else:
+            os.rename(aside, target)

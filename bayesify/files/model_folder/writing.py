@@ -20,7 +20,7 @@ from ..json_file import read_json
 from ..model_file.conversion import conversion_of, tensors_of
 from ..model_file.opening import is_converted
 from ..model_file.write import bytes_of, description_of, forms_of
-from ..weight_files import INDEX, RECORD, SCALES, shards_of
+from ..weight_files import INDEX, RECORD, SCALES, refuse_other_folder, shards_of
 from ..whole_folder import whole_folder
 from . import of_peft
 from .configuration import FILES, Kind, configured
@@ -57,6 +57,7 @@ def save_folder(
         lost = _difference(model, again)
         if lost is not None:
             raise UsageError(f"{target}: {kind} would not give back {lost}; save it to a file")
+        refuse_other_folder(target)
 
 
 def _kind(model: nn.Module, like: Path | None) -> Kind:
