@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..errors import UsageError
 from ..escaping import first_line, printable
+from ..nn.kl import refuse_lost_posteriors
 from ..programs.program import graphs
 from .model_factory import is_spec
 from .model_file.description import Factory
@@ -58,8 +59,10 @@ def save(
 
     Raises:
         UsageError: the place cannot be written, or the model holds what is no data and no factory builds it.
+        StalePosteriorError: the model had more layers with a posterior when it was converted.
     """
     _refuse_other(model, path)
+    refuse_lost_posteriors(model)
     if like is not None or os.fspath(path).endswith(os.sep):
         return _save_folder(model, path, like, overwrite, sources)
     kept = _factory(factory, args)

@@ -9,13 +9,20 @@ import torch
 from torch import nn
 
 from .batch_arguments import examples_in
+from .replaced_layers import SUSPECTED, refuse_if_suspected
 from .switches import forget_examples_of, tell_examples_of
 
 EXAMPLES_ALONG = "_examples_along"  # on a model: which of its own arguments hold the examples
 
 
 def mark_reached(module: Any, args: Any = None, output: Any = None) -> None:
-    """The ledger's forward hook: marks the layer as reached. It keeps no tensor."""
+    """The ledger's forward hook: marks the layer as reached. It keeps no tensor.
+
+    Raises:
+        StalePosteriorError: another layer of the model was replaced after conversion, by one without a posterior.
+    """
+    if SUSPECTED:
+        refuse_if_suspected(module)
     if torch.compiler.is_compiling():
         module._reached = True
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from .base import Variational
 from .model_argument import refuse_other_than_model
 from .parametrized_weights import identity
 from .posterior_kl import kl_part_of, summed
+from .replaced_layers import follow_layers
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Ledger:
     """A model's `kl`: call it for the sum of its terms. Plain data: deepcopy and pickle carry it with the model."""
 
     layers: tuple[nn.Module, ...] = ()  # the variational layers that it had, wherever they stand in it
+
+    def __new__(cls, *_: Any) -> Ledger:
+        ledger = super().__new__(cls)  # copies and files come by here too
+        follow_layers(ledger)
+        return ledger
 
     def __init__(self, root: nn.Module) -> None:
         self.root = root
@@ -148,8 +155,16 @@ def layers_of(model: nn.Module) -> list[Variational]:
 
     Raises:
         NotVariationalError: the model has no variational layer.
+        StalePosteriorError: it had more when it was converted.
         UsageError: it is not a model.
     """
+    layers = layers_left(model)
+    refuse_lost_posteriors(model, set(layers))
+    return layers
+
+
+def layers_left(model: nn.Module) -> list[Variational]:
+    """`layers_of` a model of which some may be gone."""
     refuse_other_than_model(model)
     layers = [layer for _, layer in variational_layers(model)]
     if not layers:

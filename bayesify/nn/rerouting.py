@@ -15,6 +15,7 @@ from torch import fx
 
 from .base import LRT, Flipout, Variational
 from .hidden_scales import HidesScales
+from .hooks import mark_reached
 from .product_rerouting import rerouted_products
 from .signatures import fx_root_refused, keep_signatures
 from .switches import Switchable, hide_scales, is_quiet, show_scales
@@ -83,7 +84,7 @@ class Rerouted(Rerouting, Variational):
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The layer's own forward, its products answered by the estimator."""
-        self._reached = True
+        mark_reached(self)
         layers = [layer for layer in (self, *self._rerouted()) if not is_quiet(layer)]
         output = self._plain_forward(layers, super(Variational, self).forward, inputs, kwargs)
         return (output, self.kl_divergence()) if return_kl else output

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import UsageError
 from .recomputation import refuse_other_noise
+from .replaced_layers import is_suspected
 
 MEAN = "mean"  # what a layer computes with inside `posterior_mean`
 
@@ -202,6 +203,7 @@ class Switchable(nn.Module):
 
     _way = _traceable(_way_of)
     _last_examples = _traceable(_last_examples)
+    _suspected = _traceable(is_suspected)
 
     def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
         for value in (*args, *kwargs.values()) if kwargs else args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError, did_you_mean
-from ..nn.kl import layers_of, terms
+from ..nn.kl import layers_left, terms
 from ..nn.parametrized_weights import is_computed, mask, sources
 from .all_or_nothing import all_or_nothing
 from .copying import copied
@@ -33,7 +33,7 @@ def revert(model: Model, weights: Literal["mean", "sample"] = "mean", *, inplace
     if weights not in ("mean", "sample"):
         near = did_you_mean(weights, ("mean", "sample"))
         raise UsageError(f"weights={weights!r} is neither 'mean' nor 'sample'.{near}")
-    for layer in layers_of(model):
+    for layer in layers_left(model):
         plain_class_of(layer)
     if weights == "sample":
         refuse_lazy(model, "there is nothing to draw")
