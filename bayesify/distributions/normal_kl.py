@@ -23,16 +23,27 @@ from ..estimators.softplus import (
     LOG,
     SLOPE,
     SQUARE,
-    SQUARE_SLOPE,
+    STD,
     all_small,
     write_series,
     write_std,
     write_std_and_slope,
 )
 from .prior import normal_kl
-from .scale import Scale, threshold
+from .scale import Scale
 
 SMALL = 2**14  # elements: below, a tensor costs more for its calls than for its elements
+
+
+class Relative(NamedTuple):
+    """A std that is a multiple of |prior_mean|, of which `least` is the smallest that counts: 0-dim."""
+
+    factor: float
+    least: Tensor
+
+    def std(self, mean: Tensor, fan_in: int) -> Tensor:
+        """As of a `Scale`."""
+        return self.factor * mean.abs().maximum(self.least)
 
 
 class NormalTerm(NamedTuple):
@@ -46,19 +57,20 @@ class NormalTerm(NamedTuple):
     mean: Tensor
     rho: Tensor
     prior_mean: Tensor | float
-    prior_std: Tensor | float | Scale
+    prior_std: Tensor | float | Scale | Relative
     fan_in: int = 1
 
     @property
     def prior(self) -> tuple[Tensor | float, Tensor | float]:
         """The prior's mean and std."""
-        mean: Any = self.prior_mean
-        return mean, self.prior_std.std(mean, self.fan_in) if isinstance(self.prior_std, Scale) else self.prior_std
+        mean, std = self.prior_mean, self.prior_std
+        return mean, std.std(mean, self.fan_in) if isinstance(std, Scale | Relative) else std  # type: ignore[arg-type]
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """What is the same for terms that can be computed together."""
-        parts = (self.prior_mean, self.prior_std)
+        std = self.prior_std
+        parts = (self.prior_mean, (Relative, std.factor) if isinstance(std, Relative) else std)
         return (self.mean.device, self.mean.dtype, *(Tensor if isinstance(part, Tensor) else part for part in parts))
 
 
@@ -83,11 +95,15 @@ def _plain_sum(priors: Sequence[tuple[Any, ...]], *tensors: Tensor) -> Tensor:
 class _NormalKLs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, priors: Sequence[tuple[Any, ...]], *tensors: Tensor) -> Tensor:
+        terms = _settled(_terms(priors, tensors))
         if ctx is not None:
-            ctx.priors = priors
+            ctx.priors = [term[2:] for term in terms]
             ctx.save_for_backward(*tensors)
-        totals = [_value(batch) for batch in _batches(_terms(priors, tensors))]
-        return torch.stack([total.to(totals[0].device) for total in totals]).sum()
+        sums = [(weight, value) for batch in _batches(terms) for weight, value in _sums(batch)]
+        device, weights = terms[0].mean.device, dict.fromkeys(weight for weight, _ in sums)
+        # a call for each number would take more than its sum
+        together = [torch.stack([own.to(device) for weight, own in sums if weight == each]).sum() for each in weights]
+        return sum(torch.mul(*each) for each in zip(together, weights, strict=True))  # type: ignore[return-value]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -106,7 +122,7 @@ class _Batch:
     """One large term; or small ones of one kind, their tensors flat and one after the other.
 
     Attributes:
-        threshold: what |prior_mean| is at least, where the prior's std is relative to it.
+        least: what |prior_mean| is at least, where the prior's std is relative to it.
     """
 
     terms: Sequence[NormalTerm]
@@ -114,16 +130,16 @@ class _Batch:
     rho: Tensor
     prior_mean: Tensor | float
     prior_std: Any
-    threshold: Tensor | None = None
+    least: Tensor | None = None
 
     def pieces(self, *outputs: Tensor, scratch: int) -> Iterator[tuple[Any, ...]]:
         """(mean, rho, prior mean, prior std, outputs..., scratch...) of one piece after the other."""
-        given = (self.mean, self.rho, self.prior_mean, self.prior_std, self.threshold, *outputs)
-        relative = isinstance(self.prior_std, Scale)
+        given = (self.mean, self.rho, self.prior_mean, self.prior_std, self.least, *outputs)
+        relative = isinstance(self.prior_std, Relative)
         for mean, rho, prior_mean, prior_std, least, *others in in_pieces(*given, scratch=scratch + relative):
             if relative:
                 buffer = others.pop()
-                prior_std = torch.abs(prior_mean, out=buffer).clamp_min_(least).mul_(prior_std.value)
+                prior_std = torch.abs(prior_mean, out=buffer).clamp_min_(least).mul_(prior_std.factor)
             yield mean, rho, prior_mean, prior_std, *others
 
     def apart(self, of_mean: Tensor, of_rho: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -147,20 +163,14 @@ def _batches(terms: Sequence[NormalTerm]) -> Iterator[_Batch]:
 
 
 def _batch(terms: Sequence[NormalTerm]) -> _Batch:
-    first = terms[0]
-    relative: Any = first.prior_std if isinstance(first.prior_std, Scale) else None
     mean, rho, prior_mean, prior_std = (
         _flat([getattr(term, name) for term in terms]) for name in ("mean", "rho", "prior_mean", "prior_std")
     )
-    least = None
-    if relative:
-        weights: Any = [term.prior_mean for term in terms]
-        widths = [term.fan_in for term in terms]
-        least = (
-            threshold(weights[0], widths[0], relative.floor)
-            if len(terms) == 1
-            else _thresholds(weights, widths, relative.floor)
-        )
+    each = [term.prior_std.least for term in terms if isinstance(term.prior_std, Relative)]
+    least = each[0] if each else None
+    if len(each) > 1:
+        sizes = torch.tensor([term.mean.numel() for term in terms], device=mean.device)
+        least = torch.stack(each).repeat_interleave(sizes, output_size=len(mean))
     return _Batch(terms, mean, rho, prior_mean, prior_std, least)
 
 
@@ -170,41 +180,77 @@ def _flat(parts: Sequence[Any]) -> Any:
     return torch.cat([part.reshape(-1) for part in parts]) if together else parts[0]
 
 
-def _thresholds(weights: list[Tensor], widths: Sequence[int], floor: float) -> Tensor:
-    """`threshold` of small weights, for each of their elements."""
-    sizes, first = [weight.numel() for weight in weights], weights[0]
-    norms = torch.stack(torch._foreach_norm(weights))
-    roots, others = (first.new_tensor([max(n, 1) ** -0.5 for n in numbers]) for numbers in (sizes, widths))
-    least = floor * torch.where(norms > 0, norms * roots, others)
-    return least.repeat_interleave(torch.tensor(sizes, device=first.device), output_size=sum(sizes))
+def _settled(terms: Sequence[NormalTerm]) -> list[NormalTerm]:
+    """The same terms, with what relative stds are at least, for both passes."""
+    alike: dict[Any, list[int]] = {}
+    for at, term in enumerate(terms):
+        if isinstance(term.prior_std, Scale):
+            alike.setdefault(term.kind, []).append(at)
+    settled = list(terms)
+    for places in alike.values():
+        scale: Any = terms[places[0]].prior_std
+        thresholds = _thresholds([terms[at] for at in places], scale.floor)
+        for at, least in zip(places, thresholds, strict=True):
+            settled[at] = terms[at]._replace(prior_std=Relative(scale.value, least))
+    return settled
 
 
-def _value(batch: _Batch) -> Tensor:
-    minus_one, excesses, logs, sums = batch.mean.new_full((), -1), [], [], []
+def _thresholds(terms: Sequence[NormalTerm], floor: float) -> Sequence[Tensor]:
+    """`scale.threshold` of each term, all together."""
+    weights: Any = [term.prior_mean for term in terms]
+    small = [weight for weight in weights if weight.numel() < SMALL]
+    of_small = iter(torch._foreach_norm(small) if small else [])
+    # large ones are summed in pairs, as a norm is not
+    norms = [next(of_small) if weight.numel() < SMALL else weight.square().sum().sqrt() for weight in weights]
+    sizes, widths = [weight.numel() for weight in weights], [term.fan_in for term in terms]
+    roots, others = (weights[0].new_tensor([max(n, 1) ** -0.5 for n in numbers]) for numbers in (sizes, widths))
+    norm = torch.stack(norms)
+    return (floor * torch.where(norm > 0, norm * roots, others)).unbind()
+
+
+def _sums(batch: _Batch) -> Iterator[tuple[float, Tensor]]:
+    """(weight, number), the sum of whose products is the KL."""
+    minus_one = batch.mean.new_full((), -1)
     for mean, rho, prior_mean, prior_std, ratio, excess in batch.pieces(scratch=2):
         if isinstance(prior_std, float) and all_small(rho):
-            sums.append(_small_value(mean, rho, prior_mean, prior_std, ratio, excess))
+            yield 1.0, _small_value(mean, rho, prior_mean, prior_std, ratio, excess)
             continue
         write_std(rho, ratio, excess)
-        ratio.div_(prior_std)
+        yield -1.0, _log_sum(ratio.div_(prior_std), excess)
         torch.addcmul(minus_one, ratio, ratio, out=excess)  # near the prior, a sum less its size would be nonsense
-        logs.append(ratio.log_().sum())
         shift = torch.sub(mean, prior_mean, out=ratio).div_(prior_std)
-        excesses.append(excess.addcmul_(shift, shift).sum())
-    total: Tensor = 0.5 * _sum(excesses) - _sum(logs) + _sum(sums)
-    return total
+        yield 0.5, excess.addcmul_(shift, shift).sum()
+
+
+def _log_sum(numbers: Tensor, buffer: Tensor) -> Tensor:
+    """Σ log(number), by one logarithm for each product of eight, if all of those are normal numbers for sure.
+
+    A logarithm costs as much as eight products.
+    """
+    if numbers.is_cpu and numbers.numel() % 8 == 0 and numbers.numel() >= 8 * _SHORTEST and numbers.is_contiguous():
+        products, factors = buffer.view(8, -1), numbers.view(8, -1)
+        pairs = torch.mul(factors[:4], factors[4:], out=products[:4])
+        least, most = torch.aminmax(pairs)
+        if least.item() > _LEAST_PAIR and most.item() < 1 / _LEAST_PAIR:
+            return pairs[:2].mul_(pairs[2:])[0].mul_(pairs[1]).log_().sum()
+    kind = torch.finfo(numbers.dtype)
+    return torch.clamp_min(numbers, kind.tiny * kind.eps, out=buffer).log_().sum()  # the smallest number there is
+
+
+_SHORTEST = 2**9  # products: for fewer, calls cost more than logarithms
+_LEAST_PAIR = 1e-9  # four of them multiply to no less than 1e-36, and to no more than its inverse
 
 
 def _small_value(
-    mean: Tensor, rho: Tensor, prior_mean: Tensor | float, prior_std: float, total: Tensor, exp: Tensor
+    mean: Tensor, rho: Tensor, prior_mean: Tensor | float, prior_std: float, total: Tensor, buffer: Tensor
 ) -> Tensor:
-    """The sum for stds up to 0.01: log(prior_std) - rho - log(std/exp(rho)) + (std²/prior_std² - 1 + shift²)/2."""
+    """The sum for stds up to 0.01: log(prior_std) - rho - (log(std) - rho) + (std²/prior_std² - 1 + shift²)/2."""
     half = 0.5 / prior_std / prior_std
     of_square, of_log = (0, *(half * each for each in SQUARE)), (*LOG, 0)
     series = [a - b for a, b in zip(of_square, of_log, strict=True)]
-    write_series(torch.exp(rho, out=exp), [math.log(prior_std) - 0.5, *series], total)
+    write_series(torch.sigmoid(rho, out=buffer), [math.log(prior_std) - 0.5, *series], total)
     centred = isinstance(prior_mean, float) and prior_mean == 0
-    shift = mean if centred else torch.sub(mean, prior_mean, out=exp)
+    shift = mean if centred else torch.sub(mean, prior_mean, out=buffer)
     return total.sub_(rho).addcmul_(shift, shift, value=half).sum()
 
 
@@ -214,24 +260,21 @@ def _gradients(batch: _Batch, grad: Tensor) -> tuple[Tensor, Tensor]:
     minus_one, number = batch.mean.new_full((), -1), isinstance(batch.prior_std, float)
     of_square = grad / batch.prior_std / batch.prior_std if number else grad
     outputs = (of_mean, of_rho)
-    for mean, rho, prior_mean, prior_std, mean_out, rho_out, std, slope, exp in batch.pieces(*outputs, scratch=3):
+    for mean, rho, prior_mean, prior_std, mean_out, rho_out, std, slope, buffer in batch.pieces(*outputs, scratch=3):
         torch.sub(mean, prior_mean, out=mean_out).mul_(of_square)
         if number and all_small(rho):
-            _write_small_gradient(rho, float(of_square), float(grad), rho_out, exp)
+            _write_small_gradient(rho, float(of_square), float(grad), rho_out, buffer)
             continue
         if not number:
             mean_out.div_(prior_std).div_(prior_std)
-        write_std_and_slope(rho, std, slope, exp)
+        write_std_and_slope(rho, std, slope, buffer)
         std.div_(prior_std)
         torch.addcmul(minus_one, std, std, out=rho_out).mul_(slope).mul_(grad)
     return of_mean, of_rho
 
 
-def _write_small_gradient(rho: Tensor, of_square: float, grad: float, result: Tensor, exp: Tensor) -> None:
+def _write_small_gradient(rho: Tensor, of_square: float, grad: float, result: Tensor, buffer: Tensor) -> None:
     """`of_square`·std·dstd/drho - `grad`·dlog(std)/drho, for stds up to 0.01."""
-    squares, slopes = (0, 0, *(of_square * each for each in SQUARE_SLOPE)), (*(grad * each for each in SLOPE), 0, 0)
-    write_series(torch.exp(rho, out=exp), [a - b for a, b in zip(squares, slopes, strict=True)], result)
-
-
-def _sum(numbers: list[Tensor]) -> Any:
-    return numbers[0] if len(numbers) == 1 else torch.stack(numbers).sum() if numbers else 0.0
+    squares, slopes = (0, 0, *(of_square * each for each in STD)), (*(grad * each for each in SLOPE), 0, 0)
+    series = [a - b for a, b in zip(squares, slopes, strict=True)]
+    write_series(torch.sigmoid(rho, out=buffer), series, result)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from bayesify.distributions import Scale
-from bayesify.distributions.normal_kl import SMALL, NormalTerm, normal_kls
+from bayesify.distributions.normal_kl import SMALL, NormalTerm, _log_sum, normal_kls
 from bayesify.estimators import pieces
 from tests.support import as_if_compiling
 
@@ -89,6 +89,14 @@ def test_stds_that_are_all_small(prior_std: float, prior_mean: Any) -> None:
         torch.testing.assert_close(found.double(), 3 * expected[id(leaf)], rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("prior_std", [RELATIVE, 0.5])
+def test_the_kl_is_finite_below_the_smallest_number(prior_std: Any) -> None:
+    rho = torch.full((SMALL,), -200.0, requires_grad=True)
+    total = normal_kls([NormalTerm(torch.zeros(SMALL), rho, torch.ones(SMALL), prior_std)])
+    assert total.isfinite()
+    assert torch.autograd.grad(total, rho)[0].isfinite().all()
+
+
 def test_stds_below_the_smallest_number() -> None:
     """The KL and its gradient stay finite, where exp(rho) is none any more."""
     rho = torch.full((SMALL,), -200.0, requires_grad=True)
@@ -134,3 +142,13 @@ def test_layouts_other_than_contiguous() -> None:
     for leaf in (mean, rho, *big):
         (found,) = torch.autograd.grad(total, leaf, retain_graph=True)
         torch.testing.assert_close(found.double(), expected[id(leaf)], rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("span", [(-0.1, 0.1), (-9, 9), (-40, 40), (-80, 80), (-40, -30), (30, 40)])
+def test_the_logarithm_of_products_is_the_sum_of_logarithms(span: tuple[float, float]) -> None:
+    """Also where products of eight are no normal numbers."""
+    torch.manual_seed(0)
+    numbers = torch.empty(2**13).uniform_(*span).exp()
+    wide = numbers.double().log()
+    found = _log_sum(numbers, torch.empty_like(numbers)).double()
+    assert abs(found - wide.sum()) < 1e-6 * wide.abs().sum() + 1e-7 * len(numbers)

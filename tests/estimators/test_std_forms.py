@@ -37,6 +37,9 @@ def test_std_and_slope_are_exact(span: str, size: int) -> None:
         torch.testing.assert_close(found.double(), std.square(), rtol=2e-6, atol=0)
         softplus.times_square_slope_(one, rho, found, exp)
         torch.testing.assert_close(one.double(), std * torch.sigmoid(wide), rtol=5e-6, atol=0)
+        softplus.write_series(torch.sigmoid(rho), softplus.LOG, found)
+        log = found.double() * torch.sigmoid(wide)
+        torch.testing.assert_close(log, (std.log() - wide), rtol=0, atol=1e-9)
     both = [torch.empty_like(rho) for _ in range(3)]
     softplus.write_std_and_slope(rho, *both)
     for found, expected in zip(both, (std, slope), strict=False):
