@@ -10,10 +10,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ..surgery.optimizer import decays_scales
 from ..uncertainty.kl_in_training import AttachedKL, Schedule, attach_kl
 from ..uncertainty.predict import predict
 from ..uncertainty.prediction import Prediction
-from .posterior_state import decays_scales, posterior_state, refuse_decay, separate_scales
+from .posterior_state import posterior_state, refuse_decay, separate_scales
 
 
 class KLCallback(Callback):

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from ..errors import UsageError
 from ..nn.kl import terms, total_kl, variational_layers
-from ..surgery.optimizer import extend_optimizer
+from ..surgery.optimizer import decays_scales, extend_optimizer
 from ..uncertainty.posterior_states import near_priors
 
 
@@ -45,13 +45,6 @@ def separate_scales(optimizer: Optimizer, model: nn.Module) -> None:
             group["param_names"] = [group["param_names"][at] for at in kept]
         group["params"] = [group["params"][at] for at in kept]
     extend_optimizer(optimizer, model)
-
-
-def decays_scales(optimizer: Optimizer, model: nn.Module) -> bool:
-    """Whether the optimizer's weight decay would pull on the scales."""
-    scales = _scales(model)
-    decaying = [group for group in optimizer.param_groups if group.get("weight_decay")]
-    return any(id(parameter) in scales for group in decaying for parameter in group["params"])
 
 
 def refuse_decay(optimizer: Optimizer, model: nn.Module, remedy: str) -> None:

@@ -13,6 +13,7 @@ from ..distributions.normal_kl import NormalTerm
 from ..errors import NotVariationalError, StalePosteriorError, UninitializedLayerError
 from .base import Variational
 from .model_argument import refuse_other_than_model
+from .overwritten_posteriors import tell_of_overwritten
 from .parametrized_weights import identity
 from .posterior_kl import kl_part_of, summed
 from .replaced_layers import follow_layers
@@ -135,6 +136,8 @@ def total_kl(model: nn.Module, *, reached: bool = False) -> Tensor:
     """`model.kl()` by function: works on any part of a converted model, and where a copy lost the attribute."""
     refuse_other_than_model(model)
     all_terms = terms(model)
+    if not torch.compiler.is_compiling():
+        tell_of_overwritten(model, variational_layers(model))
     refuse_lost_posteriors(model, {layer for term in all_terms for layer in term.layers})
     if not all_terms:
         raise _not_variational(model)

@@ -2,7 +2,7 @@
 
 A scale was learned, and a prior was set, for the mean that the layer had. Where another Parameter takes its place, the
 posterior still fits if the values are the same; else the layer refuses at its next use. Training, and loading a
-state_dict, change the values of a mean and are meant to.
+state_dict that has the scale too, change the values of a mean and are meant to.
 """
 
 from __future__ import annotations
@@ -22,7 +22,18 @@ _WHAT_TO_DO = (
 )
 
 
-_UNSET = "unset"  # in a mean's place: its scale was given memory by `to_empty()`, and no values yet
+# in a mean's place: its scale was given memory by `to_empty()`, and no values yet
+_UNSET = (
+    "came off the meta device without values, as by to_empty(): load the state_dict of a converted model, or a plain "
+    "one's by bayesify.load_weights(model, state_dict), or start it around the weights as they are by "
+    "bayesify.reset_posterior(model)"
+)
+# its values were loaded, and its scale's were not
+_LOADED = (
+    "was made for other values: a state_dict without its scale was loaded, as by load_state_dict(..., strict=False). "
+    "bayesify.load_weights(model, state_dict) takes a plain one, bayesify.reset_posterior(model) starts the posterior "
+    "around the weights as they are now"
+)
 
 
 class RemembersMeans(nn.Module):
@@ -73,10 +84,11 @@ class RemembersMeans(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         before = dict(_replaced(self))
-        for mean in [mean for mean, what in before.items() if what == _UNSET]:
-            scale = f"{prefix}{mean}_{self._settings.posterior.scale_name}"
-            if scale in state_dict:
-                del before[mean]
+        for name in self.means() if "_settings" in vars(self) else ():
+            if f"{prefix}{name}_{self._settings.posterior.scale_name}" in state_dict:
+                before = {mean: what for mean, what in before.items() if mean != name or not isinstance(what, str)}
+            elif _is_other(state_dict.get(prefix + name), self._parameters.get(name)):
+                before.setdefault(name, _LOADED)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         vars(self)["_replaced_means"] = before
         _forget_if_none(self)
@@ -89,7 +101,8 @@ def forget_replaced(layer: nn.Module) -> None:
 
 def forget_unset(layer: nn.Module, name: str) -> None:
     """Its scale has been given values now."""
-    if vars(layer).get("_replaced_means", {}).get(name) == _UNSET:
+    recentred = f"{name}_prior_mean" not in layer._buffers
+    if vars(layer).get("_replaced_means", {}).get(name) in ((_UNSET, _LOADED) if recentred else (_UNSET,)):
         del _replaced(layer)[name]
         _forget_if_none(layer)
 
@@ -117,12 +130,7 @@ def _refuse_replaced(layer: nn.Module) -> None:
                 f"pruned weights would be noisy again: {_WHAT_TO_DO}"
             )
         if isinstance(before, str):
-            raise StalePosteriorError(
-                f"the posterior of {type(layer).__name__}'s {name} came off the meta device without values, as by "
-                "to_empty(): load the state_dict of a converted model, or a plain one's by "
-                "bayesify.load_weights(model, state_dict), or start it around the weights as they are by "
-                "bayesify.reset_posterior(model)"
-            )
+            raise StalePosteriorError(f"the posterior of {type(layer).__name__}'s {name} {before}")
         before = as_real(before)
         if now is None or (now.shape == before.shape and not _same(now, before)):
             raise StalePosteriorError(
@@ -148,6 +156,14 @@ def _is_mean(layer: Any, name: str, scale: str | None = None) -> bool:
     if "_settings" not in vars(layer) or layer.scale_of(name) is None:
         return False
     return scale is None or layer._parameters.get(scale) is layer.scale_of(name)
+
+
+def _is_other(given: Any, present: Any) -> bool:
+    """Whether loading it would change the values."""
+    plain = (Tensor, Parameter)
+    if type(given) not in plain or type(present) not in plain or given.shape != present.shape or not given.numel():
+        return False
+    return not _same(as_real(given.detach()), as_real(present.detach()))
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import BypassError
 from .base import Variational
 from .kl import Ledger, variational_layers
+from .overwritten_posteriors import tell_of_overwritten
 from .parametrized_weights import sources
 from .switches import is_quiet
 from .torch_functions import BODIES, MULTIPLICATIONS, Role, role
@@ -158,6 +159,7 @@ class _Forward:
         """Watch it, if it is its turn."""
         noisy = any(not is_quiet(layer) for layer in _layers(self.model, state))
         if noisy and state.is_turn(self.model.training) and not _hands_nested_tensors_on(self.model):
+            tell_of_overwritten(self.model, variational_layers(self.model))
             self.watch = _Watch(self.model, self.frame)
             self.watch.__enter__()  # type: ignore[no-untyped-call]
 

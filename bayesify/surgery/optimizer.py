@@ -57,6 +57,13 @@ def extend_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
         optimizer.add_param_group(_fast_group(group, params, names))
 
 
+def decays_scales(optimizer: Optimizer, model: nn.Module) -> bool:
+    """Whether the optimizer's weight decay would pull on the scales."""
+    scales = _scales(model)
+    decaying = [group for group in optimizer.param_groups if group.get("weight_decay")]
+    return any(id(parameter) in scales for group in decaying for parameter in group["params"])
+
+
 def _fast_group(group: dict[str, Any], scales: list[nn.Parameter], names: dict[int, str]) -> dict[str, Any]:
     """The group of some means as the scales' own; `initial_lr` is what a scheduler left there, for the next one."""
     fast = {key: SCALE_SPEED * value if key in ("lr", "initial_lr") else value for key, value in group.items()}

@@ -6,6 +6,7 @@ needs no change to a training loop that is not one's own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 from ..errors import UsageError
 from ..nn.kl import layers_of, total_kl
 from ..nn.parametrized_weights import sources
+from ..surgery.optimizer import decays_scales
 from .missing_gradients import GradientWatch
 from .posterior_states import tell_of_priors
 
@@ -71,7 +73,8 @@ def attach_kl(optimizer: Optimizer, model: nn.Module, n_train: int, beta: float 
     The same as the KL in the loss, once for each step. With a GradScaler the gradient is scaled as all others are.
     Gradients that are clipped before `optimizer.step()` are clipped without the KL, unless `handle.add()` is called
     first (and after `scaler.unscale_(optimizer)`): then the step adds none. Several optimizers each get their own.
-    Warns after ten steps, or when it is removed, of posteriors whose scales have had no gradient from the loss.
+    Warns of weight decay on scales; after ten steps, or when it is removed, of posteriors whose scales have had no
+    gradient from the loss.
 
     Args:
         n_train: how many examples the training set has, if the loss is a mean over examples.
@@ -93,7 +96,15 @@ def attach_kl(optimizer: Optimizer, model: nn.Module, n_train: int, beta: float 
     hooks = optimizer._optimizer_step_pre_hooks.values()
     if any(isinstance(hook, AttachedKL) and hook.model is model for hook in hooks):
         raise UsageError("the optimizer has this model's KL already: remove() the first handle, or it counts twice")
+    if decays_scales(optimizer, model):
+        warnings.warn(_DECAY, stacklevel=2)
     return AttachedKL(optimizer, model, n_train, beta)
+
+
+_DECAY = (
+    "the optimizer's weight decay pulls the posterior's scales to 0, which is a std of 0.69, or of the weight's own "
+    "size: bayesify.param_groups(model, lr=..., weight_decay=...) keeps them out of it"
+)
 
 
 class AttachedKL:

@@ -30,7 +30,7 @@ Optimizer = Callable[[Any], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
     "adam": lambda params: torch.optim.Adam(params, lr=0.01),
-    "fused": lambda params: torch.optim.AdamW(params, lr=0.01, fused=True),
+    "fused": lambda params: torch.optim.AdamW(params, lr=0.01, weight_decay=0.0, fused=True),
 }
 
 
