@@ -22,7 +22,7 @@ from ..estimators.precision import widened
 from .layer_kinds import fan_in
 from .starts import moved_since_start
 
-_FEWEST = 16  # elements: of fewer, mean and spread say too little
+_FEWEST = 64  # elements of all such scales, which are most of the model's: of fewer, mean and spread say too little
 _SURE = 4.0  # standard errors
 _OTHER_START = math.log(2)  # by which a std's logarithm would start elsewhere
 
@@ -43,8 +43,9 @@ def tell_of_overwritten(model: nn.Module, layers: Iterable[tuple[str, Any]]) -> 
         return
     pairs = [(name, layer, own) for name, layer in layers for own in layer.means() if _has_values(layer, own)]
     kind = type(model).__name__
-    scales = [(name, layer.std_of(own)) for name, layer, own in pairs if _is_drawn_like_weights(layer, own)]
-    if scales:
+    alike = [(name, layer, own) for name, layer, own in pairs if _is_drawn_like_weights(layer, own)]
+    scales = [(name, layer.std_of(own)) for name, layer, own in alike]
+    if _elements(alike) >= max(_FEWEST, _elements(pairs) / 2):
         std = sum(float(std.detach().mean()) for _, std in scales) / len(scales)
         warnings.warn(f"{kind}: {_named(scales)} are distributed as its weights{_SCALES.format(std)}", stacklevel=4)
     elif looks == 1:
@@ -63,6 +64,10 @@ _MEANS = (
 )
 
 
+def _elements(pairs: list[tuple[str, Any, str]]) -> int:
+    return sum(layer.scale_of(own).numel() for _, layer, own in pairs)
+
+
 def _named(found: list[tuple[str, Any]], word: str = "the scales of") -> str:
     return f"{word} {found[0][0] or 'the layer'!r}{f' and {len(found) - 1} more layers' if found[1:] else ''}"
 
@@ -78,11 +83,8 @@ def _has_values(layer: Any, name: str) -> bool:
 @torch.no_grad()
 def _is_drawn_like_weights(layer: Any, name: str) -> bool:
     mean, scale = widened(layer._parameters[name].detach()), layer.scale_of(name).detach()
-    count = mean.numel()
-    if count < _FEWEST:
-        return False
     (spread, middle), (other_spread, other_middle) = (_moments(tensor) for tensor in (mean, scale))
-    error = _SURE / math.sqrt(count)
+    error = _SURE / math.sqrt(max(mean.numel(), 1))
     if spread == 0 or other_spread == 0:
         return spread == other_spread and middle == other_middle
     near = abs(middle - other_middle) <= error * math.hypot(spread, other_spread)

@@ -5,6 +5,7 @@ An optimizer that was made before the conversion trains the means and leaves the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +43,7 @@ def moved_since_start(layer: Any, name: str) -> tuple[bool, bool] | None:
     start, now = vars(layer).get(KEPT_AS, {}).get(name), _averages(layer, name)
     if start is None or now is None:
         return None
-    mean, scale = (abs(a - b) > _TOLERANCE * max(abs(a), abs(b)) for a, b in zip(start, now, strict=True))
+    mean, scale = (not math.isclose(a, b, rel_tol=_TOLERANCE) for a, b in zip(start, now, strict=True))
     return mean, scale
 
 

@@ -69,3 +69,9 @@ def test_nothing_is_known_without_values_and_nothing_stays_after_revert() -> Non
     assert moved(lazy) == [None]
     plain = bayesify.revert(bayesify.convert(net()))
     assert not any(KEPT_AS in vars(module) for module in plain.modules())
+
+
+def test_a_scale_without_noise_has_moved() -> None:
+    layer = bayesify.flipout(nn.Linear(3, 3))
+    layer.set_std("weight", 0.0)
+    assert moved_since_start(layer, "weight") == (False, True)
