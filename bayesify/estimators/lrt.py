@@ -27,14 +27,19 @@ def lrt(
     std: Std,
     bias: Tensor | None = None,
     bias_std: Tensor | None = None,
+    *,
+    draws: int = 1,
 ) -> Tensor:
     """Local reparameterization (Kingma et al. 2015, eq. 6): y = x·mean + sqrt(x²·std²)∘eps, eps per pre-activation.
 
     The variance is computed in float32 or better. Where it is exactly zero the output is the mean and the gradient of
-    the noise is zero; there is no floor under it.
+    the noise is zero; there is no floor under it. With several draws, which follow each other in dimension 0 for each
+    row there, std has no gradient.
     """
     inputs = rows_together(product, inputs)
     form, parameter = form_of(std)
+    if draws > 1:
+        return _several(product, form.square(parameter), mean, bias, bias_std, inputs, draws)
     output: Tensor = in_mode(_lrt, _LRT)(product, form, parameter, mean, bias, bias_std, *inputs)
     return output
 
@@ -53,6 +58,16 @@ def _noisy(
         variance = _variance(product, widened(form.std(parameter)).square(), bias_std, inputs)
         spread = _safe_sqrt(variance) * (noise.normal_like(variance) if eps is None else eps)
         return output + spread.to(output.dtype)
+
+
+def _several(
+    product: Product, square: Tensor, mean: Tensor, bias: Tensor | None, bias_std: Tensor | None,
+    inputs: Sequence[Tensor], draws: int,
+) -> Tensor:  # fmt: skip
+    output = product(autocasted(*inputs), *autocasted(mean, bias)).repeat_interleave(draws, 0)
+    with no_autocast(mean):
+        spread = _safe_sqrt(_variance(product, square, bias_std, inputs)).repeat_interleave(draws, 0)
+        return output + spread.mul_(noise.normal_like(spread)).to(output.dtype)
 
 
 def _variance(product: Product, square: Tensor, bias_std: Tensor | None, inputs: Sequence[Tensor]) -> Tensor:

@@ -84,7 +84,7 @@ class Counts:
 
     Attributes:
         signs: how many, call by call of `sign_bits`.
-        rows: for how many rows `count_rows` was told that each has numbers of its own, call by call.
+        rows: for how many rows `counts_rows` was told that each has numbers of its own, call by call.
     """
 
     signs: list[int]
@@ -94,10 +94,12 @@ class Counts:
 _counts: ContextVar[Counts | None] = ContextVar("counts", default=None)
 
 
-def count_rows(rows: int) -> None:
-    """Note that so many rows are each given noise of their own."""
-    if (counts := _counts.get()) is not None:
-        counts.rows.append(rows)
+def counts_rows(rows: int) -> bool:
+    """Note that so many rows are each given noise of their own, if that is counted: then it need not be drawn."""
+    if (counts := _counts.get()) is None:
+        return False
+    counts.rows.append(rows)
+    return True
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ..estimators.precision import widened
 from ..estimators.products import Product
 from ..estimators.std_forms import SoftplusStd
 from .basis import drop_basis, has_basis, multiply_in_basis, start_along, turned
-from .examples_alone import lrt_has_its_law
+from .examples_alone import lrt_has_its_law, lrt_of_rows, parted, parted_rows
 from .folded_batches import fold_of
 from .held_draws import Spread, held_draws, held_product, only_draw
 from .hidden_scales import HidesScales
@@ -279,9 +279,9 @@ class Flipout(Variational):
         """The product with noise, for the posterior's (mean, std, bias, bias_std)."""
         signs, x, fold = self._settings.signs, inputs[0], None
         if lrt_has_its_law(self._settings, product, x, batch_dim):
-            noise.count_rows(len(x))
             with unrouted():
-                return lrt(product, inputs, *posterior)
+                return lrt_of_rows(self, product, inputs, *posterior)
+        inputs = parted(self, inputs)
         if self._settings.rows > 1 and signs == "example":
             dims = product.sign_dims(0, x.dim(), batch_dim) - product.sign_dims(0, x.dim(), -1)
             fold = fold_of(self, x.shape[dims.pop()]) if dims else None
@@ -297,4 +297,4 @@ class LRT(Variational):
     def estimate(self, product: Product, inputs: list[Tensor], *posterior: Any, batch_dim: int) -> Tensor:
         """The product with noise, for the posterior's (mean, std, bias, bias_std)."""
         with unrouted():
-            return lrt(product, inputs, *posterior)
+            return lrt(product, inputs, *posterior, draws=parted_rows(self, inputs[0]))

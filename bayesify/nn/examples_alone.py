@@ -1,4 +1,4 @@
-"""Flipout by local reparameterization, in predictions: where the law of each example by itself is all that counts.
+"""Predictions: no one compares the examples of a batch, so that a layer may draw for each by itself, and several draws.
 
 The outputs of a Linear for one vector x are sums over different weights, so that under either estimator they are normal
 and independent: N(x·mean, x²·std²). Local reparameterization draws them in the place of the weights. Rows are
@@ -7,32 +7,80 @@ independent then; under Flipout they are uncorrelated, and share |ΔW|.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..estimators import noise
+from ..estimators.lrt import lrt
 from ..estimators.products import LinearProduct, Product
 from .settings import Settings
 
-_ALONE: ContextVar[bool] = ContextVar("bayesify_examples_alone", default=False)
+
+@dataclass
+class Parting:
+    """Where the draws of one example part: there each row becomes as many rows as there are draws, side by side.
+
+    Attributes:
+        layer: the first with noise. None: rows part before the model, or there is one draw.
+        examples: how many rows it must be given.
+        done: whether they parted. They do once, however often the layer is called.
+    """
+
+    layer: nn.Module | None = None
+    examples: int = 0
+    draws: int = 1
+    done: bool = False
+
+    def at(self, layer: nn.Module, x: Tensor) -> int:
+        """Into how many rows the layer is to make each row of x now."""
+        if self.done or layer is not self.layer or len(x) != self.examples:
+            return 1
+        self.done = True
+        return self.draws
+
+
+_ALONE: ContextVar[Parting | None] = ContextVar("bayesify_examples_alone", default=None)
 
 
 @contextmanager
-def examples_alone() -> Iterator[None]:
+def examples_alone(parting: Parting | None = None) -> Iterator[None]:
     """Inside, no one compares the examples of a batch, in this thread or task."""
-    token = _ALONE.set(True)
+    token = _ALONE.set(parting or Parting())
     try:
         yield
     finally:
         _ALONE.reset(token)
 
 
+def parted_rows(layer: nn.Module, x: Tensor) -> int:
+    """Into how many rows, each with noise of its own, the layer is to make each row of x."""
+    parting = None if torch.compiler.is_compiling() else _ALONE.get()
+    return 1 if parting is None else parting.at(layer, x)
+
+
+def parted(layer: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
+    """The inputs with each row as many times as `parted_rows` says."""
+    rows = parted_rows(layer, inputs[0])
+    return inputs if rows == 1 else [x.repeat_interleave(rows, 0) for x in inputs]
+
+
 def lrt_has_its_law(settings: Settings, product: Product, x: Tensor, batch_dim: int) -> bool:
-    """Whether that is so now, and each row of x an example of its own."""
-    if torch.compiler.is_compiling() or not _ALONE.get():
+    """Whether examples are alone now, and each row of x is one that a Linear multiplies."""
+    if torch.compiler.is_compiling() or _ALONE.get() is None:
         return False
     rows = type(product) is LinearProduct and x.dim() == 2 and batch_dim == 0
     return rows and settings.rows <= 1 and settings.signs == "example"
+
+
+def lrt_of_rows(layer: nn.Module, product: Product, inputs: Sequence[Tensor], *posterior: Any) -> Tensor:
+    """The product with noise where `lrt_has_its_law`; without it where only the rows that are given noise count."""
+    mean, std, bias, bias_std = posterior
+    if noise.counts_rows(len(inputs[0])):
+        return product(inputs, mean, bias)
+    return lrt(product, inputs, mean, std, bias, bias_std, draws=parted_rows(layer, inputs[0]))

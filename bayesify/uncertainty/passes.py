@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from ..estimators import noise
 from ..estimators.generators import borrowed, noise_seeded
-from ..nn.examples_alone import examples_alone
+from ..nn.examples_alone import Parting, examples_alone
 from ..nn.kl import layers_of
 from ..nn.posterior_mean import posterior_mean
 from .calls import Call
+from .parting import layer_of_parting
 from .prediction import is_float
 from .seeds import seeded
 
@@ -69,8 +70,7 @@ class Sampler:
         while samples > 0:
             draws = min(most, samples)
             try:
-                with examples_alone():
-                    leaves = self.run(_repeated(call, draws))
+                leaves = self._pass(call, draws)
             except Exception:
                 if draws == 1:
                     raise
@@ -79,6 +79,18 @@ class Sampler:
                 continue
             yield _grouped(leaves, draws)
             samples -= draws
+
+    def _pass(self, call: Call, draws: int) -> list[Any]:
+        """One pass of so many draws for each example; what comes before all noise, once for all of them."""
+        layer = layer_of_parting(self.model) if draws > 1 else None
+        if layer is not None:
+            parting = Parting(layer, call.examples, draws)
+            with examples_alone(parting):
+                leaves = self.run(call)
+            if parting.done:
+                return leaves
+        with examples_alone():
+            return self.run(_repeated(call, draws))
 
     def examples_apart(self, call: Call) -> bool:
         """Whether dimension 0 of inputs and outputs holds examples that do not depend on each other.
