@@ -17,6 +17,7 @@ from .overwritten_posteriors import tell_of_overwritten
 from .parametrized_weights import identity
 from .posterior_kl import kl_part_of, summed
 from .replaced_layers import follow_layers
+from .unreached_layers import forget_taken, tell_of_unreached
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Ledger:
         """Forget which layers forward passes went through."""
         for _, layer in variational_layers(self.root):
             layer._reached = False
+        forget_taken(self.root)
 
     def recount(self) -> None:
         """Take the variational layers that the model has now for all that it should have."""
@@ -133,11 +135,21 @@ class Ledger:
 
 
 def total_kl(model: nn.Module, *, reached: bool = False) -> Tensor:
-    """`model.kl()` by function: works on any part of a converted model, and where a copy lost the attribute."""
+    """`model.kl()` by function: works on any part of a converted model, and where a copy lost the attribute.
+
+    Warns, now and then, of posteriors that other code wrote over, and of layers that no forward reaches.
+    """
     refuse_other_than_model(model)
-    all_terms = terms(model)
     if not torch.compiler.is_compiling():
         tell_of_overwritten(model, variational_layers(model))
+        if not reached:
+            tell_of_unreached(model, terms(model))
+    return kl_of(model, reached=reached)
+
+
+def kl_of(model: nn.Module, *, reached: bool = False) -> Tensor:
+    """`total_kl`, for who watches the training otherwise."""
+    all_terms = terms(model)
     refuse_lost_posteriors(model, {layer for term in all_terms for layer in term.layers})
     if not all_terms:
         raise _not_variational(model)

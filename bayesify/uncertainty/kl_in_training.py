@@ -18,7 +18,7 @@ from torch.nn.parameter import Parameter
 from torch.optim import Optimizer
 
 from ..errors import UsageError
-from ..nn.kl import layers_of, total_kl
+from ..nn.kl import kl_of, layers_of, total_kl
 from ..nn.parametrized_weights import sources
 from ..surgery.optimizer import decays_scales
 from .missing_gradients import GradientWatch
@@ -170,7 +170,7 @@ class AttachedKL:
         held = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
         params = [parameter for parameter in held if parameter.requires_grad]
         with torch.enable_grad():
-            kl = weight * total_kl(self.model)
+            kl = weight * kl_of(self.model)
         if not kl.requires_grad:
             return kl
         scale = getattr(self.optimizer, "grad_scale", None)  # a GradScaler's, where the optimizer itself unscales
