@@ -48,9 +48,9 @@ def forget_taken(model: nn.Module) -> None:
 
 
 _UNREACHED = (
-    " had no part in any forward until now: only the KL moves their stds, to the prior. The code that computes the loss "
-    "calls another model, or reads their weights itself, without noise; if that is to stay, keep them by `ignore` in "
-    "the policy"
+    " had no part in any forward until now: only the KL moves their stds, to the prior. The code that computes the "
+    "loss calls another model, or reads their weights itself, without noise; if that is to stay, keep them by `ignore` "
+    "in the policy"
 )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from ..analysis.bytecode import read_again, takes_state_dict
+from ..analysis.other_methods import multiplying_methods, read_by
 from ..analysis.probe.findings import Finding
 from ..analysis.site import Site
 from ..analysis.weight_uses import matrices
@@ -32,7 +33,7 @@ def notes(
         finding: what example inputs told about it, if there were any.
     """
     yield from _without_posterior(site, settings)
-    yield from (*read_beside(site), *_asks_for_state(site))
+    yield from (*read_beside(site), *_asks_for_state(site), *_in_other_methods(site))
     if settings.drawn:
         names = ", ".join(settings.drawn)
         computes = any(not site.module.get_parameter(name).is_complex() for name in settings.drawn)
@@ -77,6 +78,19 @@ def _asks_for_state(site: Site) -> Iterator[str]:
         cls = type(parent)
         if not cls.__module__.startswith("torch.nn.") and site.forwards.of_class(takes_state_dict, cls):
             yield f"{cls.__name__}'s forward asks for a state_dict, in which the scales are now"
+
+
+def _in_other_methods(site: Site) -> Iterator[str]:
+    """Methods of modules around the layer, or of its own, that multiply by its weight where no forward does."""
+    own = {id(matrix) for matrix in matrices(site.module).values()}
+    for _, module in (*site.parents, (site.name, site.module)):
+        if type(module).__module__.startswith("torch.nn."):
+            continue
+        methods = site.forwards.of_class(multiplying_methods, type(module)).items()
+        names = [f"{type(module).__name__}.{name}()" for name, chains in methods if own & read_by(module, chains)]
+        if names:
+            many = "multiply" if names[1:] else "multiplies"
+            yield f"{', '.join(names)} {many} by it without noise, which only forward() has"
 
 
 def _anew(site: Site, method: Method, calls: int) -> Iterator[str]:

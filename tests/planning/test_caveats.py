@@ -104,3 +104,58 @@ def test_modules_that_are_held_past_registration_are_named() -> None:
     assert all("not registered" in str(rows[name].reason) for name in ("listed[1].0", "kept['x']"))
     assert plan(model).totals["parameters_before"] == 6
     assert type(bayesify.convert(model).listed[1][0]) is nn.Linear  # type: ignore[index]
+
+
+class Policy(nn.Module):
+    """Its methods beside forward use weights in several ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.own = nn.Linear(4, 4), nn.Linear(4, 4), nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x: Any) -> Any:
+        return self._finished(self.b(self.a(x)))
+
+    def _finished(self, x: Any) -> Any:
+        return x @ self.own
+
+    def generate(self, x: Any) -> Any:
+        return torch.nn.functional.linear(x, self.a.weight)
+
+    def encode(self, x: Any) -> Any:
+        return self.a(x) @ self.own
+
+    def shape_of(self, x: Any) -> Any:
+        return x.view(-1, self.b.weight.shape[1]) @ x
+
+    def tie(self) -> None:
+        self.b.weight = self.a.weight
+
+    def reset(self) -> None:
+        nn.init.orthogonal_(self.b.weight)
+
+    def penalty(self) -> Any:
+        return self.b.weight.norm()
+
+    def evaluate(self, x: Any) -> Any:
+        return self.b(self.a(x)), x @ x.t()
+
+
+class OwnCall(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def __call__(self, x: Any) -> Any:
+        return x @ self.a.weight.t()
+
+    def forward(self, x: Any) -> Any:
+        return self.a(x)
+
+
+def test_notes_on_methods_that_multiply_beside_the_forward() -> None:
+    without = "by it without noise, which only forward() has"
+    assert notes_of(Policy(), "a", "flipout") == f"Policy.generate() multiplies {without}"
+    assert notes_of(nn.Sequential(Policy()), "0", "flipout") == f"Policy.encode() multiplies {without}"
+    assert notes_of(Policy(), "b", "flipout") == ""
+    assert notes_of(OwnCall(), "a", "flipout") == f"OwnCall.__call__() multiplies {without}"
