@@ -14,6 +14,7 @@ from .scale import Scale, magnitude
 
 Parameterization = Literal["additive", "multiplicative"]
 Basis = Literal["weights", "inputs"]
+NoiseDtype = Literal["weights", "bfloat16"]
 
 SMALLEST_STD = torch.finfo(torch.float32).tiny
 RELATIVE_FLOOR = 1e-8  # under what follows a weight on its way through zero: a relative std, or a prior's
@@ -32,15 +33,18 @@ class Posterior:
             log(alpha) the parameter (Kingma et al. 2015, section 3; Molchanov et al. 2017, section 3.2).
         init_std: where std starts; None is `auto`, which a plan settles by the network's depth.
         basis: what is independent: the weights, or their coordinates along the principal axes of a layer's inputs.
+        noise_dtype: in what layers compute the product with the noise: as the weights are, or in bfloat16.
     """
 
     parameterization: Parameterization = "additive"
     init_std: Scale | None = None
     basis: Basis = "weights"
+    noise_dtype: NoiseDtype = "weights"
 
     def __str__(self) -> str:
         along = ", along its inputs' axes" if self.basis == "inputs" else ""
-        return f"{self.parameterization}, std {self.init_std or 'auto'}{along}"
+        narrow = f", noise in {self.noise_dtype}" if self.noise_dtype != "weights" else ""
+        return f"{self.parameterization}, std {self.init_std or 'auto'}{along}{narrow}"
 
     def to_dict(self) -> dict[str, Any]:
         """As a policy writes it."""
@@ -48,7 +52,13 @@ class Posterior:
             "parameterization": self.parameterization,
             "init_std": self.init_std.to_dict() if self.init_std else "auto",
             **({"basis": self.basis} if self.basis != "weights" else {}),
+            **({"noise_dtype": self.noise_dtype} if self.noise_dtype != "weights" else {}),
         }
+
+    @property
+    def narrow_dtype(self) -> torch.dtype | None:
+        """What the product with the noise is computed in, if not in the weights' dtype."""
+        return torch.bfloat16 if self.noise_dtype == "bfloat16" else None
 
     @property
     def scale_name(self) -> str:

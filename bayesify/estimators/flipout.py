@@ -15,8 +15,9 @@ from torch import Tensor
 
 from . import noise
 from .eager import by_formula, gradients, in_mode, not_a_view, plus_product_, rows_together
+from .narrow_product import of_noise
 from .precision import autocasted, without_autocast
-from .products import Product
+from .products import Multiplication, Product
 from .std_forms import Form, Std, form_of
 
 Signs = Literal["example", "position"]
@@ -63,18 +64,20 @@ def flipout(
     signs: Signs = "example",
     batch_dim: int = 0,
     fold: Fold | None = None,
+    noise_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Flipout (Wen et al. 2018, eq. 4): y = x·mean + r∘((x∘s)·ΔW), ΔW = std∘eps, with random signs s and r.
 
     The signs are drawn per example and channel and are constant over all other dimensions, so that each example sees
     one weight draw of its own; `position` draws them for every element. A variational bias moves with r too.
-    `batch_dim` is where the examples are, and `fold` how they lie there among others.
+    `batch_dim` is where the examples are, and `fold` how they lie there among others. The product with ΔW is computed
+    in `noise_dtype`, where that is narrower than the product with the mean.
     """
     form, parameter = form_of(std)
     bias_deviation = None if bias_std is None else bias_std * noise.normal_like(bias_std)
     *inputs, mean, bias, bias_deviation = autocasted(*inputs, mean, bias, bias_deviation)
     inputs = rows_together(product, inputs)
-    spread = _Spread(product, form, signs, batch_dim, fold)
+    spread = _Spread(product, of_noise(product, noise_dtype, mean), form, signs, batch_dim, fold)
     output: Tensor = in_mode(_flipout, _Flipout)(spread, parameter, mean, bias, bias_deviation, *inputs)
     return output
 
@@ -83,6 +86,7 @@ class _Spread(NamedTuple):
     """How the noise of one call is made."""
 
     product: Product
+    of_noise: Multiplication
     form: Form
     signs: Signs
     batch_dim: int
@@ -124,7 +128,7 @@ def _flipped(
     bits = [noise.sign_bits(pattern.shape, deviation) for pattern in patterns] if bits is None else bits
     of_output, *of_inputs = _signs(bits, patterns, mean.dtype)
     flipped = [x * sign for x, sign in zip(inputs, of_inputs, strict=True)]
-    return output + spread.product(flipped, deviation.to(mean.dtype), bias_deviation) * of_output
+    return output + spread.of_noise(flipped, deviation.to(mean.dtype), bias_deviation) * of_output
 
 
 class _Flipout(torch.autograd.Function):
@@ -138,7 +142,7 @@ class _Flipout(torch.autograd.Function):
         of_output, *of_inputs = _signs(bits, patterns, mean.dtype)
         deviation = spread.form.deviation(drawn, parameter).to(mean.dtype)
         flipped = [x * sign for x, sign in zip(inputs, of_inputs, strict=True)]
-        output.addcmul_(spread.product(flipped, deviation, bias_deviation), of_output)
+        output.addcmul_(spread.of_noise(flipped, deviation, bias_deviation), of_output)
         if ctx is not None:
             ctx.spread, ctx.patterns = spread, patterns
             ctx.save_for_backward(drawn, *bits, *tensors)
@@ -163,7 +167,7 @@ class _Flipout(torch.autograd.Function):
         flipped = [x * sign for x, sign in zip(inputs, of_inputs, strict=True)]
         deviation = form.deviation(drawn, parameter)
         of_x, of_mean, of_bias = product.gradients(grad, inputs, mean, [*needs[4:], needs[1], needs[2]])
-        of_flipped, of_deviation, of_bias_deviation = product.gradients(
+        of_flipped, of_deviation, of_bias_deviation = spread.of_noise.gradients(
             grad * of_output, flipped, deviation.to(mean.dtype), [*needs[4:], needs[0], needs[3]]
         )
         of_x = [plus_product_(*each) for each in zip(of_x, of_flipped, of_inputs, strict=True)]

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from . import noise
 from .eager import by_formula, gradients, in_mode, not_a_view, plus_product_, rows_together
+from .narrow_product import of_noise
 from .precision import autocasted, no_autocast, widened, without_autocast
-from .products import Product
+from .products import Multiplication, Product
 from .std_forms import Form, Std, form_of
 
 
@@ -29,48 +30,55 @@ def lrt(
     bias_std: Tensor | None = None,
     *,
     draws: int = 1,
+    noise_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Local reparameterization (Kingma et al. 2015, eq. 6): y = x·mean + sqrt(x²·std²)∘eps, eps per pre-activation.
 
-    The variance is computed in float32 or better. Where it is exactly zero the output is the mean and the gradient of
-    the noise is zero; there is no floor under it. With several draws, which follow each other in dimension 0 for each
-    row there, std has no gradient.
+    The variance is computed in float32 or better, unless `noise_dtype` is narrower. Where it is exactly zero the output
+    is the mean and the gradient of the noise is zero; there is no floor under it. With several draws, which follow each
+    other in dimension 0 for each row there, std has no gradient.
     """
     inputs = rows_together(product, inputs)
     form, parameter = form_of(std)
+    both = product, of_noise(product, noise_dtype, widened(parameter))
     if draws > 1:
-        return _several(product, form.square(parameter), mean, bias, bias_std, inputs, draws)
-    output: Tensor = in_mode(_lrt, _LRT)(product, form, parameter, mean, bias, bias_std, *inputs)
+        return _several(both, form.square(parameter), mean, bias, bias_std, inputs, draws)
+    output: Tensor = in_mode(_lrt, _LRT)(both, form, parameter, mean, bias, bias_std, *inputs)
     return output
 
 
-def _lrt(product: Product, form: Form, *tensors: Any) -> Tensor:
-    return _noisy(product, form, None, *tensors)
+_Both = tuple[Product, Multiplication]  # for the mean, and for the variance
+
+
+def _lrt(both: _Both, form: Form, *tensors: Any) -> Tensor:
+    return _noisy(both, form, None, *tensors)
 
 
 def _noisy(
-    product: Product, form: Form, eps: Tensor | None, parameter: Tensor, mean: Tensor, bias: Tensor | None,
+    both: _Both, form: Form, eps: Tensor | None, parameter: Tensor, mean: Tensor, bias: Tensor | None,
     bias_std: Tensor | None, *inputs: Tensor,
 ) -> Tensor:  # fmt: skip
     """The plain formula, for this eps or a new one."""
+    product, of_squares = both
     output = product(autocasted(*inputs), *autocasted(mean, bias))
     with no_autocast(mean):
-        variance = _variance(product, widened(form.std(parameter)).square(), bias_std, inputs)
+        variance = _variance(of_squares, widened(form.std(parameter)).square(), bias_std, inputs)
         spread = _safe_sqrt(variance) * (noise.normal_like(variance) if eps is None else eps)
         return output + spread.to(output.dtype)
 
 
 def _several(
-    product: Product, square: Tensor, mean: Tensor, bias: Tensor | None, bias_std: Tensor | None,
+    both: _Both, square: Tensor, mean: Tensor, bias: Tensor | None, bias_std: Tensor | None,
     inputs: Sequence[Tensor], draws: int,
 ) -> Tensor:  # fmt: skip
+    product, of_squares = both
     output = product(autocasted(*inputs), *autocasted(mean, bias)).repeat_interleave(draws, 0)
     with no_autocast(mean):
-        spread = _safe_sqrt(_variance(product, square, bias_std, inputs)).repeat_interleave(draws, 0)
+        spread = _safe_sqrt(_variance(of_squares, square, bias_std, inputs)).repeat_interleave(draws, 0)
         return output + spread.mul_(noise.normal_like(spread)).to(output.dtype)
 
 
-def _variance(product: Product, square: Tensor, bias_std: Tensor | None, inputs: Sequence[Tensor]) -> Tensor:
+def _variance(product: Multiplication, square: Tensor, bias_std: Tensor | None, inputs: Sequence[Tensor]) -> Tensor:
     squares = [widened(x).square() for x in inputs]
     return product(squares, square, None if bias_std is None else widened(bias_std).square())
 
@@ -83,12 +91,13 @@ def _safe_sqrt(variance: Tensor) -> Tensor:
 
 class _LRT(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, product: Product, form: Form, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, both: _Both, form: Form, *tensors: Any) -> Tensor:
         parameter, mean, bias, bias_std, *inputs = tensors
+        product, of_squares = both
         *narrow, narrow_mean, narrow_bias = autocasted(*inputs, mean, bias)
         output = product(narrow, narrow_mean, narrow_bias)
         with no_autocast(mean):
-            deviation = _variance(product, form.square(parameter), bias_std, inputs).clamp_min_(0).sqrt_()
+            deviation = _variance(of_squares, form.square(parameter), bias_std, inputs).clamp_min_(0).sqrt_()
             eps = noise.normal_like(deviation)
             if output.dtype is deviation.dtype:
                 output.addcmul_(deviation, eps)
@@ -96,31 +105,31 @@ class _LRT(torch.autograd.Function):
                 output.add_(deviation * eps)
         if ctx is not None:
             slope = eps.div_(deviation).nan_to_num_(0, 0, 0)  # none where the variance is zero
-            ctx.product, ctx.form, ctx.dtype = product, form, narrow_mean.dtype
+            ctx.both, ctx.form, ctx.dtype = both, form, narrow_mean.dtype
             ctx.save_for_backward(slope, *tensors)
         return not_a_view(output)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
-        needs, product, form = ctx.needs_input_grad[2:], ctx.product, ctx.form
+        needs, form, (product, of_squares) = ctx.needs_input_grad[2:], ctx.form, ctx.both
         slope, *tensors = ctx.saved_tensors
         parameter, mean, _, bias_std, *inputs = tensors
         if by_formula(grad):
             std = form.std(parameter.detach())
-            eps = slope * _safe_sqrt(_variance(product, widened(std).square(), bias_std, inputs)).detach()
-            return None, None, *gradients(partial(_noisy, product, form, eps), tensors, needs, grad)
+            eps = slope * _safe_sqrt(_variance(of_squares, widened(std).square(), bias_std, inputs)).detach()
+            return None, None, *gradients(partial(_noisy, ctx.both, form, eps), tensors, needs, grad)
         narrow = [x.to(ctx.dtype) for x in inputs]
         of_x, of_mean, of_bias = product.gradients(
             grad, narrow, mean.to(ctx.dtype), [*needs[4:], needs[1], needs[2]]
         )
         wide = [widened(x) for x in inputs]
         square = form.square(parameter) if any(needs[4:]) else parameter  # only its shape matters then
-        of_squares, of_square, of_bias_square = product.gradients(
+        of_x_squares, of_square, of_bias_square = of_squares.gradients(
             grad * slope, [x.square() for x in wide], square, [*needs[4:], needs[0], needs[3]]
         )
         # the slope is twice that in the variance
-        of_x = [plus_product_(*each) for each in zip(of_x, of_squares, wide, strict=True)]
+        of_x = [plus_product_(*each) for each in zip(of_x, of_x_squares, wide, strict=True)]
         if of_square is not None:
             of_square = form.through_square_(of_square, parameter)
         of_bias_std = None if of_bias_square is None else of_bias_square * bias_std

@@ -19,7 +19,19 @@ from ..errors import UsageError
 Gradients = tuple[list[Tensor | None], Tensor | None, Tensor | None]
 
 
-class Product(Protocol):
+class Multiplication(Protocol):
+    """A product of inputs and a weight, and its gradients."""
+
+    def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The product plus the bias."""
+        ...
+
+    def gradients(self, grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, needs: Sequence[bool]) -> Gradients:
+        """Gradients for (inputs, weight, bias), None where `needs` (inputs..., weight, bias) says no."""
+        ...
+
+
+class Product(Multiplication, Protocol):
     """What an estimator needs to know of a layer.
 
     Its inputs count from 0, and -1 is its output.
@@ -46,14 +58,6 @@ class Product(Protocol):
 
         `batch_dim` -1: no dimension has the examples.
         """
-        ...
-
-    def __call__(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The product plus the bias."""
-        ...
-
-    def gradients(self, grad: Tensor, inputs: Sequence[Tensor], weight: Tensor, needs: Sequence[bool]) -> Gradients:
-        """Gradients for (inputs, weight, bias), None where `needs` (inputs..., weight, bias) says no."""
         ...
 
 

@@ -17,12 +17,11 @@ from ..errors import NoPosteriorError, did_you_mean
 from ..estimators import noise
 from ..estimators.eager import recorded
 from ..estimators.flipout import flipout
-from ..estimators.lrt import lrt
 from ..estimators.precision import widened
 from ..estimators.products import Product
 from ..estimators.std_forms import SoftplusStd
 from .basis import drop_basis, has_basis, multiply_in_basis, start_along, turned
-from .examples_alone import lrt_has_its_law, lrt_of_rows, parted, parted_rows
+from .examples_alone import lrt_has_its_law, lrt_of_rows, lrt_parted, parted
 from .folded_batches import fold_of
 from .held_draws import Spread, held_draws, held_product, only_draw
 from .hidden_scales import HidesScales
@@ -285,8 +284,9 @@ class Flipout(Variational):
         if self._settings.rows > 1 and signs == "example":
             dims = product.sign_dims(0, x.dim(), batch_dim) - product.sign_dims(0, x.dim(), -1)
             fold = fold_of(self, x.shape[dims.pop()]) if dims else None
+        options: Any = {"signs": signs, "batch_dim": batch_dim, "fold": fold}
         with unrouted():
-            return flipout(product, inputs, *posterior, signs=signs, batch_dim=batch_dim, fold=fold)
+            return flipout(product, inputs, *posterior, noise_dtype=self._settings.posterior.narrow_dtype, **options)
 
 
 class LRT(Variational):
@@ -297,4 +297,4 @@ class LRT(Variational):
     def estimate(self, product: Product, inputs: list[Tensor], *posterior: Any, batch_dim: int) -> Tensor:
         """The product with noise, for the posterior's (mean, std, bias, bias_std)."""
         with unrouted():
-            return lrt(product, inputs, *posterior, draws=parted_rows(self, inputs[0]))
+            return lrt_parted(self, product, inputs, *posterior)

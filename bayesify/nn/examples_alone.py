@@ -78,9 +78,14 @@ def lrt_has_its_law(settings: Settings, product: Product, x: Tensor, batch_dim: 
     return rows and settings.rows <= 1 and settings.signs == "example"
 
 
-def lrt_of_rows(layer: nn.Module, product: Product, inputs: Sequence[Tensor], *posterior: Any) -> Tensor:
+def lrt_of_rows(layer: Any, product: Product, inputs: Sequence[Tensor], *posterior: Any) -> Tensor:
     """The product with noise where `lrt_has_its_law`; without it where only the rows that are given noise count."""
-    mean, std, bias, bias_std = posterior
-    if noise.counts_rows(len(inputs[0])):
-        return product(inputs, mean, bias)
-    return lrt(product, inputs, mean, std, bias, bias_std, draws=parted_rows(layer, inputs[0]))
+    mean, _, bias, _ = posterior
+    counts = noise.counts_rows(len(inputs[0]))
+    return product(inputs, mean, bias) if counts else lrt_parted(layer, product, inputs, *posterior)
+
+
+def lrt_parted(layer: Any, product: Product, inputs: Sequence[Tensor], *posterior: Any) -> Tensor:
+    """The layer's product with noise by local reparameterization, for (mean, std, bias, bias_std), its rows parted."""
+    draws, noise_dtype = parted_rows(layer, inputs[0]), layer._settings.posterior.narrow_dtype
+    return lrt(product, inputs, *posterior, draws=draws, noise_dtype=noise_dtype)

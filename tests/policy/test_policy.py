@@ -197,7 +197,7 @@ def test_to_dict_fills_in_everything_and_reads_back_as_the_same(tmp_path) -> Non
     assert again.to_dict() == plain
     assert plain["rules"][0]["prior"] == {"family": "normal", "mean": "pretrained", "std": 1.0}
     assert plain["rules"][2]["method"] == "flipout"
-    posterior = {"parameterization": "additive", "init_std": "auto", "basis": "weights"}
+    posterior = {"parameterization": "additive", "init_std": "auto", "basis": "weights", "noise_dtype": "weights"}
     assert Policy().to_dict()["posterior"] == posterior
     assert Policy.from_dict({"posterior": {"init_std": 1}}).to_dict()["posterior"]["parameterization"] == "additive"
 
