@@ -17,6 +17,7 @@ from ..programs.part import Part
 from .surroundings import folds_windows, sequence_first
 
 _COMPUTED = "its forward computes with it beside calling the layer"
+ANEW = "each of which draws anew: bayesify.draw(model) holds one draw over all of them"
 FROZEN = "frozen (requires_grad=False)"
 
 
@@ -109,10 +110,7 @@ def _from_call_to_call(site: Site) -> Iterator[str]:
         remembers = site.forwards.uses(parent).remembers if again else ()
         kept = [place for place in remembers if place.removeprefix("self.") in again]
         if kept:
-            yield (
-                f"{cls.__name__} keeps {', '.join(kept)} from call to call, each of which draws anew: "
-                "bayesify.draw(model) holds one draw over all of them"
-            )
+            yield f"{cls.__name__} keeps {', '.join(kept)} from call to call, {ANEW}"
 
 
 def _without_posterior(site: Site, settings: Settings) -> Iterator[str]:

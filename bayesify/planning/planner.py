@@ -21,7 +21,8 @@ from ..programs.part import kind_of
 from ..programs.program import is_exported, prepared
 from .adjustments import adjusted
 from .blockers import bears_weight, blocker, has_axes, kept_because
-from .caveats import notes, read_beside
+from .caches import handed_state
+from .caveats import ANEW, notes, read_beside
 from .draft import Draft
 from .owners import owned
 from .parameter_counts import counted, totals
@@ -58,7 +59,7 @@ def plan(model: nn.Module, policy: PolicyLike = "flipout", *, example_inputs: Ex
     depth = sum(draft.claimed.method is not None for draft in drafts)
     drafts = [replace(draft, decided=_decided(draft, depth)) for draft in drafts]
     told, arguments = _findings(model, drafts, example_inputs)
-    drafts = _noted(counted(_unless_read_past(drafts, told)), told)
+    drafts = _with_note_on_state(model, _noted(counted(_unless_read_past(drafts, told)), told))
     order = {own[0]: at for at, own in enumerate(names.values())}
     decisions = sorted(adjusted(model, names, drafts), key=lambda decision: order[decision.name])
     decisions += _outside(model)
@@ -166,6 +167,17 @@ def _with_notes(draft: Draft, finding: Finding | None, sequences: bool) -> Draft
     more = notes(draft.site, method, settings, aliases=bool(aliases), sequences=sequences, finding=finding)
     beside = any(True for _ in read_beside(draft.site))
     return draft.with_decision(settings=settings, notes=(*draft.decision.notes, *more), beside=beside)
+
+
+def _with_note_on_state(model: nn.Module, drafts: list[Draft]) -> list[Draft]:
+    """The drafts, the first that converts with a note on state that a caller hands from one call to the next."""
+    state, converting = handed_state(model), (draft for draft in drafts if draft.decision.method)
+    first = next(converting, None)
+    if state is None or first is None:
+        return drafts
+    note = f"{type(model).__name__} is handed {state} from call to call, {ANEW}"
+    noted = first.with_decision(notes=(*first.decision.notes, note))
+    return [noted if draft is first else draft for draft in drafts]
 
 
 def _outside(model: nn.Module) -> list[Decision]:
