@@ -121,7 +121,9 @@ class Ledger:
         if all(layer in found for layer in self.layers):
             return
         present = set(self.root.modules())
-        gone = [layer for layer in self.layers if isinstance(layer, Variational) and layer not in present]
+        kept = {layer for layer in present if isinstance(layer, Variational)}
+        # a class that other code gave a layer leaves its settings, and revert does not
+        gone = [layer for layer in self.layers if "_settings" in vars(layer) and layer not in kept]
         if gone:
             raise StalePosteriorError(
                 f"{len(gone)} of {len(self.layers)} variational layers of {type(self.root).__name__} are gone: convert "

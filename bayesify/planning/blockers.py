@@ -35,7 +35,7 @@ def blocker(site: Site) -> str | None:
         return None
     if "exported_problems" in vars(module) and not isinstance(module, Part):
         return exported(module)
-    places = inside_computation, inside_adapter, read_by_parent, merged, told_apart
+    places = inside_computation, inside_adapter, read_by_parent, merged, told_apart, turned_into_another
     place = next(filter(None, (check(site) for check in places)), None)
     reason = scripted(module) or place or quantized(module)
     reason = reason or (computed(module) if site.known else parametrized(module) or unknown_class(site))
@@ -61,6 +61,14 @@ def told_apart(site: Site) -> str | None:
         if site.forwards.answer(asks_for_class, parent, type(site.module)):
             asked = f"{_title(type(parent))}'s forward asks whether a layer's class is {type(site.module).__name__}"
             return f"{asked}, and a converted layer's is a subclass of it: isinstance() would do"
+    return None
+
+
+def turned_into_another(site: Site) -> str | None:
+    """A forward that gives its module another class, at its first call say: that of the plain one."""
+    for module in (site.module, *(parent for _, parent in site.readers)):
+        if "self.__class__" in site.forwards.of_class(kept_on_self, type(module)):
+            return f"{_title(type(module))}'s forward changes its class: call the model once before it is converted"
     return None
 
 

@@ -49,7 +49,7 @@ def whole(graph: fx.GraphModule) -> None:
     if isinstance(graph, Graph):
         return
     own = [base for base in type(graph).__bases__ if base is not fx.GraphModule]
-    graph.__class__ = _class_of_one(type(graph).__name__, (Graph, *own))
+    graph.__class__ = _class_of_one(type(graph).__name__, (Graph, *own), _plain=type(graph))
     graph.recompile()
 
 
@@ -58,13 +58,15 @@ def unwhole(graph: fx.GraphModule) -> None:
     if not isinstance(graph, Graph):
         return
     own = [base for base in type(graph).__bases__ if base is not Graph]
-    graph.__class__ = _class_of_one(type(graph).__name__, (*own, fx.GraphModule))
+    torchs = {"__module__": fx.GraphModule.__module__, "__qualname__": "GraphModule.__new__.<locals>.GraphModuleImpl"}
+    before: Any = vars(type(graph)).get("_plain")  # a copy has a class of its own, as torch's copies have
+    graph.__class__ = before or _class_of_one(type(graph).__name__, (*own, fx.GraphModule), **torchs)
     graph.recompile()
 
 
-def _class_of_one(name: str, bases: tuple[type, ...]) -> Any:
+def _class_of_one(name: str, bases: tuple[type, ...], **members: Any) -> Any:
     """Each graph has a class of its own, which holds its code; fx knows such a class by its qualified name."""
-    return type(name, bases, {"__qualname__": "GraphModuleImpl"})
+    return type(name, bases, {"__qualname__": "GraphModuleImpl", **members})
 
 
 def hide_root_products(root: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..errors import UsageError
 from ..estimators import noise
@@ -68,7 +68,11 @@ def _put_back_means(model: nn.Module, plain: nn.Module) -> None:
     layers = layers_of(model)
     means = {id(own): own for layer in layers for name in layer.means() for own in sources(layer, name)}
     copies: dict[int, nn.Parameter] = {}
-    for module, own in zip(model.modules(), plain.modules(), strict=True):
+    plain_modules = dict(plain.named_modules())
+    for path, module in model.named_modules():
+        own = plain_modules.get(path)
+        if own is None or isinstance(module, fx.GraphModule):  # parts that revert took out multiply by a graph's own
+            continue
         noisy = module.means() if isinstance(module, Variational) else []
         for name, value in module._parameters.items():
             if id(value) in means and name not in noisy and name.removesuffix("_orig") not in noisy:
