@@ -2,6 +2,7 @@
 
 from .graph_module import again, find_root_products, hide_root_products
 from .input_checks import check_inputs
+from .kernel_checks import check_kernel
 from .part import FlipoutPart, Holder, LRTPart, Part, Ref, Step
 from .program import rebuilt
 
@@ -14,6 +15,7 @@ __all__ = [
     "Step",
     "again",
     "check_inputs",
+    "check_kernel",
     "find_root_products",
     "hide_root_products",
     "rebuilt",

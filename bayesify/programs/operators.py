@@ -72,11 +72,21 @@ def _convolution(
 
 
 def _slice(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Call:
-    return Call(FUNCTIONS["getitem"], (x, (*[slice(None)] * dim, slice(start, end, step))), {})
+    return Call(FUNCTIONS["getitem"], (x, _at(dim, slice(start, end, step))), {})
 
 
 def _select(x: Any, dim: int, index: int) -> Call:
-    return Call(FUNCTIONS["getitem"], (x, (*[slice(None)] * dim, index)), {})
+    return Call(FUNCTIONS["getitem"], (x, _at(dim, index)), {})
+
+
+def _at(dim: int, index: Any) -> tuple[Any, ...]:
+    """The index of one dimension, counted from either end; of one beyond all that a tensor can have, no tensor's."""
+    if dim < 0:
+        return (..., index, *[slice(None)] * (min(-dim, _MOST_DIMS) - 1))
+    return (*[slice(None)] * min(dim, _MOST_DIMS), index)
+
+
+_MOST_DIMS = 65
 
 
 def _expand(x: Any, sizes: Any, implicit: bool = False) -> Call:

@@ -23,6 +23,7 @@ from .fused_operators import refresh
 from .graph_module import Graph, unwhole, whole
 from .input_checks import checked
 from .insertion import Insertion, insertion
+from .kernel_checks import guard_kernels
 from .layer_insertion import has_products, layered
 from .serialized.checked_text import build, first_line, pruned, refuse
 
@@ -83,6 +84,7 @@ def _unlifted(program: torch.export.ExportedProgram, text: str | None) -> Progra
     made = Program(plain, plain.graph, "Program")
     made._text = text
     _share_again(made)
+    guard_kernels(made)
     layered(made, always=True)
     checked(made.graph, program.range_constraints)
     made.recompile()

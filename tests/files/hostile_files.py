@@ -138,4 +138,8 @@ def structures() -> Files:
     yield "a distributed wrapper", module("torch.nn.parallel.distributed.DistributedDataParallel").file()
 
 
-GENERATORS = [shadows, twice, constructors, rules, structures, bombs, tensors, zips, streams, inputs]
+OPENS = ("load", "read_weights")
+GENERATORS = {
+    **dict.fromkeys((shadows, twice, constructors, rules, structures, bombs, tensors, zips, streams), OPENS),
+    inputs: ("batch",),
+}

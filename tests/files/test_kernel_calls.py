@@ -1,7 +1,6 @@
 """Programs that call kernels which check nothing: read as the operators above them, or refused."""
 
-import json
-import zipfile
+import copy
 
 import pytest
 import torch
@@ -10,7 +9,10 @@ from torch import nn
 
 import bayesify
 from bayesify.errors import FileRefusedError
+from bayesify.programs.kernel_checks import _KERNELS
 from bayesify.programs.serialized.checked_strings import refuse_operator
+from bayesify.programs.serialized.operator_names import ATEN
+from tests.files.made_programs import planted, step, tensor, within
 
 
 class Normalized(nn.Module):
@@ -46,62 +48,95 @@ def test_kernels_of_a_decomposed_program_are_read_as_what_is_above_them(tmp_path
 
 
 class Normed(nn.Module):
-    def __init__(self, g):
+    def __init__(self):
         super().__init__()
-        self.v, self.g = nn.Parameter(torch.randn(64, 4)), nn.Parameter(g)
+        self.v, self.g = nn.Parameter(torch.randn(64, 4)), nn.Parameter(torch.ones(64, 1))
 
     def forward(self, x):
         return x @ torch._weight_norm(self.v, self.g, 0).t()
 
 
 class Bags(nn.Module):
-    def __init__(self, offsets):
+    def __init__(self):
         super().__init__()
         self.table = nn.Parameter(torch.randn(9, 4))
-        self.register_buffer("offsets", torch.tensor(offsets))
 
-    def forward(self, rows):
-        return F.embedding_bag(rows, self.table, self.offsets)
-
-
-def test_what_torch_itself_does_not_check(tmp_path):
-    """A weight norm with too few lengths, bags that begin before their first row: both end the process by SIGSEGV."""
-    path, rows = tmp_path / "m.pt2", torch.tensor([0, 1, 2])
-    exported(Normed(torch.ones(64, 1)), path, torch.randn(2, 4))
-    assert bayesify.load(path)(torch.ones(2, 4)).shape == (2, 64)
-    exported(Bags([0, 2]), path, rows)
-    assert bayesify.load(path)(rows).shape == (2, 4)
-    exported(Bags([0, 1 << 30]), path, rows)
-    with zipfile.ZipFile(path) as file:
-        parts = {name: file.read(name) for name in file.namelist()}
-    at = next(name for name, data in parts.items() if data[:16] == torch.tensor([0, 1 << 30]).numpy().tobytes())
-    parts[at] = torch.tensor([0, -(1 << 30)]).numpy().tobytes() + parts[at][16:]
-    with zipfile.ZipFile(path, "w") as file:
-        for name, data in parts.items():
-            file.writestr(name, data)
-    with pytest.raises(FileRefusedError, match="bags whose beginnings"):
-        bayesify.load(path)
+    def forward(self, rows, offsets):
+        return F.embedding_bag(rows, self.table, offsets)
 
 
-def test_a_weight_norm_with_too_few_lengths(tmp_path):
-    path = tmp_path / "m.pt2"
-    exported(Normed(torch.ones(64, 1)), path, torch.randn(2, 4))
-    with zipfile.ZipFile(path) as file:
-        parts = {name: file.read(name) for name in file.namelist()}
-    for name in parts:
-        if name.endswith("model_weights_config.json"):
-            config = json.loads(parts[name])
-            config["config"]["g"]["tensor_meta"]["sizes"][0] = {"as_int": 1}
-            parts[name] = json.dumps(config).encode()
-        if name.endswith("models/model.json"):
-            program = json.loads(parts[name])
-            program["graph_module"]["graph"]["tensor_values"]["p_g"]["sizes"][0] = {"as_int": 1}
-            parts[name] = json.dumps(program).encode()
-    with zipfile.ZipFile(path, "w") as file:
-        for name, data in parts.items():
-            file.writestr(name, data)
-    with pytest.raises(FileRefusedError, match="weight norm whose parts"):
-        bayesify.load(path)
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(4, 4)
+
+    def forward(self, x, y):
+        return F.scaled_dot_product_attention(self.project(x), y, y)
+
+
+MODELS = {
+    "weight norm": (Normed(), (torch.randn(2, 4),)),
+    "bags": (Bags(), (torch.tensor([0, 1, 2]), torch.tensor([0, 2]))),
+    "attention": (Attention(), (torch.randn(2, 3, 4, 4), torch.randn(2, 3, 7, 4))),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_calls_that_fit_compute_what_they_compute(name, tmp_path):
+    (model, x), path = MODELS[name], tmp_path / "m.pt2"
+    exported(model, path, *x)
+    opened = bayesify.load(path)
+    assert torch.equal(opened(*x), model(*x))
+    assert torch.equal(torch.compile(opened, backend="eager", fullgraph=True)(*x), model(*x))
+    assert torch.equal(torch.export.export(opened, x).module()(*x), model(*x))
+
+
+SELF = {"self": tensor("x"), "dim": {"as_int": 0}}
+KEY = step("torch.ops.aten.slice.Tensor", **SELF, start={"as_int": 0}, end={"as_int": 1}, out="key")
+ROWS = tensor("b_rows")
+LESS = step("torch.ops.aten.sub.Scalar", self=ROWS, other={"as_int": 9}, out="less")
+IN_PLACE = step("torch.ops.aten.sub_.Scalar", self=ROWS, other={"as_int": 9}, out="less")
+NAMES = ("query", "key", "value")
+
+
+def attention(*given):
+    return step("torch.ops.aten.scaled_dot_product_attention.default", **dict(zip(NAMES, given, strict=True)))
+
+
+def bags(offsets):
+    return step("torch.ops.aten.embedding_bag.default", weight=tensor("p_fc_weight"), indices=ROWS, offsets=offsets)
+
+
+MISFITS = {
+    "a weight norm whose parts": [
+        step("torch.ops.aten._weight_norm.default", v=tensor("p_fc_weight"), g=tensor("p_fc_bias"))
+    ],
+    "attention whose keys and values": [KEY, attention(tensor("x"), tensor("key"), tensor("x"))],
+    "attention whose keys": [KEY, attention(tensor("x"), tensor("x"), tensor("key"))],
+    "bags whose beginnings": [LESS, bags(tensor("less"))],
+    "bags whose": [IN_PLACE, bags(ROWS)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["at its end", "in a branch"])
+@pytest.mark.parametrize("name", MISFITS)
+def test_calls_that_torch_itself_does_not_check(name, where, file):
+    """Each reads behind its tensors in torch; sizes and numbers are those at the call, whatever the file said."""
+    nodes = MISFITS[name]
+    made = planted(*nodes) if where == "at its end" else planted(within(*nodes), result="outer")
+    opened = bayesify.load(file(made))
+    for model in (opened, copy.deepcopy(opened)):
+        with torch.no_grad(), pytest.raises(FileRefusedError, match=name):
+            model(torch.ones(2, 3))
+
+
+def test_attention_of_the_list_is_checked_here_or_by_torch():
+    """By name, so that one that is added is looked at too."""
+    for name in [name for name in sorted(ATEN) if "attention" in name]:
+        call = getattr(torch.ops.aten, name)
+        if name not in _KERNELS:
+            with pytest.raises(RuntimeError, match="Expected size"):
+                call(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4), torch.ones(1, 1, 3, 4))
 
 
 def test_every_operator_that_torch_has_is_refused_unless_it_is_of_networks():

@@ -21,7 +21,7 @@ PINNED: dict[str, tuple[str, ...]] = {
     "bayesify.distributions": ("Posterior", "Scale", "Normal", "LogUniform", "ScaleMixture"),
     "bayesify.programs": (
         "rebuilt", "again", "Holder", "Part", "FlipoutPart", "LRTPart", "Step", "Ref",
-        "hide_root_products", "find_root_products", "check_inputs",
+        "hide_root_products", "find_root_products", "check_inputs", "check_kernel",
     ),
     "bayesify.uncertainty": ("Calibration", "Conformal", "Scores"),
 }  # fmt: skip

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import keyword
 import re
 from typing import Any
+
+import torch
 
 from ...errors import FileRefusedError
 from .operator_names import ATEN, PRIMS, TORCHVISION
 
-_OPERATOR = re.compile(r"torch\.ops\.(aten|prims|torchvision)\.(\w+)\.\w+", re.ASCII)
+_OPERATOR = re.compile(r"torch\.ops\.(aten|prims|torchvision)\.(\w+)\.(\w+)", re.ASCII)
 _NAMES = {"aten": ATEN, "prims": PRIMS, "torchvision": TORCHVISION}
 _SYMBOLIC = re.compile(r"torch\._?sym_\w+", re.ASCII)
 _PYTHON = re.compile(
@@ -27,11 +30,23 @@ def refuse_operator(target: str) -> None:
         FileRefusedError: another one.
     """
     match = _OPERATOR.fullmatch(target)
-    if match and match[2] in _NAMES[match[1]]:
+    if match and match[2] in _NAMES[match[1]] and _is_of_tensors(*match.groups()):
         return
     if any(form.fullmatch(target) for form in (_SYMBOLIC, _PYTHON, _MATH, _HIGHER)):
         return
     raise FileRefusedError(f"its program calls {target[:80]!r}, not an operator that programs may call; refused")
+
+
+def _is_of_tensors(space: str, name: str, overload: str) -> bool:
+    """Whether it is no overload of TorchScript's: for numbers, texts and lists alone, where a division by zero kills.
+
+    One that torch cannot write as Python is none either; what this torch has not, its reader refuses.
+    """
+    found = getattr(getattr(getattr(torch.ops, space), name, None), overload, None)
+    if found is None or keyword.iskeyword(overload):
+        return not keyword.iskeyword(overload)
+    values = [*found._schema.arguments, *found._schema.returns]
+    return not found._schema.returns or any("Tensor" in str(value.type) for value in values)
 
 
 def plain_structure(text: str) -> str:

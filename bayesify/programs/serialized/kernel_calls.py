@@ -1,17 +1,8 @@
-"""Calls of kernels that check none of their arguments: replaced by the operator above them that does, or looked at."""
+"""Calls of kernels that check none of their arguments: replaced by the operator above them that does."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor, fx
-
-from ...errors import FileRefusedError
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
+from typing import Any
 
 _ATEN = "torch.ops.aten."
 _FALSE = {"as_bool": False}
@@ -45,39 +36,3 @@ def _names(value: Any) -> list[str]:
         own = [value["name"]] if isinstance(value.get("name"), str) else []
         return own + [name for inner in value.values() for name in _names(inner)]
     return [name for inner in value for name in _names(inner)] if isinstance(value, list) else []
-
-
-def refuse_unchecked(program: ExportedProgram, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse calls that would read behind their tensors: of operators that torch itself does not check.
-
-    Raises:
-        FileRefusedError: a weight norm whose length is not its direction's, or bags that begin before their first row.
-    """
-    held = dict(zip(program.graph.find_nodes(op="placeholder"), program.graph_signature.input_specs, strict=True))
-    known: dict[Any, Tensor | None] = {node: tensors.get(str(spec.target)) for node, spec in held.items()}
-    for graph in (module.graph for module in program.graph_module.modules() if isinstance(module, fx.GraphModule)):
-        for node in graph.nodes:
-            packet = getattr(node.target, "overloadpacket", None)
-            if packet is torch.ops.aten._weight_norm and not _fits(node, known):
-                raise FileRefusedError("its program has a weight norm whose parts do not fit; refused")
-            if packet is torch.ops.aten.embedding_bag and not _begins(node, held, known):
-                raise FileRefusedError("its program has bags whose beginnings are not in their rows; refused")
-
-
-def _fits(node: Any, known: Mapping[Any, Tensor | None]) -> bool:
-    given: dict[str, Any] = {**dict(zip(("v", "g", "dim"), node.args, strict=False)), **node.kwargs}
-    direction, length, dim = known.get(given.get("v")), known.get(given.get("g")), given.get("dim", 0)
-    if direction is None or length is None or dim not in range(-1, direction.dim()):
-        return False
-    wanted = [1] * direction.dim() if dim >= 0 else []
-    if dim >= 0:
-        wanted[dim] = direction.shape[dim]
-    return list(length.shape) == wanted
-
-
-def _begins(node: Any, held: Mapping[Any, Any], known: Mapping[Any, Tensor | None]) -> bool:
-    offsets = node.args[2] if len(node.args) > 2 else node.kwargs.get("offsets")
-    values = known.get(offsets)
-    if values is None:
-        return offsets in held and held[offsets].target is None  # the caller's own
-    return values.is_meta or bool((values >= 0).all())
