@@ -117,7 +117,7 @@ def _ours(
     if kept is None:
         raise FileRefusedError(f"holds no structure: build the network and bayesify.load({str(path)!r}, into=network)")
     raise FileRefusedError(
-        f"is built by {kept.spec}. If you trust that code, add --allow {kept.spec}, or in Python "
+        f"is built by {kept.spec}. If you trust that code, add --allow {shell_word(kept.spec)}, or in Python "
         f"bayesify.load({str(path)!r}, factory={kept.spec!r})"
     )
 

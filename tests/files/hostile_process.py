@@ -20,6 +20,7 @@ from torch import nn
 
 import bayesify
 from bayesify.cli.batch_files import read_batch
+from bayesify.files.read_weights import read_weights
 from bayesify.planning.planner import plan
 
 ROOT = pathlib.Path(bayesify.__file__).parents[1]
@@ -31,7 +32,7 @@ def outcomes_of(module: str, folder: pathlib.Path) -> tuple[dict[str, dict], lis
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", __name__, str(folder / "hostile.pt"), module]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=folder, check=False, timeout=400
+        command, capture_output=True, text=True, env=environment, cwd=folder, check=False, timeout=1200
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(map(json.loads, done.stdout.splitlines())), [path.name for path in folder.iterdir()]
@@ -67,6 +68,9 @@ def run(path: str) -> nn.Module:
 
 def batch(path: str) -> object:
     return read_batch(path, torch.float32)
+
+
+CALLS = {"load": load, "read_weights": read_weights, "run": run, "batch": batch}
 
 
 def result(call, path: str) -> str:
@@ -106,7 +110,7 @@ def main(path: str, module: str) -> None:
             with open(place, "wb") as file:
                 file.write(content)
             begin = time.process_time()
-            results = [result(globals()[call], place) for call in calls]
+            results = [result(CALLS[call], place) for call in calls]
             outcomes[name] = [results, time.process_time() - begin, len(content)]
         peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - used
         changed = set(torch.serialization.get_safe_globals()) != safe

@@ -1,6 +1,7 @@
 """A layer any of whose attributes is of a wrong kind is refused, or opens, plans and converts: never another error."""
 
 import collections
+import contextlib
 import warnings
 
 import pytest
@@ -70,3 +71,20 @@ def test_every_attribute_of_a_wrong_kind(name, tmp_path):
                     continue  # torch itself does not write this one
                 answers[answer(content, tmp_path / "m.pt")] += 1
     assert min(answers["refused"], answers["opened"]) > 5
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_attribute_that_is_not_there(name, tmp_path):
+    """Refused, or everything that asks a model what it is goes well."""
+    path = tmp_path / "m.pt"
+    for table, attribute in places(LAYERS[name]()):
+        layer = LAYERS[name]()
+        del (vars(layer)[table] if table else vars(layer))[attribute]
+        model = nn.Sequential(nn.Identity(), nn.Linear(2, 2))
+        model._modules["0"] = layer
+        with contextlib.suppress(AttributeError, KeyError, RecursionError):  # torch itself does not write this one
+            path.write_bytes(saved(model))
+        for ask in (bayesify.plan, bayesify.inspect, bayesify.revert):
+            with contextlib.suppress(bayesify.BayesifyError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ask(load_model(path))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import FileRefusedError
+from ...escaping import shell_word
 from ..json_file import read_json
 from ..weight_files import weights_in_folder
 
@@ -52,7 +53,7 @@ def configured(folder: Path) -> Configured:
     weights_in_folder(folder)
     raise FileRefusedError(
         f"{folder}: holds weights, and {lacks}; name the model's code: "
-        f"bayesify convert package.module:Net --weights {folder}"
+        f"bayesify convert package.module:Net --weights {shell_word(folder)}"
     )
 
 

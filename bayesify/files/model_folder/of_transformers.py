@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import FileRefusedError, did_you_mean
-from ...escaping import first_line
+from ...escaping import first_line, shell_word
 from ..fit_weights import Tell
 from ..json_file import read_json
 from ..read_weights import plain_weights
@@ -71,7 +71,7 @@ def _foreign(transformers: Any, name: Any, given: Configured) -> str:
     return (
         f"its class {str(name)[:80]!r} is not one of transformers {transformers.__version__}, and code that a folder "
         f"brings along is never run.{did_you_mean(str(name), own)} Where you have that class installed, name it: "
-        f"bayesify convert package.module:Net --weights {given.folder}"
+        f"bayesify convert package.module:Net --weights {shell_word(given.folder)}"
     )
 
 

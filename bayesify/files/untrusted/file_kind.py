@@ -150,10 +150,10 @@ _REFUSALS: dict[Kind, str] = {
     "GGUF": "is a GGUF file, whose weights are packed for inference; convert the folder of safetensors that it was "
     "made from: bayesify convert FOLDER",
     "zip": "is a zip file but not one of torch.save's; unpack it and give the model file that is inside",
-    "torch tar": "is a tar archive (as torch.save before 0.1.10 wrote); unpack it, or load it with the program that "
-    "wrote it and torch.save it again",
-    "pickle": "is a plain pickle, not a file of torch.save; load it with the program that wrote it and "
-    "torch.save(model.state_dict(), FILE)",
+    "torch tar": "is a tar archive: unpack it and give the model file that is inside; one that torch.save before "
+    "0.1.10 wrote, open where it was written, and torch.save(model.state_dict(), FILE) there",
+    "pickle": "is a plain pickle, not a file of torch.save: open it with the program that wrote it, and there "
+    "torch.save(model.state_dict(), FILE), or of arrays {name: torch.from_numpy(array), ...}",
     "empty": "is empty; save or download it again",
     "folder": FOLDER,
     "text": "is a text file, not a model; is the path right?",

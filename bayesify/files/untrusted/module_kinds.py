@@ -41,8 +41,20 @@ def refuse_wrong_kinds(made: nn.Module) -> None:
                 raise _wrong(made, name)
     if isinstance(made, nn.RNNBase):
         _refuse_wrong_list(made)
-    if not isinstance(vars(made).get("_settings", Settings()), Settings) and isinstance(made, Variational):
+    if isinstance(made, Variational):
+        _refuse_lacking(made)
+
+
+def _refuse_lacking(made: Variational) -> None:
+    """A variational layer has all that its classes say they have: its plans, reports and KL ask for it."""
+    if not isinstance(vars(made).get("_settings"), Settings):
         raise FileRefusedError(f"has a {type(made).__name__} without settings; {SHORT}")
+    wanted = {name for base in type(made).__mro__ for name in vars(base).get("__constants__", ())}
+    wanted |= {"bias"} if isinstance(made, _WITH_BIAS) else set()
+    wanted |= {str(name) for names in vars(made).get("_all_weights", ()) for name in names}
+    for name in sorted({*wanted, "_reached"}):
+        if not hasattr(made, name):
+            raise FileRefusedError(f"has a {type(made).__name__} without its {name}; {SHORT}")
 
 
 def _wrong(made: nn.Module, name: str) -> FileRefusedError:
@@ -100,4 +112,5 @@ def _kinds(base: Any, name: str) -> tuple[type, ...]:
 
 
 _TORCH = "torch.nn.modules."
+_WITH_BIAS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)  # a Parameter, or registered as None
 _RANKS: dict[type, int] = {nn.Linear: 2, nn.Bilinear: 3, nn.Embedding: 2, nn.EmbeddingBag: 2}

@@ -73,6 +73,8 @@ def judge(name: Name, allow: Sequence[str]) -> Trusted | Refused:
         return _of_library(name) if _IMPORTABLE.fullmatch(name.module) else Refused()
     if name.module.partition(".")[0] in _STANDARD or is_dangerous(name, called=True) or _is_no_class(name):
         return Refused()
+    if not all(part.isidentifier() for part in str(name).split(".")):
+        return Refused()  # no code has it, so nobody can allow it
     if name.module == "__main__":
         return Refused(why=f"{name} was defined in a script, where no other program finds it; move it into a module")
     if _allows(allow, name):
