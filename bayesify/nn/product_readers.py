@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,13 +31,16 @@ class Use:
 
     Attributes:
         product: what is computed, of `inputs` and the weight as `oriented` puts it.
+        bias: one number for each output channel.
         oriented: the view of the weight (and of its std) that the product takes.
+        added: what is added to the product, of any shape that broadcasts to it.
     """
 
     product: Product
     inputs: list[Tensor]
     bias: Tensor | None = None
     oriented: Callable[[Tensor], Tensor] = lambda weight: weight
+    added: Tensor | None = None
 
 
 Reader = Callable[..., Use | None]
@@ -83,9 +86,46 @@ def mm(known: Tensor, input: Tensor, mat2: Tensor) -> Use | None:
 
 def addmm(known: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Use | None:
     """torch.addmm."""
-    if mat2 is not known or any(isinstance(factor, Tensor) or factor != 1 for factor in (beta, alpha)):
+    if mat2 is not known or not _ones(beta, alpha):
         return None
-    return Use(LinearProduct(), [mat1], input, torch.t)
+    if input.shape == mat2.shape[1:]:
+        return Use(LinearProduct(), [mat1], input, torch.t)
+    return Use(LinearProduct(), [mat1], oriented=torch.t, added=input)
+
+
+def baddbmm(
+    known: Tensor, input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: Any = 1, alpha: Any = 1
+) -> Use | None:
+    """torch.baddbmm."""
+    product = matmul(known, batch1, batch2) if _ones(beta, alpha) else None
+    return None if product is None else replace(product, added=input)
+
+
+def mv(known: Tensor, input: Tensor, vec: Tensor) -> Use | None:
+    """torch.mv."""
+    return matmul(known, input, vec)
+
+
+def inner(known: Tensor, input: Tensor, other: Tensor) -> Use | None:
+    """torch.inner: the sum over the last dimension of both."""
+    return tensordot(known, input, other, ([-1], [-1])) if input.dim() and other.dim() else None
+
+
+def tensordot(known: Tensor, a: Tensor, b: Tensor, dims: Any = 2, out: Any = None) -> Use | None:
+    """torch.tensordot: the sum over the last `dims` dimensions of a and the first of b, or over those that it lists."""
+    if isinstance(dims, int):
+        dims = [*range(a.dim() - dims, a.dim())], [*range(dims)]
+    listed = isinstance(dims, list | tuple) and len(dims) == 2
+    if out is not None or not listed or a.dim() + b.dim() > len(string.ascii_letters):
+        return None
+    of_a, of_b = string.ascii_letters[: a.dim()], [*string.ascii_letters[a.dim() : a.dim() + b.dim()]]
+    for left, right in zip(*dims, strict=True):
+        of_b[right] = of_a[left]
+    both, right_side = {*of_a} & {*of_b}, "".join(of_b)
+    output = "".join(label for label in of_a + right_side if label not in both)
+    if a is known:
+        return _labelled(known, b, right_side, of_a, output)
+    return _labelled(known, a, of_a, right_side, output) if b is known else None
 
 
 def grouped_mm(
@@ -154,6 +194,10 @@ def einsum_sides(equation: Any) -> list[str]:
 
 
 _BATCH = "abcdefgh"
+
+
+def _ones(*factors: Any) -> bool:
+    return all(not isinstance(factor, Tensor) and factor == 1 for factor in factors)
 
 
 def _named(side: str) -> str:

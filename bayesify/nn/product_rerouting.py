@@ -205,7 +205,8 @@ class _Reroute(TorchFunctionMode):
             use.product, use.inputs, use.oriented(known.mean), mapped(known.spread, use.oriented), use.bias, None,
             batch_dim=0 if not told and (matrix or isinstance(use.product, EinsumProduct | GroupedProduct)) else dim,
         )  # fmt: skip
-        return y.flatten(0, 1) if folds else y
+        y = y.flatten(0, 1) if folds else y
+        return y if use.added is None else y + use.added.to(y.dtype)  # as autocast does
 
     def _examples(self, dim: int) -> int:
         """How many examples the module was called with."""

@@ -99,12 +99,16 @@ _TABLE = (
     Multiplication("bilinear", (F.bilinear,), read.bilinear, "weight", "bias"),
     Multiplication("_trilinear", (torch._trilinear,), read.trilinear, "i2"),
     Multiplication("addmm", (torch.addmm, Tensor.addmm), read.addmm, "mat2", "input"),
+    Multiplication("baddbmm", (torch.baddbmm, Tensor.baddbmm), read.baddbmm, added="input"),
     Multiplication("einsum", (torch.einsum,), read.einsum),
     Multiplication(
         "matmul", (torch.matmul, Tensor.matmul, Tensor.__matmul__, operator.matmul, torch.linalg.matmul), read.matmul
     ),
     Multiplication("mm", (torch.mm, Tensor.mm), read.mm),
     Multiplication("bmm", (torch.bmm, Tensor.bmm), read.mm),
+    Multiplication("mv", (torch.mv, Tensor.mv), read.mv),
+    Multiplication("inner", (torch.inner, Tensor.inner), read.inner),
+    Multiplication("tensordot", (torch.tensordot,), read.tensordot),
     Multiplication("_grouped_mm", (torch._grouped_mm,), read.grouped_mm, "mat2", "bias"),
     Multiplication("grouped_mm", (F.grouped_mm,), read.public_grouped_mm, "mat_b", "bias"),
     *(

@@ -141,7 +141,7 @@ class _Reader:
         """Enter a product or a view, and before it whatever views it takes."""
         call = call_of(node)
         assert call is not None
-        if call.name == "addmm":
+        if call.name in ("addmm", "baddbmm"):
             self._ref(call.args[1])  # what is multiplied comes first among the inputs, before a foreign bias
         given, named = fx.node.map_arg((tuple(call.args), dict(call.kwargs)), self._ref)
         options = tuple((key, _plain(part)) for key, part in named.items())

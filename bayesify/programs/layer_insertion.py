@@ -164,11 +164,16 @@ def _plain_layer(module: nn.Module, calls: list[Call], kind: str, batch: Batch |
     return layer
 
 
+_BY_NAME = (
+    "einsum", "bmm", "baddbmm", "mv", "inner", "tensordot", "bilinear", "_grouped_mm", "grouped_mm",
+)  # fmt: skip
+
+
 def _layout(call: Call, batch: Batch | None) -> int:
     """Of the first input, unless the product is one that looks at its dimensions by name."""
     product = noisy(call.steps)[-1]
     from_left = product.function in ("matmul", "mm") and product.args[0] != Ref("input", 0)
-    if not call.inputs or from_left or product.function in ("einsum", "bmm", "bilinear", "_grouped_mm", "grouped_mm"):
+    if not call.inputs or from_left or product.function in _BY_NAME:
         return 0
     dim = layout(call.inputs[0], batch)
     return 0 if product.function.startswith("conv") else dim  # a convolution takes no dimension more

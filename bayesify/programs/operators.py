@@ -62,6 +62,10 @@ def _einsum(equation: str, tensors: Any, path: Any = None) -> Call:
     return Call(torch.einsum, (equation, *tensors), {})
 
 
+def _tensordot(a: Any, b: Any, of_a: Any, of_b: Any) -> Call:
+    return Call(torch.tensordot, (a, b, (of_a, of_b)), {})
+
+
 def _convolution(
     x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, more: Any, groups: int
 ) -> Call:
@@ -107,6 +111,7 @@ _ATEN: dict[str, Callable[..., Call]] = {
     **{name: _same(Tensor.size) for name in ("size", "sym_size", "dim", "numel", "_assert_tensor_metadata")},
     "embedding": _same(torch.embedding), "embedding_bag": _same(F.embedding_bag),
     "split_with_sizes": _same(torch.split), "_unsafe_view": _same(Tensor.view), "numpy_T": _same(torch.t),
-    "einsum": _einsum, "convolution": _convolution, "slice": _slice, "select": _select, "expand": _expand,
+    "einsum": _einsum, "tensordot": _tensordot,
+    "convolution": _convolution, "slice": _slice, "select": _select, "expand": _expand,
     "to": _to, "_to_copy": _to,
 }  # fmt: skip

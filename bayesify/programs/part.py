@@ -6,7 +6,6 @@ import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ..nn.base import Variational
@@ -86,14 +85,12 @@ class Part(Holder):
             return self._run(product, inputs, results)
         x = inputs[0]
         first = _examples_first(x, layout, examples or 1)
-        return _as_before(self._run(_for_any_rank(product), (first, *inputs[1:]), results), layout)
+        y = _as_before(self._run(_for_any_rank(product), (first, *inputs[1:]), results), layout)
+        return y if product.function != "addmm" else y + self._resolved(product.args[0], inputs, results)
 
     def _run(self, step: Step, inputs: tuple[Tensor, ...], results: list[Any]) -> Any:
         args = [self._resolved(given, inputs, results) for given in step.args]
         kwargs = {name: self._resolved(given, inputs, results) for name, given in step.kwargs}
-        if step.function == "addmm of any rank":
-            bias, x, weight = args
-            return torch.matmul(x, weight) + bias
         return FUNCTIONS[step.function](*args, **kwargs)
 
     def _resolved(self, given: Any, inputs: tuple[Tensor, ...], results: list[Any]) -> Any:
@@ -124,8 +121,9 @@ def _as_before(y: Tensor, layout: int) -> Tensor:
 
 def _for_any_rank(product: Step) -> Step:
     """torch.addmm and torch.mm take matrices only; with noise the examples have a dimension of their own."""
-    names = {"addmm": "addmm of any rank", "mm": "matmul"}
-    return Step(names.get(product.function, product.function), product.args, product.kwargs)
+    if product.function == "addmm":  # its bias is added in the end
+        return Step("matmul", product.args[1:])
+    return Step("matmul", product.args, product.kwargs) if product.function == "mm" else product
 
 
 def noisy(steps: tuple[Step, ...]) -> tuple[Step, ...]:

@@ -90,14 +90,16 @@ def product_of(call: Call, given: Any, form: Tensor) -> Use | None:
     """The call as a product by `given`, of which only the form is known; other tensors are stand-ins on meta."""
     if call.function in BODIES:
         return Use(LinearProduct(), [])
-    ranks = {}
+    ranks, rank = {}, form.dim()
+    if call.function is torch.tensordot:  # it names dimensions of the other tensor, which has as many or fewer
+        rank = _MANY
     if call.function is torch.einsum:
         operands = read.einsum_operands(call.args[1:])
         sides = read.einsum_sides(call.args[0])
         ranks = dict(zip(operands, (len(side.replace("...", "")) for side in sides), strict=False))
 
     def stand_in(node: fx.Node) -> Any:
-        return form if node is given else torch.empty((2,) * ranks.get(node, form.dim()), device="meta")
+        return form if node is given else torch.empty((2,) * ranks.get(node, rank), device="meta")
 
     args, kwargs = fx.node.map_arg((call.args, call.kwargs), stand_in)
     return MULTIPLICATIONS[call.function].use(form, args, kwargs)
@@ -108,6 +110,7 @@ def fan_in(use: Use, form: Tensor) -> int:
     return use.product.fan_in(use.oriented(form).shape)
 
 
+_MANY = 16
 _GETITEM = (FUNCTIONS["getitem"], Tensor.__getitem__)
 
 

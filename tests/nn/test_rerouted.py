@@ -54,6 +54,16 @@ FORMS: dict[str, tuple[tuple[int, ...], Callable[[Form, Tensor], Tensor], tuple[
     "matmul of the transposed": ((3, 4), lambda m, x: x @ m.matrix.T, (4,), 0),
     "mm": ((4, 3), lambda m, x: x.mm(m.matrix), (4,), 0),
     "addmm": ((4, 3), lambda m, x: torch.addmm(m.shift, x, m.matrix), (4,), 3),
+    "addmm onto rows": ((4, 3), lambda m, x: torch.addmm(x[:, :3], x, m.matrix), (4,), 0),
+    "addmm onto folded rows": (
+        (4, 3), lambda m, x: torch.addmm(x[..., :3].flatten(0, 1), x.flatten(0, 1), m.matrix).view(*x.shape[:2], 3),
+        (2, 4), 0,
+    ),
+    "baddbmm": (
+        (2, 4, 3), lambda m, x: torch.baddbmm(m.shift, x.transpose(0, 1), m.matrix).transpose(0, 1), (2, 4), 3,
+    ),
+    "inner": ((3, 4), lambda m, x: torch.inner(x, m.matrix), (2, 4), 0),
+    "tensordot": ((2, 3, 4), lambda m, x: torch.tensordot(x, m.matrix, dims=([1, 2], [0, 2])), (2, 4), 0),
     "from the left": ((3, 4), lambda m, x: m.matrix @ x, (4, 2), 0),
     "bmm": ((2, 4, 3), lambda m, x: torch.bmm(x.transpose(0, 1), m.matrix).transpose(0, 1), (2, 4), 0),
     "matmul over heads": ((2, 4, 3), lambda m, x: x @ m.matrix, (2, 2, 4), 0),
@@ -73,7 +83,7 @@ FORMS: dict[str, tuple[tuple[int, ...], Callable[[Form, Tensor], Tensor], tuple[
     "reshaped": ((2, 2, 4), lambda m, x: F.linear(x, m.matrix.view(4, -1).to(x.dtype)), (4,), 0),
     "folded rows": ((3, 4), lambda m, x: F.linear(x.reshape(-1, 4), m.matrix).view(*x.shape[:-1], 3), (2, 4), 0),
     "folded windows": ((3, 4), lambda m, x: F.linear(x.flatten(0, 1), m.matrix).view(*x.shape[:-1], 3), (2, 2, 4), 0),
-}
+}  # fmt: skip
 
 
 def converted(plain: nn.Module, method: Method, **policy: Any) -> Any:
@@ -139,8 +149,12 @@ def test_the_law_of_two_dimensional_rows_that_are_examples() -> None:
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    "name", ["addmm", "einsum over heads", "chunks", "conv1d", "folded rows", "output of an attention"]
-)
+    "name",
+    [
+        "addmm", "addmm onto rows", "baddbmm", "tensordot", "einsum over heads", "chunks", "conv1d", "folded rows",
+        "output of an attention",
+    ],
+)  # fmt: skip
 class TestLayer:
     @pytest.fixture
     def layer(self, name: str, method: Method, parameterization: str) -> Any:

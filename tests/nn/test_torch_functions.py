@@ -126,7 +126,47 @@ def addmm(draw: Any) -> Form:
     inner, right = draw(size), draw(size)
     names = ("input", "mat1", "mat2")
     function = draw(st.sampled_from([torch.addmm, method("addmm")]))
-    return Form(function, names, (Data((right,)), Data((2, inner)), WEIGHT), (inner, right))
+    onto = draw(st.sampled_from([(right,), (2, right), (2, 1), (1,)]))
+    return Form(function, names, (Data(onto), Data((2, inner)), WEIGHT), (inner, right))
+
+
+@st.composite
+def baddbmm(draw: Any) -> Form:
+    left, inner, right = draw(size), draw(size), draw(size)
+    function = draw(st.sampled_from([torch.baddbmm, method("baddbmm")]))
+    onto, shapes = Data(draw(st.sampled_from([(right,), (2, 1, right)]))), ((2, left, inner), (2, inner, right))
+    weight_first = draw(st.booleans())
+    values = (onto, WEIGHT, Data(shapes[1])) if weight_first else (onto, Data(shapes[0]), WEIGHT)
+    return Form(function, ("input", "batch1", "batch2"), values, shapes[0 if weight_first else 1])
+
+
+@st.composite
+def mv(draw: Any) -> Form:
+    rows, columns = draw(size), draw(size)
+    return Form(torch.mv, ("input", "vec"), (WEIGHT, Data((columns,))), (rows, columns))
+
+
+@st.composite
+def inner(draw: Any) -> Form:
+    features = draw(size)
+    x, weight = (*draw(st.sampled_from([(), (2,), (2, 3)])), features), (draw(size), features)
+    values = (WEIGHT, Data(x)) if draw(st.booleans()) else (Data(x), WEIGHT)
+    return Form(torch.inner, ("input", "other"), values, weight)
+
+
+@st.composite
+def tensordot(draw: Any) -> Form:
+    """Over how many dimensions, or over which; the weight on either side."""
+    one, two, three = draw(size), draw(size), draw(size)
+    x, weight, dims = draw(
+        st.sampled_from([
+            ((2, one), (one, two), 1), ((2, one, two), (one, two, three), 2), ((2, 3, one), (two, one), ([2], [1])),
+            ((one, 2, 3, two), (two, three, one), ([0, -1], [2, 0])),
+        ])
+    )  # fmt: skip
+    if draw(st.booleans()) or isinstance(dims, int):
+        return Form(torch.tensordot, ("a", "b", "dims"), (Data(x), WEIGHT, dims), weight)
+    return Form(torch.tensordot, ("a", "b", "dims"), (WEIGHT, Data(x), dims[::-1]), weight)
 
 
 @st.composite
@@ -178,7 +218,7 @@ def partial_by_name(function: Any, options: dict[str, Any]) -> Any:
 
 FORMS = {
     "linear": linear(), "bilinear": bilinear(), "matmul": matmul(), "mm": mm(), "addmm": addmm(), "einsum": einsum(),
-    "conv": conv(),
+    "conv": conv(), "baddbmm": baddbmm(), "mv": mv(), "inner": inner(), "tensordot": tensordot(),
 }  # fmt: skip
 
 # how a weight of the shape that the function takes may be stored: (its shape there, the view)

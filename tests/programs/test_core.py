@@ -6,6 +6,7 @@ from torch import nn
 from torch.export import Dim, export
 
 import bayesify
+from tests.support import judge_mean
 
 from .exported import Encoder
 
@@ -23,6 +24,20 @@ class Mixed(nn.Module):
         return torch.einsum("bk,ekj->bej", self.pairs(x[:, 0], x[:, 1]), self.w.transpose(1, 2)).flatten(1)
 
 
+class Onto(nn.Module):
+    """Products that are added to what data tell, to rows of several positions and over heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.heads = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(2, 4, 3))
+        self.all = nn.Parameter(torch.randn(2, 4, 3))
+
+    def forward(self, x):
+        y = torch.addmm(x[..., :3].flatten(0, 1), x.flatten(0, 1), self.rows).unflatten(0, (-1, 2))
+        z = torch.baddbmm(y.transpose(0, 1), x.transpose(0, 1), self.heads).transpose(0, 1)
+        return z + torch.tensordot(x, self.all, dims=2).unsqueeze(1)
+
+
 def core(model, x, dim=0):
     return export(model.eval(), (x,), dynamic_shapes=({dim: Dim("batch", min=1)},)).run_decompositions()
 
@@ -30,6 +45,7 @@ def core(model, x, dim=0):
 CASES = {
     "mixed": (Mixed, lambda n: torch.randn(n, 3, 4), 0, {"tokens", "channels", "pairs", "root_products"}),
     "encoder": (Encoder, lambda n: torch.randn(n, 5, 8), 0, None),
+    "onto": (Onto, lambda n: torch.randn(n, 2, 4), 0, {"root_products"}),
     "sequence-first encoder": (lambda: Encoder(sequence_first=True), lambda n: torch.randn(5, n, 8), 1, None),
 }
 
@@ -53,7 +69,7 @@ def test_every_matrix_converts(case, method):
     assert all(scale is not None and scale.abs().sum() > 0 for scale in scales)
 
 
-@pytest.mark.parametrize("case", ["mixed", "encoder", "sequence-first encoder"])
+@pytest.mark.parametrize("case", ["mixed", "encoder", "sequence-first encoder", "onto"])
 def test_an_example_sees_one_draw_of_each_weight(case):
     """The variance of a sum over an example's positions is a weight draw's; two examples are uncorrelated."""
     make, inputs, dim, _ = CASES[case]
@@ -79,3 +95,17 @@ def test_an_example_sees_one_draw_of_each_weight(case):
     ours, theirs = (torch.stack([run() for _ in range(draws)]) for run in (projected, by_weights))
     assert (ours.var(0).log() - theirs.var(0).log()).abs().max() < 5.5 * 2 / draws**0.5
     assert (torch.corrcoef(ours.T) - torch.eye(4)).abs().max() < 5.5 / draws**0.5
+
+
+def test_products_onto_others_before_they_are_decomposed():
+    x, plain = torch.randn(5, 2, 4), Onto()
+    program = export(plain, (x,), dynamic_shapes=({0: Dim("batch", min=2)},))
+    model = bayesify.convert(program)
+    assert {key for key in model.state_dict() if key.endswith("_rho")} == {"rows_rho", "heads_rho", "all_rho"}
+    bayesify.set_posterior_std(model, 0.1)
+    with torch.no_grad():
+        noise = torch.stack([model(x) - plain(x) for _ in range(4000)])
+    own = x.square().sum(-1, keepdim=True)
+    expected = 0.1**2 * (2 * own + x.square().sum((1, 2), keepdim=True)).expand(5, 2, 3)
+    judge_mean("variance", noise.square() / expected, 1.0)
+    judge_mean("other examples", noise[:, 0] * noise[:, 1], 0.0)
