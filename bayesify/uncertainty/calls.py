@@ -83,17 +83,33 @@ def _each(what: str, tensors: Iterable[Tensor]) -> list[str]:
     return sorted({str(getattr(tensor, what)) for tensor in tensors if what == "device" or tensor.is_floating_point()})
 
 
-def is_loader(value: Any) -> bool:
+def is_loader(model: nn.Module, value: Any) -> bool:
     """Whether this gives batches one after the other: a DataLoader, or any iterable that is not a container of tensors.
+
+    A list is what a model takes (images, say), but for one of tuples, or of mappings that name the forward's arguments.
 
     Raises:
         UsageError: it is a data set, or of numpy: neither batches nor what a model takes.
     """
-    if isinstance(value, Tensor | Mapping | tuple | list | str) or value is None:
+    if isinstance(value, list) and value:
+        return all(_is_batch(model, batch) for batch in value)
+    if isinstance(value, Tensor | Mapping | tuple | list | str) or value is None or is_own_batch(value):
         return False
     if type(value).__module__.partition(".")[0] in ("numpy", "pandas") or isinstance(value, torch.utils.data.Dataset):
         raise UsageError(f"predict takes tensors or a loader of batches, not a {type(value).__name__}: put it in one")
     return isinstance(value, Iterable)
+
+
+def _is_batch(model: nn.Module, value: Any) -> bool:
+    if isinstance(value, Mapping):
+        keywords = _keywords(model, value)
+        return bool(keywords) and _takes(model, keywords)
+    return isinstance(value, tuple) and len(value) > 1 and not hasattr(value, "_fields")
+
+
+def is_own_batch(value: Any) -> bool:
+    """Whether this is a library's own kind of batch, such as torch_geometric's, over whose parts one may iterate."""
+    return not isinstance(value, Tensor | Mapping | nn.Module) and callable(getattr(value, "to", None))
 
 
 def loader_calls(model: nn.Module, loader: Iterable[Any]) -> Iterator[Call]:

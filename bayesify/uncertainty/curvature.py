@@ -15,7 +15,7 @@ from .calibration import Calibration
 from .calls import called
 from .held_out import HeldOut, Labels, YesOrNo
 from .observation_noise import HALVES, split_noise
-from .outputs import picked
+from .outputs import one_tensor
 
 DRAWS = 8  # of targets, for the curvature in inner layers
 _MOST_NUMBERS = 2**24  # in the gradients of single examples that are held at a time
@@ -59,8 +59,8 @@ def last_curvature(model: nn.Module, layer: nn.Module, data: HeldOut, judge: Hel
     for call, target in data.batches:
         with _watched([layer]) as (calls,):
             output = called(model, call)
-        part = picked(output, data.blank.output)
-        if len(calls) != 1 or not isinstance(part, Tensor) or not _same(part, calls[0][1]):
+        part = one_tensor(output, data.blank.output)
+        if len(calls) != 1 or not _same(part, calls[0][1]):
             raise UsageError(
                 "the output of the last Linear layer is not the model's, or not the part of it that output= names"
             )
@@ -102,7 +102,7 @@ def _batches(
     for call, target in data.batches:
         with torch.enable_grad(), _watched(layers) as calls:
             output = called(model, call)
-        part = picked(output, data.blank.output)
+        part = one_tensor(output, data.blank.output)
         unused = [at for at, of_layer in enumerate(calls) if not of_layer]
         if unused:
             raise UsageError(f"the data do not reach {layers[unused[0]]}: there is no curvature to fit its std to")
@@ -181,7 +181,7 @@ def _second_derivative(data: HeldOut, fitted: Calibration, output: Any, target: 
 
     0 where there is no label.
     """
-    part, dim = picked(output, data.blank.output).detach().double(), data.blank.dim
+    part, dim = one_tensor(output, data.blank.output).detach().double(), data.blank.dim
     if isinstance(data, Labels):
         probabilities = torch.sigmoid(part) if isinstance(data, YesOrNo) else torch.softmax(part, dim)
         return probabilities * (1 - probabilities) * data.counted(part, target)

@@ -42,7 +42,8 @@ def one_tensor(output: Any, name: str | int | None) -> Tensor:
     floats = [leaf for leaf in pytree.tree_leaves(part) if is_float(leaf)]
     if len(floats) != 1:
         raise UsageError(
-            f"the output is {_described(part)}: name the tensor to calibrate by output= (on the command line --part)"
+            f"the output is {_described(part)}: name the tensor that targets are held against by output= (on the "
+            "command line --part)"
         )
     return floats[0]  # type: ignore[no-any-return]
 

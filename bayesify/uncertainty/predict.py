@@ -39,6 +39,7 @@ def predict(
     Args:
         inputs: the model's arguments; or one mapping, its arguments by keyword; or one loader of batches, which are
             tensors, mappings, or tuples (inputs..., labels...), and whose predictions are joined along dimension 0.
+            A list is an argument, but for one of tuples, or of mappings that name the forward's arguments: a loader.
         samples: how many draws, at least 2.
         task: "classification" of logits along `dim`; "binary": each logit is a sigmoid's, predicted as the classes 0
             and 1 in a new last dimension; "regression" with observation noise; None: mean and variance.
@@ -75,7 +76,7 @@ def _is_finite(mean: Any) -> bool:
 
 
 def _calls(model: nn.Module, inputs: tuple[Any, ...], progress: bool | None) -> Iterable[Call]:
-    if len(inputs) == 1 and is_loader(inputs[0]):
+    if len(inputs) == 1 and is_loader(model, inputs[0]):
         return loader_calls(model, progressed(inputs[0], "Predicting", progress))
     return [given_call(model, inputs)]
 

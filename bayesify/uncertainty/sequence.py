@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -72,8 +72,8 @@ class SequencePrediction:
 
 
 def sequence(
-    model: nn.Module, ids: Tensor, attention_mask: Tensor | None = None, *, samples: int = 32, seed: int | None = None,
-    chunk: int | None = None,
+    model: nn.Module, ids: Tensor | Mapping[str, Tensor], attention_mask: Tensor | None = None, *, samples: int = 32,
+    seed: int | None = None, chunk: int | None = None,
 ) -> SequencePrediction:  # fmt: skip
     """The uncertainty of a causal language model about given texts, token by token and as a whole.
 
@@ -82,7 +82,7 @@ def sequence(
 
     Args:
         model: takes ids (texts, length), gives logits (texts, length, words): a tensor, or an output's `logits`.
-        ids: token numbers.
+        ids: token numbers; or what a tokenizer gives, with `input_ids` and perhaps `attention_mask`.
         attention_mask: 0 where a text is padded, on the right.
         samples: how many draws, at least 2.
         seed: makes the draws reproducible, and leaves the global generators as they were.
@@ -92,6 +92,7 @@ def sequence(
         UsageError: ids, mask, samples or chunk are not of their form, or the model gives no logits or no cache.
         NotVariationalError: the model has no variational layer.
     """
+    ids, attention_mask = _texts(ids, attention_mask)
     _refuse_wrong(model, ids, attention_mask, samples, chunk)
     valid = torch.ones_like(ids[:, 1:], dtype=torch.bool) if attention_mask is None else attention_mask[:, 1:].bool()
     mean, entropy, token, text, spread = LogMean(), Moments(), LogMean(), LogMean(), Moments()
@@ -108,9 +109,15 @@ def sequence(
     aleatoric = entropy.mean
     parts = triple(aleatoric, (_entropy(mean.value) - aleatoric).clamp_min_(0))
     parts = {name: part.masked_fill(~valid, 0) for name, part in parts.items()}
-    return SequencePrediction(token.value, **parts, valid=valid, **{
-        "sequence_log_prob": text.value, "sequence_log_prob_variance": spread.variance
-    })  # fmt: skip
+    of_texts = {"sequence_log_prob": text.value, "sequence_log_prob_variance": spread.variance}
+    return SequencePrediction(token.value, **parts, valid=valid, **of_texts)
+
+
+def _texts(ids: Any, mask: Tensor | None) -> tuple[Any, Tensor | None]:
+    """The token numbers and their mask, out of what a tokenizer gives too."""
+    if not isinstance(ids, Mapping):
+        return ids, mask
+    return ids.get("input_ids"), ids.get("attention_mask") if mask is None else mask
 
 
 def _entropy(logs: Tensor) -> Tensor:
@@ -151,6 +158,14 @@ def _logits_of(output: Any, ids: Tensor) -> Tensor:
 def _refuse_wrong(model: nn.Module, ids: Tensor, mask: Tensor | None, samples: int, chunk: int | None) -> None:
     layers_of(model)
     refuse_lost_posteriors(model)
+    if "decoder_input_ids" in forward_parameters(model):
+        raise UsageError(
+            f"{type(model).__name__} has an encoder and a decoder, and sequence is for causal language models: "
+            'predict(model, {"input_ids": ..., "decoder_input_ids": ...}, task="classification", output="logits") '
+            "gives the uncertainty of each token"
+        )
+    if not isinstance(ids, Tensor):
+        raise UsageError(f"ids are a tensor of token numbers (texts, length), not a {type(ids).__name__}")
     if ids.dim() != 2 or ids.shape[1] < 2 or ids.is_floating_point():
         raise UsageError(f"ids are token numbers (texts, length) of two tokens at least, not {tuple(ids.shape)}")
     if mask is not None and (mask.shape != ids.shape or not (mask[:, :-1] >= mask[:, 1:]).all()):

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import UsageError
-from .calls import LABELS, Call, loader_calls
+from .calls import LABELS, Call, is_own_batch, loader_calls
 
 
 def labelled_calls(model: nn.Module, loader: Iterable[Any]) -> list[tuple[Call, Any]]:
     """One call and its targets for each batch, on the model's device.
 
-    A batch is a tuple (inputs..., target), or a mapping with one of the keys of `LABELS`.
+    A batch is a tuple (inputs..., target) or ((inputs...), target), a mapping with one of the keys of `LABELS`, or an
+    object of a library's own with such an attribute, or `y` (torch_geometric's).
 
     Raises:
         UsageError: the loader is empty, or its batches hold no targets.
@@ -31,12 +32,19 @@ def labelled_calls(model: nn.Module, loader: Iterable[Any]) -> list[tuple[Call, 
 
 def _target(batch: Any, call: Call) -> Any:
     inner = batch[0] if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Mapping) else batch
-    if isinstance(batch, tuple | list) and len(batch) > max(len(call.args), 1):
-        return batch[-1]
+    if isinstance(batch, tuple | list):
+        inputs = 1 if batch and isinstance(batch[0], tuple) else max(len(call.args), 1)
+        if len(batch) > inputs:
+            return batch[-1]
     if isinstance(inner, Mapping):
         key = next((key for key in inner if key in LABELS), None)
         if key is not None:
             return inner[key]
+    elif is_own_batch(batch):
+        known = [getattr(batch, name, None) for name in ("y", *sorted(LABELS))]
+        target = next((value for value in known if isinstance(value, Tensor)), None)
+        if target is not None:
+            return target
     raise UsageError(
         "a batch holds no target: let the loader give (inputs..., target), or mappings with a key "
         f"{', '.join(sorted(LABELS))}"

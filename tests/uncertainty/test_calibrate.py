@@ -253,6 +253,6 @@ def test_the_one_tensor_of_an_output_need_not_be_named() -> None:
     assert found.conformal is not None
     assert found.conformal.count == 40
     several = bayesify.convert(Parts("logits", "features"))
-    with pytest.raises(UsageError, match="a dict of count, logits, features: name the tensor to calibrate by output="):
+    with pytest.raises(UsageError, match="a dict of count, logits, features: name the tensor that targets"):
         bayesify.calibrate(several, data, **how)
     assert bayesify.calibrate(several, data, output="logits", **how).output == "logits"

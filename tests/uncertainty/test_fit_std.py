@@ -116,6 +116,18 @@ def test_classes_and_what_follows(tmp_path: Path) -> None:
     assert not hasattr(model[2], "weight_basis")
 
 
+def test_an_output_with_one_tensor_needs_no_name() -> None:
+    class Named(nn.Sequential):
+        def forward(self, x: Tensor) -> Any:
+            return {"logits": super().forward(x), "count": len(x)}
+
+    x = torch.randn(60, 8)
+    labels, model = (x @ torch.randn(8, 3)).argmax(-1), bayesify.convert(Named(nn.Linear(8, 3)), "flipout").eval()
+    named = bayesify.fit_std(copy.deepcopy(model), [(x, labels)], task="classification", output="logits")
+    assert bayesify.fit_std(model, [(x, labels)], task="classification") == named
+    assert bayesify.fit_std(model, [(x, labels)], task="classification", layers="0").layers == ("0",)
+
+
 def network() -> tuple[Any, list[Any]]:
     x = torch.randn(120, 8)
     labels = (x @ torch.randn(8, 3)).argmax(-1)

@@ -29,6 +29,13 @@ class LanguageModel(nn.Module):
         return y
 
 
+class Translator(LanguageModel):
+    """Its texts have sources."""
+
+    def forward(self, input_ids: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        return super().forward(decoder_input_ids)
+
+
 def noisy(plain: nn.Module, method: str, std: float = 0.2) -> Any:
     model = bayesify.convert(plain.eval(), method)
     bayesify.set_posterior_std(model, std)
@@ -119,6 +126,24 @@ def test_what_cannot_be_meant_is_refused() -> None:
     for wrong in (ids[0], ids[:, :1], ids.float()):
         with pytest.raises(UsageError, match="token numbers"):
             bayesify.sequence(model, wrong)
+    with pytest.raises(UsageError, match="not a list"):
+        bayesify.sequence(model, ids.tolist())
+    translator = noisy(Translator(), "flipout")
+    with pytest.raises(UsageError, match=r"has an encoder and a decoder.*predict"):
+        bayesify.sequence(translator, ids)
     headless = noisy(nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), nn.Linear(56, 3)), "flipout")
     with pytest.raises(UsageError, match=r"should be \(texts, length, words\), and are \(3, 3\)"):
         bayesify.sequence(headless, ids)
+
+
+def test_what_a_tokenizer_gives_is_taken_as_it_is() -> None:
+    class Masked(LanguageModel):
+        def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            return super().forward(ids)
+
+    model, ids = noisy(Masked(), "flipout"), torch.randint(20, (2, 6))
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6])
+    expected = bayesify.sequence(model, ids, mask, samples=2, seed=1)
+    found = bayesify.sequence(model, {"input_ids": ids, "attention_mask": mask}, samples=2, seed=1)
+    assert torch.equal(found.total, expected.total)
+    assert torch.equal(found.valid, expected.valid)
