@@ -109,7 +109,7 @@ def _is_of_layers(node: fx.Node) -> bool:
         before = waiting.pop()
         if before.op == "call_module":
             return True
-        fresh = set(before.all_input_nodes) - seen
+        fresh = {given for given in before.all_input_nodes if node_role(before, given) is not Role.FORM} - seen
         seen |= fresh
         waiting += fresh
     return False

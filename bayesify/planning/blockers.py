@@ -239,7 +239,8 @@ def tensor_type(module: nn.Module, means: list[str]) -> str | None:
         for source in sources(module, name):
             if type(source) not in (nn.Parameter, UninitializedParameter):
                 kind = type(source).__name__
-                return f"its {name} is a {kind}: convert before quantizing, sharding or distributing it"
+                plain = "convert before quantizing, sharding or distributing it"
+                return f"its {name} is a {kind}, a Parameter of a kind of its own, to which noise may not fit: {plain}"
     return None
 
 

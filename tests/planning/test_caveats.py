@@ -36,6 +36,7 @@ class Remembers(nn.Module):
             self.mask = torch.ones(2)
         y = self.fc(x * self.mask)
         self.last = y  # for whoever looks at it
+        self.mask = self.mask.to(y.device, y.dtype)  # of what layers gave, no value
         if self.cell:
             y = y if self.state is None else y + self.state
             self.state = y.detach()
