@@ -112,11 +112,9 @@ def normal_kl(mean: Tensor, std: Tensor, prior_mean: Tensor | float, prior_std: 
 
 def _log_ratio(std: Tensor, prior_std: Tensor | float) -> Tensor:
     """log(std/prior_std). Near one, the logarithm of the ratio has no rounding error; near zero the ratio has one."""
-    ratio = std / prior_std
-    log_prior_std = torch.log(prior_std) if isinstance(prior_std, Tensor) else math.log(prior_std)
-    near_zero = ratio < _SMALL
-    of_ratio = torch.log(torch.where(near_zero, 1, ratio))
-    return torch.where(near_zero, torch.log(torch.where(near_zero, std, 1)) - log_prior_std, of_ratio)
+    near_zero = std / prior_std < _SMALL
+    ratio = torch.where(near_zero, std * (1 / _SMALL), std) / prior_std
+    return torch.log(ratio) + torch.where(near_zero, math.log(_SMALL), 0.0)
 
 
 _SMALL = 1e-30
