@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PIECE = 2**16  # elements for each thread
+PIECE = 2**17  # elements for each thread
 
 
 def in_pieces(*given: Any, scratch: int = 0) -> Iterator[tuple[Any, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,12 +28,12 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """All tensors in the arguments."""
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
 
-    @property
+    @cached_property
     def examples(self) -> int:
         """The size of dimension 0 of the first tensor that has one; 0 where no tensor does."""
         return next((tensor.shape[0] for tensor in self.tensors if tensor.dim()), 0)
