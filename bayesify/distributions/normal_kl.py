@@ -185,7 +185,7 @@ def _settled(terms: Sequence[NormalTerm]) -> list[NormalTerm]:
     alike: dict[Any, list[int]] = {}
     for at, term in enumerate(terms):
         if isinstance(term.prior_std, Scale):
-            alike.setdefault(term.kind, []).append(at)
+            alike.setdefault((term.mean.device, term.mean.dtype, term.prior_std), []).append(at)
     settled = list(terms)
     for places in alike.values():
         scale: Any = terms[places[0]].prior_std

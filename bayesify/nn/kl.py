@@ -145,7 +145,7 @@ def total_kl(model: nn.Module, *, reached: bool = False) -> Tensor:
     if not torch.compiler.is_compiling():
         tell_of_overwritten(model, variational_layers(model))
         if not reached:
-            tell_of_unreached(model, terms(model))
+            tell_of_unreached(model, terms)
     return kl_of(model, reached=reached)
 
 

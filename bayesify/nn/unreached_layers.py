@@ -7,7 +7,7 @@ layer whose weight is only read, by code that no plan sees, is never marked.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,20 +21,21 @@ PATIENCE = 16  # KLs; experts and heads that take turns are reached by then
 _TAKEN: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
-def tell_of_unreached(model: nn.Module, terms: Sequence[Any]) -> None:
+def tell_of_unreached(model: nn.Module, terms_of: Callable[[nn.Module], Sequence[Any]]) -> None:
     """Warn at the sixteenth KL with gradients where posteriors had no part in any forward, and others had.
 
     Where none had, it is told only if something was trained meanwhile: another model was called, say.
 
     Args:
         model: whose KL is taken.
-        terms: its posteriors.
+        terms_of: its posteriors, which to find costs as much as the KL of small ones.
     """
     if not torch.is_grad_enabled():
         return
     taken = _TAKEN[model] = _TAKEN.get(model, 0) + 1
     if taken != PATIENCE:
         return
+    terms = terms_of(model)
     missed = [term for term in terms if not term.reached and _is_trained(term)]
     if missed and (len(missed) < len(terms) or any(map(_has_moved, missed))):
         more = f" and {len(missed) - 1} more layers" if missed[1:] else ""
