@@ -21,6 +21,7 @@ Chain = tuple[str, ...]  # ("attn", "qkv", "weight") of `self.attn.qkv.weight`
 # what code may ask of a weight without computing with it
 _INNOCENT = {"dtype", "device", "shape", "size", "dim", "ndim", "numel", "requires_grad", "grad", "is_cuda"}
 _ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
+_DERIVATIVES = {"jacrev", "jacfwd", "jvp", "vjp", "hessian", "jacobian"}
 _WALKS = ("parameters", "named_parameters")
 _WEIGHT_NAMES = ("weight", "bias", "_flat_weights", "all_weights")  # how names of what holds weights start
 
@@ -94,6 +95,12 @@ def parameter_walks(cls: type) -> frozenset[Chain | None]:
 def takes_state_dict(cls: type) -> bool:
     """Whether the class's forward asks a module for its state_dict."""
     return any("state_dict" in code.co_names for code in code_from(cls, "forward"))
+
+
+def takes_derivatives(cls: type) -> bool:
+    """Whether the class's forward takes derivatives of what it computes, as force fields do of an energy."""
+    names = [{*code.co_names} for code in code_from(cls, "forward")]
+    return any({"autograd", "grad"} <= own or own & _DERIVATIVES for own in names)
 
 
 def reached_names(cls: type) -> frozenset[str]:

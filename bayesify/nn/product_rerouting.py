@@ -33,7 +33,8 @@ def rerouted_products(layers: list[Variational], inputs: Any, kwargs: Any, forwa
     free = [layer for layer in layers if layer._settings.drawn and all(layer is not drawn for drawn in around)]
     for layer in free:
         layer._reached = True
-    draws = tuple((layer, {name: layer._sampled(name) for name in layer._settings.drawn}) for layer in free)
+    with torch.enable_grad():  # as a Parameter has: a forward may take its own gradients under no_grad
+        draws = tuple((layer, {name: layer._sampled(name) for name in layer._settings.drawn}) for layer in free)
     set_draws_of_forward((*before, *draws))
     try:
         with _Reroute(layers, inputs, kwargs):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..analysis.bytecode import read_again, takes_state_dict
+from ..analysis.bytecode import read_again, takes_derivatives, takes_state_dict
 from ..analysis.other_methods import multiplying_methods, read_by
 from ..analysis.probe.findings import Finding
 from ..analysis.site import Site
@@ -42,7 +42,7 @@ def notes(
         yield f"one draw of {names} serves the whole batch: {why}"
     calls = site.census.calls.get(site.name, 0) if site.census else 0
     yield from _calls(site, calls) if finding is None else finding.notes()
-    calls = calls if finding is None else len(finding.shapes)
+    calls = _products(site, calls if finding is None else len(finding.shapes))
     yield from (*_anew(site, method, calls), *_from_call_to_call(site))
     if site.is_table and getattr(site.module, "sparse", False):
         yield "its gradient from the output is sparse, that from the KL is dense"
@@ -60,6 +60,11 @@ def notes(
         yield f"examples along dimension {settings.batch_dim}"
     else:
         yield from _unseen_layout(site)
+
+
+def _products(site: Site, calls: int) -> int:
+    """How often its weight is multiplied by: in its calls, and by code beside them."""
+    return max(calls, 1) + sum(1 for _ in site.rerouting) if site.known and site.called else calls
 
 
 def read_beside(site: Site) -> Iterator[str]:
@@ -131,6 +136,10 @@ def _lrt(site: Site, shared: bool, sequences: bool) -> Iterator[str]:
         yield "approximate where its input is a sequence: LRT draws per position"
     if shared:
         yield "approximate: LRT ignores that its calls share one weight"
+    for _, parent in site.parents:
+        cls = type(parent)
+        if not cls.__module__.startswith("torch.nn.") and site.forwards.of_class(takes_derivatives, cls):
+            yield f"approximate: {cls.__name__}'s forward takes derivatives, of which LRT's noise has another law"
 
 
 def _calls(site: Site, calls: int) -> Iterator[str]:
