@@ -163,7 +163,7 @@ BLOCKED = {
     ),
     "packed weight": (
         lambda: _as(_linear(), "weight", torch.zeros(2, 2).as_subclass(Packed)),
-        "its weight is a Packed: convert before quantizing",
+        "its weight is a Packed, a Parameter of a kind of its own",
     ),
     "packed bias": (lambda: _as(_linear(), "bias", torch.zeros(2).as_subclass(Packed)), "its bias is a Packed"),
     "int8": (lambda: _of(_linear(), torch.int8), "its weight is torch.int8"),
