@@ -112,6 +112,9 @@ class _Softplus:
 
     def through_deviation_(self, grad: Tensor, drawn: Tensor, parameter: Tensor) -> Tensor:
         grad = _own(grad)
+        if parameter.numel() < SMALL:
+            rho = parameter.clamp_min(SMALLEST)
+            return grad.mul_(drawn).mul_(torch.sigmoid(rho).div_(F.softplus(rho)))
         for of_rho, deviation, rho, slope, exp in in_pieces(grad, drawn, parameter, scratch=2):
             write_slope(rho, slope, exp)
             of_rho.mul_(deviation).mul_(slope)
@@ -127,6 +130,8 @@ class _Softplus:
 
     def through_square_(self, grad: Tensor, parameter: Tensor) -> Tensor:
         grad = _own(grad)
+        if parameter.numel() < SMALL:
+            return grad.mul_(F.softplus(parameter)).mul_(torch.sigmoid(parameter))
         for of_rho, rho, slope, exp in in_pieces(grad, parameter, scratch=2):
             times_square_slope_(of_rho, rho, slope, exp)
         return grad

@@ -52,6 +52,9 @@ def test_below_the_smallest_number_the_slope_stays_finite() -> None:
         slope, exp = torch.empty_like(rho), torch.empty_like(rho)
         softplus.write_slope(rho, slope, exp)
         assert torch.equal(slope, torch.ones(size))
+        form, _ = form_of(SoftplusStd(rho))
+        of_rho = form.through_deviation_(torch.ones(size), torch.ones(size), rho)
+        torch.testing.assert_close(of_rho, torch.ones(size))
 
 
 @pytest.mark.parametrize("layout", ["whole", "pieces", "strided"])
@@ -78,14 +81,15 @@ def _outcome(estimator: Any, std: Any, rho: Tensor, x: Tensor, mean: Tensor) -> 
     return [y, *torch.autograd.grad(y.square().sum(), (x, mean, rho))]
 
 
+@pytest.mark.parametrize("rows", [3, 130])
 @pytest.mark.parametrize("shift", [-6.5, -2.0])
 @pytest.mark.parametrize("estimator", [flipout, lrt])
 def test_in_pieces_and_by_series_as_from_the_std_itself(
-    estimator: Any, shift: float, monkeypatch: pytest.MonkeyPatch
+    estimator: Any, shift: float, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pieces, "PIECE", softplus.SMALL)
-    rho = (torch.rand(130, 101) + shift).requires_grad_()
-    x, mean = torch.randn(5, 101, requires_grad=True), torch.randn(130, 101, requires_grad=True)
+    rho = (torch.rand(rows, 101) + shift).requires_grad_()
+    x, mean = torch.randn(5, 101, requires_grad=True), torch.randn(rows, 101, requires_grad=True)
     found = _outcome(estimator, SoftplusStd(rho), rho, x, mean)
     expected = _outcome(estimator, F.softplus(rho), rho, x, mean)
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
