@@ -15,6 +15,7 @@ from ..estimators.products import LinearProduct
 from ..estimators.std_forms import SoftplusStd
 from .base import LRT, Flipout, Variational
 from .held_draws import Spread
+from .hooks import mark_reached
 from .late_std import late_spread_of
 from .layer_kinds import LayerKind, batch_first_dims, describe, weight_names
 from .linear import LinearFamily
@@ -69,7 +70,7 @@ class AttentionFamily(Variational):
         """
         masks: dict[str, Any] = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask, "is_causal": is_causal}
         wanted: dict[str, Any] = {"need_weights": need_weights, "average_attn_weights": average_attn_weights}
-        self._reached = True
+        mark_reached(self)
         if is_quiet(self):
             output = super().forward(query, key, value, **masks, **wanted)
         elif query.is_nested or key.is_nested or value.is_nested:

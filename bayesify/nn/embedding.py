@@ -20,6 +20,7 @@ from ..estimators.flipout import Fold
 from .base import LRT, Flipout, Variational
 from .folded_batches import fold_of
 from .held_draws import draw_of_rows, held_draws
+from .hooks import mark_reached
 from .layer_kinds import LayerKind, describe
 from .switches import is_quiet
 
@@ -93,7 +94,7 @@ class EmbeddingFamily(RowsFamily):
 
     def forward(self, input: Tensor, *, return_kl: bool = False) -> Any:  # type: ignore[override]
         """The plain layer's forward, with noise."""
-        self._reached = True
+        mark_reached(self)
         if is_quiet(self):
             output = super().forward(input)
         else:
@@ -131,7 +132,7 @@ class EmbeddingBagFamily(RowsFamily):
         *, return_kl: bool = False,
     ) -> Any:  # fmt: skip
         """The plain layer's forward, with noise."""
-        self._reached = True
+        mark_reached(self)
         if is_quiet(self):
             output = super().forward(input, offsets, per_sample_weights)
         else:

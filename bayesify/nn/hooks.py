@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .batch_arguments import examples_in
-from .replaced_layers import SUSPECTED, refuse_if_suspected
+from .replaced_layers import SUSPECTED, ledgers, refuse_if_suspected
 from .switches import forget_examples_of, tell_examples_of
 
 EXAMPLES_ALONG = "_examples_along"  # on a model: which of its own arguments hold the examples
@@ -25,8 +25,11 @@ def mark_reached(module: Any, args: Any = None, output: Any = None) -> None:
         refuse_if_suspected(module)
     if torch.compiler.is_compiling():
         module._reached = True
-    else:
-        vars(module)["_reached"] = True  # at a fifth of the cost
+    elif not (own := vars(module))["_reached"]:
+        own["_reached"] = True  # at a fifth of the cost
+        from .watched_forwards import notice_first_forward  # which stands on layers, and so on this file
+
+        notice_first_forward(module, ledgers())
 
 
 def tell_examples(model: nn.Module, args: Any, kwargs: Any) -> None:

@@ -21,6 +21,7 @@ from ..errors import ShapeError, UsageError
 from ..estimators.precision import autocasted
 from .base import LRT, Flipout, Variational
 from .held_draws import held_draws
+from .hooks import mark_reached
 from .layer_kinds import LayerKind, batch_first_dims, describe
 from .recurrent_steps import STEPS, Layout, State, over_time, run, stepwise, with_bias
 from .switches import is_quiet
@@ -57,7 +58,7 @@ class RecurrentFamily(Variational):
 
     def forward(self, input: Any, hx: Any = None, *, return_kl: bool = False) -> Any:  # type: ignore[override]
         """The plain layer's forward, with noise; an example is a sequence of the batch, in either layout."""
-        self._reached = True
+        mark_reached(self)
         if is_quiet(self):
             output = super().forward(input, hx)
         else:
@@ -131,7 +132,7 @@ class CellFamily(Variational):
 
     def forward(self, input: Tensor, hx: Any = None, *, return_kl: bool = False) -> Any:  # type: ignore[override]
         """The plain cell's forward, with noise of this call's own."""
-        self._reached = True
+        mark_reached(self)
         output = super().forward(input, hx) if is_quiet(self) else self._step(input, hx)
         return (output, self.kl_divergence()) if return_kl else output
 

@@ -7,6 +7,7 @@ methods beside `forward` are seen so. Until then a forward looks at an empty lis
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from typing import Any
 from weakref import WeakSet, ref
@@ -17,12 +18,20 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 SUSPECTED: list[ref[Any]] = []  # ledgers of models in which something took the place of a layer with a posterior
 _FOLLOWED: WeakSet[Any] = WeakSet()
+_LOCK = threading.Lock()  # a set must not grow while another thread goes over it
 
 
 def follow_layers(ledger: Any) -> None:
     """Notice from now on what takes the place of the ledger's layers."""
     _listen()
-    _FOLLOWED.add(ledger)
+    with _LOCK:
+        _FOLLOWED.add(ledger)
+
+
+def ledgers() -> list[Any]:
+    """The ledgers of all models that there are."""
+    with _LOCK:
+        return list(_FOLLOWED)
 
 
 def refuse_if_suspected(layer: Any) -> None:
@@ -68,5 +77,5 @@ def _notice(parent: nn.Module, name: str, module: nn.Module | None) -> None:
         return
     posteriors = {layer for layer in before.modules() if "_settings" in vars(layer)}
     if posteriors:
-        touched = [ledger for ledger in _FOLLOWED if not posteriors.isdisjoint(ledger.layers)]
+        touched = [ledger for ledger in ledgers() if not posteriors.isdisjoint(ledger.layers)]
         SUSPECTED.extend(map(ref, touched))

@@ -4,6 +4,9 @@ Code may reach a weight by a hook, a closure, a list, `state_dict()` or `.data`,
 by any function that it hands a layer to. So a forward now and then runs under a torch function mode that follows the
 posteriors' means, and raises where code other than the estimators' multiplies data by one. Every forward sees whether
 layers that had a posterior are gone.
+
+A trainer's step may call `self.encoder(x)` and never the model itself. Where a layer's first forward runs in none of
+its model, the modules around layers are watched too, each at its next call only.
 """
 
 from __future__ import annotations
@@ -17,24 +20,15 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.utils.parametrize import ParametrizationList
-from torch.overrides import TorchFunctionMode
+from torch import fx, nn
 
-from ..errors import BypassError
 from .base import Variational
+from .followed_means import READ_BESIDE, FollowedMeans, callers
 from .kl import Ledger, variational_layers
 from .overwritten_posteriors import tell_of_overwritten
-from .parametrized_weights import sources
 from .switches import is_quiet
-from .torch_functions import BODIES, MULTIPLICATIONS, Role, role
-from .user_code import OURS, user_code
 
-READ_BESIDE = "_read_beside"  # on a model: names of layers of which the plan says that code takes their weight beside
-
-_RECURRENT = frozenset((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu))
-# files of ours below which the forwards of the user's run
-_AROUND_USERS = tuple(f"{OURS}nn/{name}.py" for name in ("rerouting", "product_rerouting", "switches"))
+_COMPILED = "torch/_dynamo/eval_frame.py"  # calls what is compiled
 
 
 def watch_forwards(model: nn.Module, beside: Iterable[str] = ()) -> None:
@@ -63,17 +57,41 @@ def begin_watch(model: nn.Module, args: Any) -> None:
         return
     while _RUNNING.forwards and not _runs(_RUNNING.forwards[-1].frame):
         _RUNNING.forwards.pop().end()  # Ctrl-C ended that one
-    state = _state_of(model)
+    state, root = _state_of(model), _root_of_part(model)
     if state is not None:
         forward = _Forward(model, sys._getframe(1))
         _RUNNING.forwards.append(forward)
         forward.begin(state)
+    elif root is not None and not _RUNNING.forwards:
+        _RUNNING.forwards.append(_Forward(model, sys._getframe(1)))
+        _RUNNING.forwards[-1].begin_as_part(root)
 
 
 def end_watch(model: nn.Module, args: Any, output: Any) -> None:
     """The forward hook of a converted model, called after a failure too."""
     if not torch.compiler.is_compiling() and _RUNNING.forwards and _RUNNING.forwards[-1].model is model:
-        _RUNNING.forwards.pop().end(finished=output is not None)
+        forward = _RUNNING.forwards.pop()
+        forward.end(finished=output is not None and model not in _PARTS)
+        if _PARTS and forward.watch is not None:
+            for part in [module for module in model.modules() if _PARTS.pop(module, None) is not None]:
+                unwatch_forwards(part)
+
+
+def notice_first_forward(layer: nn.Module, ledgers: Iterable[Ledger]) -> None:
+    """Watch the modules around layers, where this one runs in no forward of its model.
+
+    Compiled code is left alone: it would be compiled again for the hooks.
+    """
+    if _RUNNING.forwards or torch._C._get_tracing_state() is not None:
+        return
+    if any(frame.f_code.co_filename.endswith(_COMPILED) for frame in callers(sys._getframe(1))):
+        return
+    for root in [ledger.root for ledger in ledgers if layer in ledger.layers]:
+        for part in root.modules():
+            if part is not root and part not in _PARTS and _is_users(part):
+                _PARTS[part] = ref(root)
+                part.register_forward_pre_hook(begin_watch)
+                part.register_forward_hook(end_watch, always_call=True)
 
 
 class _State:
@@ -110,6 +128,7 @@ class _Running(threading.local):
 
 
 _RUNNING = _Running()
+_PARTS: WeakKeyDictionary[nn.Module, ref[nn.Module]] = WeakKeyDictionary()  # to be watched once: of which model
 _STATES: WeakKeyDictionary[nn.Module, _State] = WeakKeyDictionary()
 
 
@@ -126,6 +145,18 @@ def _state_of(model: nn.Module) -> _State | None:
     return state
 
 
+def _root_of_part(part: nn.Module) -> nn.Module | None:
+    root = _PARTS.get(part)
+    return None if root is None else root()
+
+
+def _is_users(part: nn.Module) -> bool:
+    """Whether it is a module of the user's that stands around layers."""
+    if isinstance(part, Variational | fx.GraphModule) or type(part).__module__.startswith("torch.nn."):
+        return False
+    return any(isinstance(module, Variational) for module in part.modules())
+
+
 def _layers(model: nn.Module, state: _State) -> Iterator[nn.Module]:
     if isinstance(model, Variational):
         yield model
@@ -139,13 +170,7 @@ def _hands_nested_tensors_on(model: nn.Module) -> bool:
 
 
 def _runs(frame: FrameType) -> bool:
-    return any(each is frame for each in _callers(sys._getframe(1)))
-
-
-def _callers(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+    return any(each is frame for each in callers(sys._getframe(1)))
 
 
 class _Forward:
@@ -153,14 +178,21 @@ class _Forward:
 
     def __init__(self, model: nn.Module, frame: FrameType) -> None:
         self.model, self.frame = model, frame
-        self.watch: _Watch | None = None
+        self.watch: FollowedMeans | None = None
 
     def begin(self, state: _State) -> None:
         """Watch it, if it is its turn."""
         noisy = any(not is_quiet(layer) for layer in _layers(self.model, state))
         if noisy and state.is_turn(self.model.training) and not _hands_nested_tensors_on(self.model):
             tell_of_overwritten(self.model, variational_layers(self.model))
-            self.watch = _Watch(self.model, self.frame)
+            self.watch = FollowedMeans(self.model, self.frame)
+            self.watch.__enter__()  # type: ignore[no-untyped-call]
+
+    def begin_as_part(self, root: nn.Module) -> None:
+        """Watch it for all the weights of the model that it is a part of."""
+        noisy = any(not is_quiet(layer) for _, layer in variational_layers(self.model))
+        if noisy and not _hands_nested_tensors_on(root):
+            self.watch = FollowedMeans(root, self.frame)
             self.watch.__enter__()  # type: ignore[no-untyped-call]
 
     def end(self, finished: bool = False) -> None:
@@ -186,81 +218,3 @@ _NONE = (
 
 
 _MADE = ": it has no noise. Call the plain model once before it is converted"
-
-
-class _Watch(TorchFunctionMode):
-    """Follows the means of a model, and what is computed from them alone, through one forward."""
-
-    def __init__(self, model: nn.Module, frame: FrameType) -> None:
-        super().__init__()
-        self.frame, self.known = frame, dict[int, tuple[Tensor, str]]()
-        self.constants = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        beside, modules = vars(model).get(READ_BESIDE, ()), list(model.named_modules())
-        self.modules = {module for _, module in modules}
-        plain = {id(own) for _, module in modules if not _is_followed(module) for own in module._parameters.values()}
-        for name, layer in modules:
-            if isinstance(layer, Variational) and name not in beside and not is_quiet(layer):
-                means = [mean for own in layer.means() for mean in sources(layer, own)]
-                self.known.update((id(mean), (mean, name)) for mean in means if id(mean) not in plain)
-        # by state_dict() and by `data` a forward gets other tensors over the same memory
-        self.memory = {at: name for mean, name in self.known.values() if (at := _memory(mean)) != (0, 0)}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.compiler.is_compiling():
-            return func(*args, **kwargs)
-        tensors = [each for each in _flat([*args, *kwargs.values()]) if isinstance(each, Tensor)]
-        known = [each for each in tensors if self._knows(each)]
-        data = [each for each in tensors if id(each) not in self.known and id(each) not in self.constants]
-        if (data and not known) or not tensors or not self._is_users():
-            return func(*args, **kwargs)
-        if data and (func in MULTIPLICATIONS or func in BODIES or func in _RECURRENT):
-            name = self.known[id(known[0])][1]
-            raise BypassError(
-                f"`{func.__name__}` at {user_code(sys._getframe(1))} multiplies by the weight of the "
-                f"variational layer {name!r} past its noise: call the layer there, or keep it by `ignore` in the policy"
-            )
-        output = func(*args, **kwargs)
-        outputs = [each for each in _flat([output]) if isinstance(each, Tensor) and id(each) not in self.constants]
-        if not data and not known:
-            self.constants.update((id(each), each) for each in outputs)
-        elif not data and role(func, args, kwargs, known[0]) not in (Role.FORM, Role.ROWS):
-            self.known.update((id(each), (each, self.known[id(known[0])][1])) for each in outputs)
-        return output
-
-    def _knows(self, tensor: Tensor) -> bool:
-        name = None if id(tensor) in self.known or id(tensor) in self.constants else self.memory.get(_memory(tensor))
-        if name is not None:
-            self.known[id(tensor)] = tensor, name
-        return id(tensor) in self.known
-
-    def _is_users(self) -> bool:
-        """Whether code of the user's calls, and not what a variational layer computes, or a graph that was compiled."""
-        for frame in _callers(sys._getframe(2)):
-            place = frame.f_code.co_filename
-            if frame is self.frame:
-                return True
-            ours = place.startswith(OURS) and place not in _AROUND_USERS
-            if ours or place.startswith("<eval_with_key>") or "extern_kernels" in frame.f_globals:
-                return False
-        return False
-
-
-def _is_followed(module: nn.Module) -> bool:
-    """Whether what multiplies by its Parameters should have their noise, or is asked about them first."""
-    return isinstance(module, Variational | ParametrizationList | nn.Embedding)
-
-
-def _memory(tensor: Tensor) -> tuple[int, int]:
-    """Where the tensor's numbers are, where it alone has them; (0, 0) where they lie among others or nowhere."""
-    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or tensor.is_meta:
-        return 0, 0
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return 0, 0
-    storage = tensor.untyped_storage()
-    whole = storage.nbytes() == tensor.numel() * tensor.element_size()
-    return (storage.data_ptr(), storage.nbytes()) if whole else (0, 0)
-
-
-def _flat(values: list[Any]) -> list[Any]:
-    return [part for value in values for part in (value if isinstance(value, list | tuple) else [value])]

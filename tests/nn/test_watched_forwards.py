@@ -209,3 +209,57 @@ def test_an_encoder_that_is_kept_gives_the_same_at_every_forward() -> None:
 
 
 PADDING = torch.tensor([[False, False, True], [False, False, False]])
+
+
+class Trainer(nn.Module):
+    """A step of its own calls a part, and never the model."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part, self.head = nn.Sequential(Around(part)), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(x)
+
+    def step(self, x: Tensor) -> Tensor:
+        return self.head(self.part(x))
+
+
+class Around(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", hidden_reads.KINDS[:4], ids=lambda cls: cls.__name__)
+def test_a_part_that_is_called_by_itself_is_watched_once(model: Any, method: str) -> None:
+    trainer: Any = bayesify.convert(Trainer(model()), method)
+    trainer.step(X)
+    with pytest.raises(BypassError, match="past its noise"):
+        trainer.step(X)
+    assert torch._C._len_torch_function_stack() == 0
+    copy.deepcopy(trainer).step(X)
+    whole = bayesify.convert(Trainer(Untraced()), method)
+    for _ in range(3):
+        with bayesify.posterior_mean(whole):
+            whole.step(X)
+        assert not torch.equal(whole.step(X), whole.step(X))
+    hooks = [hook for module in whole.modules() for hook in module._forward_pre_hooks.values()]
+    assert hooks == [begin_watch]  # the model's own
+
+
+def test_parts_of_a_model_that_is_called_get_no_hooks(tmp_path: Path) -> None:
+    model = bayesify.convert(Trainer(Untraced()))
+    model(X)
+    model.step(X)
+    assert [begin_watch] == [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
+    waiting = bayesify.convert(Trainer(Untraced()))
+    waiting.step(X)
+    bayesify.save(waiting, tmp_path / "model.pt")
+    assert torch.equal(bayesify.load(tmp_path / "model.pt", into=Trainer(Untraced())).kl(), waiting.kl())
+    plain = bayesify.revert(waiting)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in plain.modules())

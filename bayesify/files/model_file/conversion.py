@@ -13,6 +13,7 @@ from torch.nn.parameter import Parameter, is_lazy
 from ...errors import FileRefusedError, did_you_mean
 from ...nn.base import Variational
 from ...nn.folded_batches import watch_examples, watched_arguments
+from ...nn.followed_means import READ_BESIDE
 from ...nn.hooks import keep_unfused
 from ...nn.kl import Ledger
 from ...nn.posterior_tensors import added_names, posterior_tensors
@@ -21,7 +22,7 @@ from ...nn.rerouting import Rerouting
 from ...nn.settings import Settings
 from ...nn.starts import put_starts, starts_of
 from ...nn.tied_weights import keep_ties
-from ...nn.watched_forwards import READ_BESIDE, watch_forwards
+from ...nn.watched_forwards import watch_forwards
 from ..untrusted.attributes import refuse_attribute
 from ..untrusted.content import SHORT
 from ..untrusted.records import matches
