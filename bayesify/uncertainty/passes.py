@@ -204,7 +204,7 @@ def _is_middle(alone: Any, beside: Any) -> bool:
     """Whether an output of one example is what it is in the middle of three."""
     if not is_float(alone):
         return not isinstance(alone, Tensor)
-    if not alone.dim() or len(alone) != 1 or len(beside) != 3:
+    if not alone.dim() or len(alone) != 1 or beside.shape != (3, *alone.shape[1:]):
         return False
     tolerance, finite = 1e-2 if alone.element_size() < 4 else 1e-4, alone[alone.isfinite()]
     largest = float(finite.abs().max()) if finite.numel() else 0.0

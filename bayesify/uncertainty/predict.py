@@ -113,10 +113,15 @@ class _Reader:
         """The leaves of the prediction for one call: what was measured of float tensors, and the rest as it is."""
         measures: list[Any] = []
         leaves: list[Any] = []
+        shapes: list[torch.Size] | None = None
         for leaves in self.sampler.draws(call, samples):
             *outputs, log_variances = leaves
-            if not measures:
+            own_shapes = [leaf.shape[1:] for leaf in outputs if is_float(leaf)]
+            if shapes is None:
                 measures = [measure(self.task, self.dim, self.keep) if is_float(leaf) else None for leaf in outputs]
+                shapes = own_shapes
+            elif own_shapes != shapes:
+                raise UsageError(_other_shapes(self.model, shapes, own_shapes))
             for own, leaf in zip(measures, outputs, strict=True):
                 if own is not None:
                     own.add(leaf, log_variances)
@@ -160,6 +165,16 @@ class _Reader:
             part = each_tensor(two_logits, part)
         leaves, self.structure = flattened(part, f"{type(self.model).__name__}")
         return [*leaves, log_variance]
+
+
+def _other_shapes(model: nn.Module, before: list[torch.Size], after: list[torch.Size]) -> str:
+    """Boxes that a detector finds, or samples of a voice: a mean over draws does not exist."""
+    pairs = zip(before, after, strict=False)
+    one, other = next(((tuple(a), tuple(b)) for a, b in pairs if a != b), (len(before), len(after)))
+    return (
+        f"an output of {type(model).__name__} is of another shape in each draw, {one} and {other}, so that there is no "
+        "mean: pick a part that is not by output=, or look at each draw: with bayesify.draw(model, seed=...): model(x)"
+    )
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import typing
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 import bayesify
 from bayesify.errors import UsageError
+from bayesify.nn import Variational
 from bayesify.nn.settings import Method
 from tests.support import METHODS
 
@@ -181,3 +184,32 @@ def test_a_model_that_answers_every_name_converts(method: Method) -> None:
     copy.deepcopy(model).kl()
     assert type(bayesify.revert(model).layer) is nn.Linear
     assert bayesify.predict(model, x, samples=2).mean.shape == (2, 3)
+
+
+class Hinted(nn.Module):
+    """As transformers' models do, it asks for the type hints of its subclasses."""
+
+    def __init_subclass__(cls) -> None:
+        typing.get_type_hints(cls)
+
+
+class Projected(Hinted):
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = nn.Parameter(torch.randn(3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.projection
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_type_hints_of_converted_classes_are_told(method: Method) -> None:
+    model = bayesify.convert(Projected(), method)
+    for cls in {type(model), *_below(Variational)}:
+        assert typing.get_type_hints(cls)["method"] == Method
+
+
+def _below(cls: type[Any]) -> Iterator[type[Any]]:
+    yield cls
+    for each in cls.__subclasses__():
+        yield from _below(each)

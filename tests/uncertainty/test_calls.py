@@ -315,3 +315,19 @@ def test_classes_in_dimension_0_are_not_joined() -> None:
     model: Any = bayesify.convert(nn.Linear(4, 3), "flipout")
     with pytest.raises(UsageError, match="the classes are in dimension 0"):
         bayesify.predict(model, iter(A.unbind()), task="classification")
+
+
+class Found(Forward):
+    """As a detector, it gives what it is sure of."""
+
+    def forward(self, a: Tensor) -> dict[str, Tensor]:
+        y = self.layer(a).flatten()
+        return {"scores": y, "kept": y[y > 0]}
+
+
+def test_an_output_of_another_shape_in_each_draw_has_no_mean() -> None:
+    model: Any = bayesify.convert(Found(), "flipout")
+    bayesify.set_posterior_std(model, 1.0)
+    with pytest.raises(UsageError, match=r"Found is of another shape in each draw, \(\d+,\) and \(\d+,\).*output="):
+        bayesify.predict(model, A, samples=32)
+    assert bayesify.predict(model, A, samples=32, output="scores").mean.shape == (18,)

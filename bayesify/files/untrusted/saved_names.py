@@ -6,6 +6,7 @@ which has it under its own name; in which file of the package it is written, no 
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
 from typing import Any
 
@@ -34,5 +35,7 @@ def pinned() -> dict[str, Any]:
     for package, names in PINNED.items():
         for name in names:
             things[f"{package}.{name}"] = thing = getattr(import_module(package), name)
+            if isinstance(thing, type):  # typing.get_type_hints would look its annotations up in the package
+                thing.__annotations__ = inspect.get_annotations(thing, eval_str=True)
             thing.__module__ = package
     return things
