@@ -7,6 +7,7 @@ train mode inside of a model in eval mode are so on purpose and stay so. All mod
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -120,6 +121,8 @@ class _Reader:
             if shapes is None:
                 measures = [measure(self.task, self.dim, self.keep) if is_float(leaf) else None for leaf in outputs]
                 shapes = own_shapes
+                if self.task == "classification" and self.dim == -1:
+                    _warn_of_maps(call, shapes)
             elif own_shapes != shapes:
                 raise UsageError(_other_shapes(self.model, shapes, own_shapes))
             for own, leaf in zip(measures, outputs, strict=True):
@@ -165,6 +168,18 @@ class _Reader:
             part = each_tensor(two_logits, part)
         leaves, self.structure = flattened(part, f"{type(self.model).__name__}")
         return [*leaves, log_variance]
+
+
+def _warn_of_maps(call: Call, shapes: list[torch.Size]) -> None:
+    """Classes are not where the output lies as an image does that was given: there are its columns."""
+    images = [tensor.shape for tensor in call.tensors if tensor.dim() > 3 and tensor.is_floating_point()]
+    for shape in shapes:
+        if any(len(shape) == len(image) and shape[2:] == image[2:] for image in images):
+            warnings.warn(
+                f"predict takes classes along the last dimension of the output {tuple(shape)}, which are the columns "
+                "of an input's images: of maps (N, classes, H, W) say dim=1",
+                stacklevel=4,
+            )
 
 
 def _other_shapes(model: nn.Module, before: list[torch.Size], after: list[torch.Size]) -> str:

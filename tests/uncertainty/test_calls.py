@@ -100,55 +100,6 @@ def test_batches_of_loaders(model: nn.Module, batches: list[Any], expected: tupl
     torch.testing.assert_close(mean(model, iter(batches)), model(*expected).detach())
 
 
-class Graphs:
-    """As torch_geometric's batches are: one iterates over their parts, and they can be moved."""
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x, self.y = x, y
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(vars(self).items())
-
-    def to(self, device: Any) -> Graphs:
-        return self
-
-
-class TakesGraphs(Forward):
-    def forward(self, batch: Graphs) -> Tensor:
-        y: Tensor = self.layer(batch.x)
-        return y
-
-
-class TakesList(Forward):
-    def forward(self, parts: list[Any]) -> Tensor:
-        y: Tensor = self.layer(torch.cat([part["x"] if isinstance(part, dict) else part for part in parts]))
-        return y
-
-
-def test_a_list_is_a_loader_where_it_holds_batches() -> None:
-    for batches in ([(A[:4], Y[:4]), (A[4:], Y[4:])], [{"a": A[:4], "labels": Y[:4]}, {"a": A[4:]}]):
-        model = Optional()
-        torch.testing.assert_close(mean(model, batches), model(A).detach())
-    taker = TakesList()
-    for given in (list(A.split(4)), [{"x": A[:4]}, {"x": A[4:]}]):
-        torch.testing.assert_close(mean(taker, given), taker(given).detach())
-
-
-def test_a_batch_of_a_librarys_own_is_no_loader() -> None:
-    model, labels = TakesGraphs(), torch.randint(3, (6,))
-    torch.testing.assert_close(mean(model, Graphs(A, labels)), model(Graphs(A, labels)).detach())
-    converted = bayesify.convert(model, "flipout")
-    own = bayesify.calibrate(converted, iter([Graphs(A, labels)]), task="classification", samples=2)
-    pairs = bayesify.calibrate(converted, [(Graphs(A, labels), labels)], task="classification", samples=2)
-    assert own.scores[0] == pairs.scores[0]  # of the mean network
-
-
-def test_a_tuple_of_all_arguments_and_a_target() -> None:
-    model, labels = bayesify.convert(Two(), "flipout"), torch.randint(3, (6,))
-    found = bayesify.calibrate(model, [((A, B), labels)], task="classification", samples=2)
-    assert found.task == "classification"
-
-
 def test_what_a_batch_means_is_not_guessed() -> None:
     with pytest.raises(UsageError, match=r"a batch of the loader has 2 parts.*AnyPlaces\.forward"):
         mean(AnyPlaces(), iter([(A, Y)]))
@@ -315,19 +266,3 @@ def test_classes_in_dimension_0_are_not_joined() -> None:
     model: Any = bayesify.convert(nn.Linear(4, 3), "flipout")
     with pytest.raises(UsageError, match="the classes are in dimension 0"):
         bayesify.predict(model, iter(A.unbind()), task="classification")
-
-
-class Found(Forward):
-    """As a detector, it gives what it is sure of."""
-
-    def forward(self, a: Tensor) -> dict[str, Tensor]:
-        y = self.layer(a).flatten()
-        return {"scores": y, "kept": y[y > 0]}
-
-
-def test_an_output_of_another_shape_in_each_draw_has_no_mean() -> None:
-    model: Any = bayesify.convert(Found(), "flipout")
-    bayesify.set_posterior_std(model, 1.0)
-    with pytest.raises(UsageError, match=r"Found is of another shape in each draw, \(\d+,\) and \(\d+,\).*output="):
-        bayesify.predict(model, A, samples=32)
-    assert bayesify.predict(model, A, samples=32, output="scores").mean.shape == (18,)

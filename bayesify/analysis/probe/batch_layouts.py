@@ -7,6 +7,7 @@ In two sizes of the batch, this tells apart all ways to fold the batch into a di
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ...errors import UsageError
 from .example_inputs import Example
-from .run import OUTPUT, Seen, run
+from .run import OUTPUT, Calls, Seen, run
 
 MIXED = "its rows hold no single example each"
 DATA = "its number of rows depends on the data"
@@ -75,9 +76,8 @@ def marked(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) 
         base, _ = run(model, layers, example)
         marks = {name: [_marked(example, seen) for seen in calls] for name, calls in base.of.items()}
         for index in range(min(example.size, _FOLLOWED)):
-            try:
-                other, _ = run(model, layers, example.marked(index))
-            except UsageError:
+            other = _with_another(model, layers, example, index)
+            if other is None:
                 return None
             for name, calls in base.of.items():
                 for mark, before, after in zip_longest(marks[name], calls, other.of.get(name, [])):
@@ -85,6 +85,15 @@ def marked(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) 
                         mark.mark(before.x, None if after is None else after.x)
     layers_marks = [mark for name, calls in marks.items() if name != OUTPUT for mark in calls]
     return None if all(mark.untouched for mark in layers_marks) else marks
+
+
+def _with_another(model: nn.Module, layers: Mapping[str, nn.Module], example: Example, index: int) -> Calls | None:
+    """The calls where one example is another one: of values of its own, or where the model takes none (ids), of those
+    of its neighbour."""
+    for changed in (example.marked, example.exchanged):
+        with suppress(UsageError):
+            return run(model, layers, changed(index))[0]
+    return None
 
 
 def batch_layout_of(call: Sequence[Marked]) -> BatchLayout | str | None:

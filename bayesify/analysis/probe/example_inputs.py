@@ -72,12 +72,18 @@ class Example:
 
     def resized(self, size: int) -> Example:
         """A batch of this size; examples repeat where there are too few."""
-        return self._with(lambda value, dim: value if dim is None else _resized(value, dim, size, self.size))
+        places = [index % self.size for index in range(size)]
+        return self._with(lambda value, dim: value if dim is None else _selected(value, dim, places))
 
     def marked(self, index: int) -> Example:
         """The same batch with one example changed, to values of the same kind."""
         force = not self.has_contrast
         return self._with(lambda value, dim: value if dim is None else _changed_at(value, dim, index, force))
+
+    def exchanged(self, index: int) -> Example:
+        """The same batch with one example changed to the next one, whose values the model takes."""
+        places = [*range(index), (index + 1) % self.size, *range(index + 1, self.size)]
+        return self._with(lambda value, dim: value if dim is None else _selected(value, dim, places))
 
     def with_other(self, data: OtherData) -> Example:
         """The same shapes with other values; integers and masks only grow smaller, so that ids stay ids."""
@@ -224,10 +230,10 @@ def _differing(first: Sequence[Leaf], second: Sequence[Leaf]) -> tuple[int | Non
     return tuple(dims)
 
 
-def _resized(value: Any, dim: int, size: int, before: int) -> Any:
+def _selected(value: Any, dim: int, places: Sequence[int]) -> Any:
     if isinstance(value, Tensor):
-        return value.index_select(dim, torch.arange(size, device=value.device) % before)
-    return type(value)(copy.copy(value[index % before]) for index in range(size))
+        return value.index_select(dim, torch.tensor(places, device=value.device))
+    return type(value)(copy.copy(value[index]) for index in places)
 
 
 def _other(leaf: Tensor, data: OtherData) -> Tensor:

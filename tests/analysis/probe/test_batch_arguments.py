@@ -261,3 +261,20 @@ def test_paths_are_followed_as_far_as_they_go() -> None:
     assert examples_in((), {"x": torch.zeros(2, 6)}, ways) == 6
     assert examples_in((torch.zeros(2),), {"y": {"z": [1, 2, 3]}}, ways) == 3
     assert examples_in((None,), {"y": 3}, ways) == 0
+
+
+class IdsAmongNumbers(_Net):
+    """As click-through models take them: the first column of a table of floats is an id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(self.table(x[:, 0].long()) + x[:, 1:]))
+
+
+def test_ids_among_floats_are_exchanged_where_other_numbers_fail() -> None:
+    x = torch.cat([torch.tensor([[8.0], [1.0], [8.0], [0.0]]), torch.randn(4, 4)], 1)
+    (row,) = (row for row in bayesify.plan(IdsAmongNumbers(), example_inputs=x).rows if row.name == "head")
+    assert row.notes == ("called once, (4, 4)",)
