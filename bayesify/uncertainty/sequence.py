@@ -92,15 +92,15 @@ def sequence(
         UsageError: ids, mask, samples or chunk are not of their form, or the model gives no logits or no cache.
         NotVariationalError: the model has no variational layer.
     """
-    ids, attention_mask = _texts(ids, attention_mask)
-    _refuse_wrong(model, ids, attention_mask, samples, chunk)
-    valid = torch.ones_like(ids[:, 1:], dtype=torch.bool) if attention_mask is None else attention_mask[:, 1:].bool()
+    tokens, mask = _texts(ids, attention_mask)
+    _refuse_wrong(model, tokens, mask, samples, chunk)
+    valid = torch.ones_like(tokens[:, 1:], dtype=torch.bool) if mask is None else mask[:, 1:].bool()
     mean, entropy, token, text, spread = LogMean(), Moments(), LogMean(), LogMean(), Moments()
     with undisturbed(model, seed):
         for _ in range(samples):
             with draw(model):
-                logs = torch.log_softmax(widened(_logits(model, ids, attention_mask, chunk)[:, :-1]), -1)
-            own = logs.gather(-1, ids[:, 1:, None]).squeeze(-1).masked_fill(~valid, 0)
+                logs = torch.log_softmax(widened(_logits(model, tokens, mask, chunk)[:, :-1]), -1)
+            own = logs.gather(-1, tokens[:, 1:, None]).squeeze(-1).masked_fill(~valid, 0)
             token.add(own[None])
             text.add(own.sum(1)[None])
             spread.add(own.sum(1)[None])
