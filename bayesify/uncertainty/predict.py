@@ -37,6 +37,9 @@ def predict(
 ) -> Prediction:  # fmt: skip
     """The predictive mean of a converted model and its uncertainty, over draws of the posterior and without gradients.
 
+    Rows that a model picks or sorts by itself, as a detector does its boxes, are other ones in each draw, and their
+    mean is of nothing: predict what comes before, or look at each draw, `with bayesify.draw(model, seed=...)`.
+
     Args:
         inputs: the model's arguments; or one mapping, its arguments by keyword; or one loader of batches, which are
             tensors, mappings, or tuples (inputs..., labels...), and whose predictions are joined along dimension 0.
