@@ -18,10 +18,8 @@ NoiseDtype = Literal["weights", "bfloat16"]
 
 SMALLEST_STD = torch.finfo(torch.float32).tiny
 RELATIVE_FLOOR = 1e-8  # under what follows a weight on its way through zero: a relative std, or a prior's
-SHALLOW = 6  # layers: networks of no more are noisier at first under `auto`; docs/defaults.md has the measurements
-SHALLOW_BUDGET = 0.4  # all their layers' relative stds together
-MOST_RELATIVE = 0.2  # the relative std of one layer, at most
-DEPTH_BUDGET = 0.05  # times 1/sqrt(layers): the relative std in deeper networks
+DEPTH_BUDGET = 0.4  # all layers' relative stds together, under `auto`; docs/defaults.md has the measurements
+MOST_RELATIVE = 0.2  # that of one layer
 
 
 @dataclass(frozen=True)
@@ -68,13 +66,11 @@ class Posterior:
     def for_depth(self, layers: int) -> Posterior:
         """The same posterior with `auto` settled for a network that has `layers` converted layers.
 
-        Relative noise adds up over depth, so the layers share one budget: r = 0.4/layers of |w|, but at most 0.2, in
-        networks of up to 6 layers, and r = 0.05/sqrt(layers) in deeper ones, which may be large and pretrained.
+        Relative noise adds up over depth, so the layers share one budget: 0.4/layers of |w| each, but at most 0.2.
         """
         if self.init_std is not None:
             return self
-        shallow = min(SHALLOW_BUDGET / max(layers, 1), MOST_RELATIVE)
-        relative = shallow if layers <= SHALLOW else DEPTH_BUDGET / layers**0.5
+        relative = min(DEPTH_BUDGET / max(layers, 1), MOST_RELATIVE)
         return replace(self, init_std=Scale("relative", relative, floor=0.1))
 
     def start(self, mean: Tensor, fan_in: int) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..estimators import noise
 from ..estimators.precision import widened
-from .posterior import SHALLOW
 from .scale import Scale
 
 
@@ -59,7 +58,8 @@ class Normal:
         return self.std.kind == "relative" and self.mean != "pretrained"
 
 
-SHALLOW_PRIOR = Normal(0.0, Scale("fan_in", 5.0))  # `auto` in networks of up to SHALLOW layers; docs/defaults.md
+SHALLOW = 6  # layers that convert: up to there `auto` is the next line, beyond it around the weights; docs/defaults.md
+SHALLOW_PRIOR = Normal(0.0, Scale("fan_in", 5.0))
 
 
 @dataclass(frozen=True)

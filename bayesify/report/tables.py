@@ -17,8 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..decision import Decision
-from ..distributions.posterior import SHALLOW
-from ..distributions.prior import SHALLOW_PRIOR
+from ..distributions.prior import SHALLOW, SHALLOW_PRIOR
 from ..escaping import printable
 from .lines import Line, Rest, converting, descriptions, layer_count, rest, short, summary, times
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bayesify.distributions.posterior import DEPTH_BUDGET, RELATIVE_FLOOR, Parameterization, Posterior, Scale, magnitude
+from bayesify.distributions.posterior import RELATIVE_FLOOR, Parameterization, Posterior, Scale, magnitude
 from bayesify.estimators.precision import widened
 from tests.support import PARAMETERIZATIONS
 
@@ -78,7 +78,7 @@ def test_magnitude_keeps_its_precision(size: float) -> None:
 
 
 def test_auto_shares_one_budget_over_the_depth() -> None:
-    expected = {1: 0.2, 4: 0.1, 6: 0.4 / 6, 7: DEPTH_BUDGET / math.sqrt(7), 100: DEPTH_BUDGET / 10}
+    expected = {1: 0.2, 4: 0.1, 7: 0.4 / 7, 100: 0.004}
     for layers, relative in expected.items():
         settled = Posterior().for_depth(layers)
         assert settled.init_std is not None

@@ -220,8 +220,8 @@ def test_auto_shares_one_budget_over_the_layers_that_convert(depth: int) -> None
     for row in plan(model).converting():
         assert row.settings is not None
         assert row.settings.posterior.init_std is not None
-        assert row.settings.posterior.init_std.value == pytest.approx({1: 0.2, 4: 0.1, 9: 0.05 / 3}[depth])
-        assert str(row.settings.prior) == ("N(w₀, 0.05·|w|)" if depth == 9 else "N(0, 5/√fan_in)")
+        assert row.settings.posterior.init_std.value == pytest.approx({1: 0.2, 4: 0.1, 9: 0.4 / 9}[depth])
+        assert str(row.settings.prior) == ("N(w₀, 0.1333·|w|)" if depth == 9 else "N(0, 5/√fan_in)")
 
 
 @pytest.mark.parametrize(

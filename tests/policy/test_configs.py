@@ -65,8 +65,8 @@ class ResNet(nn.Module):
 
 
 LAYERS = 1 + 4 * 2 * 3 + 1
-AUTO = Posterior("additive", Scale("relative", DEPTH_BUDGET / LAYERS**0.5, floor=0.1))
-AROUND = Normal("pretrained", Scale("relative", 3 * DEPTH_BUDGET / LAYERS**0.5, floor=0.1))
+AUTO = Posterior("additive", Scale("relative", DEPTH_BUDGET / LAYERS, floor=0.1))
+AROUND = Normal("pretrained", Scale("relative", 3 * DEPTH_BUDGET / LAYERS, floor=0.1))
 ALONE = Posterior("additive", Scale("relative", MOST_RELATIVE, floor=0.1))
 
 EXPECTED = {
