@@ -47,10 +47,10 @@ def kind(argument: torch.Argument) -> str:
     return text.removeprefix("Optional[").removesuffix("]") if text.startswith("Optional[") else text
 
 
-def called(target: str, schema: torch.FunctionSchema, numbers: int, data: str) -> Node | None:
+def called(target: str, schema: torch.FunctionSchema, numbers: int, data: str, sizes: int | None = None) -> Node | None:
     """A call with that number wherever one may stand, and that tensor where one must; None where that is no way."""
-    whole, one = {"as_int": numbers}, tensor(data)
-    table = {**OTHERS, "int": whole, "number": whole, "List[int]": {"as_ints": [numbers] * 2}, "Tensor": one}
+    whole, pair = {"as_int": numbers}, {"as_ints": [sizes or numbers] * 2}
+    table = {**OTHERS, "int": whole, "number": whole, "List[int]": pair, "Tensor": tensor(data)}
     table["List[Tensor]"] = {"as_tensors": [{"name": data}] * 2}
     given = {}
     for argument in schema.arguments:
@@ -68,11 +68,11 @@ def called(target: str, schema: torch.FunctionSchema, numbers: int, data: str) -
 
 
 def bombs() -> Files:
-    """Every operator with huge numbers for its sizes, on a weight: what a trace may compute by itself."""
+    """Every operator with numbers for its sizes that take a few GB, on a weight: what a trace may compute by itself."""
     for target, schema in operators():
-        node = called(target, schema, HUGE, "p_fc_weight")
+        node = called(target, schema, 1 << 29, "p_fc_weight", sizes=1 << 15)
         if node is not None and any(kind(argument) in NUMBERS for argument in schema.arguments):
-            yield f"{target} of {HUGE}", planted(node)
+            yield target, planted(node)
     for target in ("repeat", "expand", "unbind", "split", "tile", "repeat_interleave"):
         yield f"{target}, again and again", planted(*chain(target))
 
@@ -138,17 +138,24 @@ def on(operator: str, left: Node, right: Node, out: str = "n1") -> Node:
 
 
 PLANTED = "open('ran','w')"
-TARGETS = (
-    "torch.os.system", "torch.ops.aten.from_file.default", "torch.ops.higher_order.while_loop",
-    "torch.ops.higher_order.call_torchbind", "torch.ops.prim.device.default", "_operator.methodcaller",
-    "torch.ops.aten.random.from", "torch.ops.aten.remainder.int", "builtins.eval", "math.factorial", "#mylib:run",
-)  # fmt: skip
+def foreign() -> dict[str, Node]:
+    """Calls of what is no operator that programs may call, as far as that goes with arguments that fit."""
+    whole, text = {"as_int": 0}, {"as_string": "touch ran"}
+    named = {
+        "aten.from_file.default": {"filename": text}, "aten.remainder.int": {"a": {"as_int": 1}, "b": whole},
+        "aten.random.from": {"self": tensor("x"), "from": whole, "to": {"as_int": 9}},
+        "aten.mul.left_t": {"l": {"as_ints": [1]}, "n": {"as_int": HUGE}}, "prim.device.default": {"a": tensor("x")},
+    }  # fmt: skip
+    plain = (
+        "torch.os.system", "torch.ops.higher_order.while_loop", "torch.ops.higher_order.call_torchbind",
+        "_operator.methodcaller", "builtins.eval", "math.factorial", "#mylib:run",
+    )  # fmt: skip
+    calls = {f"torch.ops.{name}": step(f"torch.ops.{name}", **given) for name, given in named.items()}
+    return calls | {target: step(target, text) for target in plain}
 
 
 def texts() -> Files:
-    """Code in the place of each text of a program, and of a branch in it; and operators that are none."""
-    for level, target in itertools.product(range(3), TARGETS):
-        yield f"{target}, {level} deep", nested(level, step(target, tensor("x"), tensor("x")))
+    """Code in the place of each text of a program, and of a branch in it."""
     program = program_of(planted(within(SINE), result="outer"))
     for path, value in leaves(program):
         if isinstance(value, str):

@@ -2,8 +2,10 @@
 
 import pytest
 
+from bayesify.errors import FileRefusedError
+from bayesify.files.load_model import load_model
 from tests.files.hostile_process import outcomes_of, refuse_harm
-from tests.files.hostile_programs import GENERATORS, TARGETS
+from tests.files.hostile_programs import GENERATORS, foreign, nested
 
 
 @pytest.fixture(scope="module")
@@ -14,6 +16,12 @@ def process(tmp_path_factory):
 @pytest.mark.parametrize("generator", GENERATORS, ids=lambda generator: generator.__name__)
 def test_hostile_programs_do_nothing_but_what_operators_do(generator, process):
     refuse_harm(process[0][generator.__name__], process[1])
-    outcomes = {name: outcome for name, (outcome, _, _) in process[0][generator.__name__]["outcomes"].items()}
-    if generator.__name__ == "texts":
-        assert {outcomes[f"{target}, {level} deep"][0] for target in TARGETS for level in range(3)} == {"refused"}
+
+
+@pytest.mark.parametrize("level", range(3))
+@pytest.mark.parametrize("target", foreign())
+def test_what_is_no_operator_is_refused_in_branches_too(target, level, file, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileRefusedError, match="not an operator that programs may call"):
+        load_model(file(nested(level, foreign()[target])))
+    assert not (tmp_path / "ran").exists()
