@@ -192,11 +192,11 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "fetched": ({"backbone": "hf-hub:somebody/model"}, "would be fetched"),
     "another size": ({"hidden_size": 12}, "don't fit"),
     "more layers": ({"num_hidden_layers": 2}, "lacks 16 tensors"),
-    "a network without end": ({"max_position_embeddings": 10**9}, "do not belong together"),
+    "a network without end": ({"max_position_embeddings": 10**9}, "says `max_position_embeddings`"),
     "layers without end": ({"num_hidden_layers": 10**6}, "a network of endless parts"),
-    "more layers than can be counted": ({"num_hidden_layers": 10**400}, "do not belong together"),
-    "labels without end": ({"num_labels": 10**9}, "do not belong together"),
-    "a vocabulary without end": ({"vocab_size": 10**6, "hidden_size": 4096}, "do not belong together"),
+    "more layers than can be counted": ({"num_hidden_layers": 10**400}, "says `num_hidden_layers`"),
+    "labels without end": ({"num_labels": 10**9}, "says `num_labels`"),
+    "a larger network": ({"vocab_size": 60_000, "hidden_size": 4096}, "a network of [0-9]+ MiB"),
     "no sense": ({"hidden_size": "eight"}, "describes no model"),
 }
 
