@@ -67,7 +67,7 @@ def _unprefixed(
     given: dict[str, Tensor], expected: Collection[str], ignore_keys: Sequence[str]
 ) -> tuple[dict[str, Tensor], str]:
     """Without the prefix that all names have in common and the model's have not, and the prefix."""
-    counting = [name for name in given if not _matches(name, ignore_keys)]
+    counting = {name: None for name in given if not _matches(name, ignore_keys)}
     prefix = common_prefix(counting, expected)
     names = {name: name.removeprefix(prefix) if name in counting else name for name in given}
     return {names[name]: value for name, value in given.items()}, prefix

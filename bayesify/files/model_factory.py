@@ -101,8 +101,9 @@ def parse_args(pairs: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--arg {pair!r}: {name} is given twice")
         try:
             args[name] = YAML(typ="safe", pure=True).load(text) if text else ""
-        except YAMLError:
-            raise UsageError(f"--arg {pair!r}: {text!r} is not a YAML value; quote it as in '{name}=\"...\"'") from None
+        except (YAMLError, ValueError, RecursionError):
+            told = f"{text[:80]!r} is not a YAML value; quote it as in '{name}=\"...\"'"
+            raise UsageError(f"--arg {pair[:80]!r}: {told}") from None
     return args
 
 

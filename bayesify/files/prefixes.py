@@ -10,6 +10,8 @@ ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 # DataParallel, DDP, AveragedModel. A model may have a `module` of its own: stripped only where every name has it.
 LEADING = "module."
 
+_DEEPEST = 20  # parts of a prefix: no module that holds a network is further from the top
+
 
 def strip(weights: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The weights without wrappers' prefixes, and which prefixes those were, outermost first."""
@@ -33,9 +35,9 @@ def common_prefix(names: Collection[str], expected: Collection[str]) -> str:
     there, as those of Lightning do.
     """
     first = next(iter(names), "")
-    at, fitting = 0, sum(name in expected for name in names)
-    while (dot := first.find(".", at)) >= 0:
-        prefix, at = first[: dot + 1], dot + 1
+    fitting = sum(name in expected for name in names)
+    for dot in [at for at, char in enumerate(first) if char == "."][:_DEEPEST]:
+        prefix = first[: dot + 1]
         if not all(name.startswith(prefix) for name in names):
             return ""
         if sum(name.removeprefix(prefix) in expected for name in names) > fitting:

@@ -1,6 +1,7 @@
 """Weights fit strictly: each difference is named, and what may differ is named by the user."""
 
 import re
+import time
 
 import pytest
 import torch
@@ -124,3 +125,16 @@ def test_old_weights_without_batch_counters(fresh):
     model = fresh(net)
     fit(model, Weights(state), source="w.pt")
     assert model[1].num_batches_tracked.item() == 0
+
+
+MANY = [f"w{number}" for number in range(40_000)]
+LONG = [f"{'a.' * 20_000}{number}" for number in range(500)]
+
+
+@pytest.mark.parametrize("names", [MANY, LONG], ids=["many", "long"])
+def test_names_of_a_file_are_compared_quickly(names):
+    weights = Weights({name: torch.empty(0) for name in names})
+    begin = time.process_time()
+    with pytest.raises(FileRefusedError, match="unexpected"):
+        fit(net(), weights, source="w.pt")
+    assert time.process_time() - begin < 3

@@ -158,7 +158,10 @@ def test_args_are_yaml():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("pair", ["novalue", "=3", "a b=3", "x=[1", "x={a: b: c}", "x=*a"])
+LONG = [f"x={'9' * 5000}", f"x={'[' * 3000}"]
+
+
+@pytest.mark.parametrize("pair", ["novalue", "=3", "a b=3", "x=[1", "x={a: b: c}", "x=*a", *LONG])
 def test_args_that_are_wrong(pair):
     with pytest.raises(UsageError, match="--arg") as caught:
         parse_args([pair])
