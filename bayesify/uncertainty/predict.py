@@ -3,6 +3,9 @@
 Draws are summed up as they come: memory is that of one pass and a few tensors of the output's size, however many they
 are. Dropout is off and BatchNorm keeps its statistics, also in a model that training left in train mode; modules in
 train mode inside of a model in eval mode are so on purpose and stay so. All modes and buffers are as before afterwards.
+
+Rows that a model picks or sorts by itself, as a detector does its boxes, are other ones in each draw, and their mean is
+of nothing: predict what comes before, or look at each draw, `with bayesify.draw(model, seed=...)`.
 """
 
 from __future__ import annotations
@@ -36,9 +39,6 @@ def predict(
     progress: bool | None = None,
 ) -> Prediction:  # fmt: skip
     """The predictive mean of a converted model and its uncertainty, over draws of the posterior and without gradients.
-
-    Rows that a model picks or sorts by itself, as a detector does its boxes, are other ones in each draw, and their
-    mean is of nothing: predict what comes before, or look at each draw, `with bayesify.draw(model, seed=...)`.
 
     Args:
         inputs: the model's arguments; or one mapping, its arguments by keyword; or one loader of batches, which are
