@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..errors import FileRefusedError, UsageError
-from ..escaping import printable
+from ..errors import BayesifyError, FileRefusedError, UsageError
+from ..escaping import first_line, printable
 from ..files.read_weights import read_content
 from ..files.untrusted.content import opened
 from ..files.untrusted.numpy_file import read_npz
@@ -23,6 +24,24 @@ from .input_options import read_inputs
 
 _BATCH = 256  # rows in one forward pass
 READ, WRITTEN = (".npz", ".pt", ".safetensors", ".csv"), (".npz", ".csv")
+
+
+@contextlib.contextmanager
+def runs_on(*paths: str) -> Iterator[None]:
+    """What a model's own code says against inputs from these files, as one error of ours.
+
+    Raises:
+        UsageError: from whatever the block raises that is no error of ours or the system's.
+    """
+    try:
+        yield
+    except (BayesifyError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if not paths:
+            raise
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"{', '.join(paths)}: the model fails with these inputs: {what}") from error
 
 
 def read_batch(path: str, dtype: torch.dtype) -> tuple[Any, ...]:

@@ -72,7 +72,7 @@ def _inspected(
 
     from ..files.load_model import load_model
     from ..uncertainty.inspect import inspect
-    from .batch_files import place_of, read_batch, read_labelled
+    from .batch_files import place_of, read_batch, read_labelled, runs_on
     from .origin import origin_of
 
     if ood and not data:
@@ -81,7 +81,9 @@ def _inspected(
     dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
     batches = None if data is None else read_labelled(data, dtype, task)
     other = None if ood is None else [_one(read_batch(ood, dtype))]
-    found = inspect(model, batches, task=task, ood=other, output=place_of(part), noise=noise, progress=False, **options)
+    where = place_of(part)
+    with runs_on(*filter(None, (data, ood))):
+        found = inspect(model, batches, task=task, ood=other, output=where, noise=noise, progress=False, **options)
     return replace(found, origin=origin_of(converted, _command()))
 
 

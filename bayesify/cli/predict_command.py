@@ -64,7 +64,7 @@ def _predicted(
 
     from ..files.load_model import load_model
     from ..uncertainty.predict import predict
-    from .batch_files import place_of, read_batch
+    from .batch_files import place_of, read_batch, runs_on
     from .input_options import number_or_text
 
     model = load_model(converted, allow=allow)
@@ -72,7 +72,8 @@ def _predicted(
     std, where = number_or_text(noise), place_of(part)
     given = read_batch(inputs, dtype)
     named = isinstance(given[0], Mapping)  # as a loader's batch, which may have labels
-    return predict(model, *([iter([given])] if named else given), task=task, output=where, noise=std, **options)
+    with runs_on(inputs):
+        return predict(model, *([iter([given])] if named else given), task=task, output=where, noise=std, **options)
 
 
 def _show(summary: Any, as_json: bool) -> None:

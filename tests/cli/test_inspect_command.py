@@ -96,6 +96,9 @@ def test_what_is_refused() -> None:
     Path("one.csv").write_text("1\n2\n")
     assert "one column" in run("mlp.flipout.pt", "--data", "one.csv", code=2).output
     assert "is not" in run("mlp.flipout.pt", "--task", "clasification", code=2).output
+    Path("wide.csv").write_text("1,2,3,4,5,6,7,0\n" * 4)
+    message = run("mlp.flipout.pt", "--data", "wide.csv", "--task", "classification", code=2).output
+    assert "wide.csv: the model fails with these inputs: RuntimeError" in message
 
 
 def test_data_without_a_task_say_what_is_reached() -> None:

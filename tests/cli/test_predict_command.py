@@ -146,4 +146,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "no line of numbers" in run("--inputs", "empty.csv", code=4).output
     assert "observation noise" in run("--inputs", "x.pt", "--task", "regression", code=2).output
     torch.save(X[None].expand(2, 6, 4).clone(), "deep.pt")
+    torch.save(torch.randn(5, 7), "wide.pt")
+    message = run("--inputs", "wide.pt", code=2).output
+    assert "wide.pt: the model fails with these inputs: RuntimeError" in message
     assert "a table has rows and columns" in run("--inputs", "deep.pt", "-o", "out.csv", code=2).output
