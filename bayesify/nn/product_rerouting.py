@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from ..errors import BypassError
+from ..estimators.noise import exported
 from ..estimators.products import EinsumProduct, GroupedProduct, LinearProduct
 from .base import Variational
 from .held_draws import Spread, mapped
@@ -33,7 +35,8 @@ def rerouted_products(layers: list[Variational], inputs: Any, kwargs: Any, forwa
     free = [layer for layer in layers if layer._settings.drawn and all(layer is not drawn for drawn in around)]
     for layer in free:
         layer._reached = True
-    with torch.enable_grad():  # as a Parameter has: a forward may take its own gradients under no_grad
+    # as a Parameter has: a forward may take its own gradients under no_grad. A program would not load with the switch
+    with nullcontext() if exported() else torch.enable_grad():
         draws = tuple((layer, {name: layer._sampled(name) for name in layer._settings.drawn}) for layer in free)
     set_draws_of_forward((*before, *draws))
     try:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
+from torch.utils import _pytree as pytree
 
 from ...errors import FileRefusedError
 from ...nn.base import Variational
@@ -51,7 +52,7 @@ def _refuse_lacking(made: Variational) -> None:
         raise FileRefusedError(f"has a {type(made).__name__} without settings; {SHORT}")
     wanted = {name for base in type(made).__mro__ for name in vars(base).get("__constants__", ())}
     wanted |= {"bias"} if isinstance(made, _WITH_BIAS) else set()
-    wanted |= {str(name) for names in vars(made).get("_all_weights", ()) for name in names}
+    wanted |= {str(name) for name in pytree.tree_leaves(vars(made).get("_all_weights", ()))}
     for name in sorted({*wanted, "_reached"}):
         if not hasattr(made, name):
             raise FileRefusedError(f"has a {type(made).__name__} without its {name}; {SHORT}")
