@@ -13,7 +13,9 @@ from torch.utils import _pytree as pytree
 
 from ..analysis.probe.example_inputs import ExampleInputs
 from ..errors import FileRefusedError, UsageError, did_you_mean
+from ..escaping import printable
 from ..files.read_weights import read_content
+from ..files.untrusted.placeholders import Placeholder
 
 _FORM = re.compile(r"(?:(?P<name>[^\W\d]\w*)=)?(?:(?P<kind>\w+):)?(?P<shape>(?:\d+|N)(?:x(?:\d+|N))*)")
 _KINDS = ("float", "int", "mask")
@@ -69,7 +71,7 @@ def read_inputs(path: str | PathLike[str]) -> ExampleInputs:
     inputs = read_content(path)
     for leaf in pytree.tree_leaves(inputs):
         if not isinstance(leaf, _DATA) or (isinstance(leaf, Tensor) and type(leaf) is not Tensor):
-            kind = type(leaf).__name__
+            kind = printable(leaf.name) if isinstance(leaf, Placeholder) else type(leaf).__name__
             raise FileRefusedError(f"{path}: holds a {kind}; save tensors, in a tuple or a plain dict: dict(batch)")
     if not isinstance(inputs, Tensor | tuple | Mapping | list):
         raise FileRefusedError(f"{path}: holds a {type(inputs).__name__}, and no inputs of a model")

@@ -144,6 +144,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "line 2 of the numbers" in run("--inputs", "bad.csv", code=4).output
     Path("empty.csv").write_text("a,b\n")
     assert "no line of numbers" in run("--inputs", "empty.csv", code=4).output
+    torch.save({"x": torch.nn.Linear(4, 4)}, "module.pt")
+    assert "holds a torch.nn.modules.linear.Linear" in run("--inputs", "module.pt", code=4).output
     assert "observation noise" in run("--inputs", "x.pt", "--task", "regression", code=2).output
     torch.save(X[None].expand(2, 6, 4).clone(), "deep.pt")
     torch.save(torch.randn(5, 7), "wide.pt")
