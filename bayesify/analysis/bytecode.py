@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import pairwise
 from types import CodeType
@@ -45,14 +45,19 @@ def called_by_code(chains: frozenset[Chain], path: str) -> bool:
 def read_by_code(parent: nn.Module) -> frozenset[int]:
     """The ids of Parameters, of modules below the parent, that its forward's code reads as `self.<path>.<name>`."""
     chains = forward_chains(type(parent))
-    return frozenset(id(parameter) for chain in chains for parameter in parameters_at(parent, chain))
+    return frozenset(id(parameter) for chain in chains for parameter in _parameters_at(parent, chain))
 
 
 def read_by_train(module: nn.Module) -> frozenset[int]:
     """The ids of the Parameters that the class's own `train` or `eval` computes with, as LoRA layers do that merge."""
     methods = [name for name in ("train", "eval") if getattr(type(module), name) is not getattr(nn.Module, name)]
     chains = {chain for name in methods for code in code_from(type(module), name) for chain in self_chains(code)}
-    return frozenset(id(parameter) for chain in chains for parameter in parameters_at(module, chain, own=True))
+    return read_along(module, chains)
+
+
+def read_along(module: nn.Module, chains: Iterable[Chain]) -> frozenset[int]:
+    """The ids of the Parameters, of the module and those below, that these chains read from it."""
+    return frozenset(id(parameter) for chain in chains for parameter in _parameters_at(module, chain, own=True))
 
 
 def kept_on_self(cls: type) -> tuple[str, ...]:
@@ -139,7 +144,7 @@ def _chains(code: CodeType) -> Iterator[Chain]:
         chain = () if loads and last == "self" else None
 
 
-def parameters_at(parent: nn.Module, chain: Chain, own: bool = False) -> Iterator[nn.Parameter]:
+def _parameters_at(parent: nn.Module, chain: Chain, own: bool = False) -> Iterator[nn.Parameter]:
     """What `self.<chain>` reads of the modules below; of a module whose method it calls, what that method reads."""
     module = parent
     for at, name in enumerate(chain):
@@ -153,7 +158,7 @@ def parameters_at(parent: nn.Module, chain: Chain, own: bool = False) -> Iterato
                 yield from parameters
             elif at and not hasattr(nn.Module, name) and not type(module).__module__.startswith("torch.nn."):
                 inside = (chain for code in code_from(type(module), name) for chain in self_chains(code))
-                yield from (parameter for chain in inside for parameter in parameters_at(module, chain, own=True))
+                yield from (parameter for chain in inside for parameter in _parameters_at(module, chain, own=True))
             return
         module = child
 

@@ -6,10 +6,8 @@ import dis
 from collections.abc import Sequence
 from types import CodeType, FunctionType
 
-from torch import nn
-
 from ..nn.torch_functions import MULTIPLICATIONS
-from .bytecode import Chain, code_from, parameters_at, self_chains
+from .bytecode import Chain, code_from, self_chains
 
 _PRODUCTS = frozenset(row.name for row in MULTIPLICATIONS.values())
 _NOT_THE_USERS = ("torch.", "bayesify.", "builtins", "typing")
@@ -24,11 +22,6 @@ def multiplying_methods(cls: type) -> dict[str, frozenset[Chain]]:
     codes = {name: [code for code in code_from(cls, name) if code not in seen] for name in _methods(cls)}
     chains = {name: _multiplying_chains(own) for name, own in codes.items()}
     return {name: read for name, read in chains.items() if read}
-
-
-def read_by(module: nn.Module, chains: frozenset[Chain]) -> frozenset[int]:
-    """The ids of the Parameters, of the module and those below, that the chains read."""
-    return frozenset(id(parameter) for chain in chains for parameter in parameters_at(module, chain, own=True))
 
 
 def _methods(cls: type) -> dict[str, None]:

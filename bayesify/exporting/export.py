@@ -25,7 +25,7 @@ from ..escaping import first_line
 from ..files.model_file.conversion import kept_plan
 from ..files.model_file.description import present_versions
 from ..files.output_file import output_file, told
-from ..nn.kl import layers_of, refuse_lost_posteriors
+from ..nn.kl import layers_of
 from ..surgery.reset import refuse_lazy
 from ..surgery.revert import revert
 from ..uncertainty.calibration import Calibration, stored_calibration
@@ -104,7 +104,6 @@ def _ending(path: str | PathLike[str]) -> str:
 
 def _refuse_unfit(model: nn.Module, mode: Mode, task: Task | None, noise: Noise) -> None:
     layers_of(model)
-    refuse_lost_posteriors(model)
     refuse_lazy(model, "there is nothing to export")
     if mode in ("mean", "noise") and (task is not None or noise is not None):
         raise UsageError(f"task= and observation_noise= go with samples=K and draws=K; {mode} gives plain outputs")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..analysis.bytecode import read_again, takes_derivatives, takes_state_dict
-from ..analysis.other_methods import multiplying_methods, read_by
+from ..analysis.bytecode import read_again, read_along, takes_derivatives, takes_state_dict
+from ..analysis.other_methods import multiplying_methods
 from ..analysis.probe.findings import Finding
 from ..analysis.site import Site
 from ..analysis.weight_uses import matrices
@@ -93,7 +93,7 @@ def _in_other_methods(site: Site) -> Iterator[str]:
         if type(module).__module__.startswith("torch.nn."):
             continue
         methods = site.forwards.of_class(multiplying_methods, type(module)).items()
-        names = [f"{type(module).__name__}.{name}()" for name, chains in methods if own & read_by(module, chains)]
+        names = [f"{type(module).__name__}.{name}()" for name, chains in methods if own & read_along(module, chains)]
         if names:
             many = "multiply" if names[1:] else "multiplies"
             yield f"{', '.join(names)} {many} by it without noise, which only forward() has"

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import UsageError, did_you_mean
 from ..files.weight_warnings import warn_of_not_finite
-from ..nn.kl import layers_of, refuse_lost_posteriors
+from ..nn.kl import layers_of
 from ..report.progress import progressed
 from .calibration import Calibration, stored_calibration
 from .calls import Call, called, given_call, is_loader, loader_calls
@@ -212,7 +212,6 @@ def _cat(tensors: list[Tensor], along: int) -> Tensor:
 
 def _refuse_wrong(model: nn.Module, samples: int, task: Task | None, chunk: int | None) -> None:
     layers_of(model)
-    refuse_lost_posteriors(model)
     if samples < 2:
         raise UsageError(f"samples={samples}: a spread needs 2 draws at least; without noise: bayesify.posterior_mean")
     if chunk is not None and chunk < 1:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import UsageError
 from ..estimators.precision import widened
-from ..nn.kl import layers_of, refuse_lost_posteriors
+from ..nn.kl import layers_of
 from .calls import forward_parameters
 from .draws import draw
 from .measures import triple
@@ -157,7 +157,6 @@ def _logits_of(output: Any, ids: Tensor) -> Tensor:
 
 def _refuse_wrong(model: nn.Module, ids: Tensor, mask: Tensor | None, samples: int, chunk: int | None) -> None:
     layers_of(model)
-    refuse_lost_posteriors(model)
     if "decoder_input_ids" in forward_parameters(model):
         raise UsageError(
             f"{type(model).__name__} has an encoder and a decoder, and sequence is for causal language models: "
