@@ -1,8 +1,7 @@
-"""std = softplus(rho), its square and its slope, written into buffers; torch's own softplus costs twice as much.
+"""std = softplus(rho), its square and its slope, written into buffers; torch's own softplus costs five times as much.
 
-Where no std of a large piece is above 0.01, series in s = sigmoid(rho) = 1 - exp(-std) take the place of log1p and of
-the quotient: exact to 2e-7. A last coefficient has part of the next term in it, so that fewer terms do. torch's exp
-takes twice the time of its sigmoid where MKL computes it on an AMD.
+Where no std of a large piece is above 0.03, power series in e = exp(rho) take the place of log1p and of the quotient,
+with as many terms as the largest e of the piece wants: exact to 2e-7.
 """
 
 from __future__ import annotations
@@ -16,27 +15,29 @@ from torch.nn.parameter import Parameter
 
 SMALLEST = -87.33  # below, exp(rho) is not a normal float32: the std stays at 1.2e-38
 _LINEAR = 20.0  # above, softplus(x) is x, as torch has it
-_SHORT = -4.6  # below, three terms of the series in sigmoid(rho) are enough
+_SMALL_STD = 0.03
 SMALL = 2**12  # elements: for fewer, calls cost more than elements
 
-STD = (1, 1 / 2, 1 / 3 + 0.0022)  # of std/s, and of std·dstd/drho/s²
-SLOPE = (1, -1 / 2, -1 / 12 - 0.0004)  # of dlog(std)/drho
-SQUARE = (1, 1, 11 / 12 + 0.0075)  # of std²/s²
-LOG = (-1 / 2, -7 / 24, -5 / 24 - 0.0015)  # of (log(std) - rho)/s
+STD = (1, -1 / 2, 1 / 3, -1 / 4, 1 / 5)  # of std/e
+SLOPE = (1, -1 / 2, 5 / 12, -3 / 8, 251 / 720)  # of dlog(std)/drho
+SQUARE = (1, -1, 11 / 12, -5 / 6, 137 / 180)  # of std²/e²
+SQUARE_SLOPE = (1, -3 / 2, 11 / 6, -25 / 12, 137 / 60)  # of std·dstd/drho/e²
+LOG = (0, -1 / 2, 5 / 24, -1 / 8, 251 / 2880)  # of log(std) - rho
 
 
 def write_std(rho: Tensor, std: Tensor, buffer: Tensor) -> None:
     """Write softplus(rho) to `std`; `buffer` is overwritten too."""
-    if all_small(rho):
-        _write_small_std(rho, std, buffer)
+    if (most := write_small_exp(rho, buffer)) is not None:
+        write_series(buffer, STD, most, std)
+        std.mul_(buffer)
     else:
         _write_any_std(rho, std, buffer)
 
 
 def write_square(rho: Tensor, square: Tensor, buffer: Tensor) -> None:
     """Write softplus(rho)² to `square`; `buffer` is overwritten too."""
-    if all_small(rho):
-        write_series(torch.sigmoid(rho, out=buffer), SQUARE, square)
+    if (most := write_small_exp(rho, buffer)) is not None:
+        write_series(buffer, SQUARE, most, square)
         square.mul_(buffer).mul_(buffer)
     else:
         _write_any_std(rho, square, buffer)
@@ -45,8 +46,8 @@ def write_square(rho: Tensor, square: Tensor, buffer: Tensor) -> None:
 
 def times_square_slope_(grad: Tensor, rho: Tensor, slope: Tensor, buffer: Tensor) -> None:
     """Multiply `grad` by std·dstd/drho = softplus(rho)·sigmoid(rho); `slope` and `buffer` are overwritten too."""
-    if all_small(rho):
-        write_series(torch.sigmoid(rho, out=buffer), STD, slope)
+    if (most := write_small_exp(rho, buffer)) is not None:
+        write_series(buffer, SQUARE_SLOPE, most, slope)
         grad.mul_(buffer).mul_(slope.mul_(buffer))
     else:
         _write_any_std(rho, slope, buffer)
@@ -55,49 +56,55 @@ def times_square_slope_(grad: Tensor, rho: Tensor, slope: Tensor, buffer: Tensor
 
 def write_slope(rho: Tensor, slope: Tensor, buffer: Tensor) -> None:
     """Write dlog(std)/drho = sigmoid(rho)/softplus(rho) to `slope`; `buffer` is overwritten too."""
-    if all_small(rho):
-        write_series(torch.sigmoid(rho, out=buffer), SLOPE, slope)
+    if (most := write_small_exp(rho, buffer)) is not None:
+        write_series(buffer, SLOPE, most, slope)
     else:
         _write_any_std(rho, slope, buffer)
         torch.div(buffer, slope.addcmul_(buffer, slope), out=slope)
 
 
 def write_std_and_slope(rho: Tensor, std: Tensor, slope: Tensor, buffer: Tensor) -> None:
-    """Both, as `write_std` and `write_slope`."""
-    if all_small(rho):
-        _write_small_std(rho, std, buffer)
-        write_series(buffer, SLOPE, slope)
-    else:
-        _write_any_std(rho, std, buffer)
-        torch.div(buffer, torch.addcmul(std, buffer, std, out=slope), out=slope)
+    """Both, as `write_std` and `write_slope`, whatever the stds."""
+    _write_any_std(rho, std, buffer)
+    torch.div(buffer, torch.addcmul(std, buffer, std, out=slope), out=slope)
 
 
-def write_series(x: Tensor, coefficients: Sequence[float], sum: Tensor) -> None:
-    """Write Σ coefficients[k]·xᵏ to `sum`, of two terms or more."""
-    *others, second, last = coefficients
-    torch.add(_constant(second), x, alpha=last, out=sum)
+def write_small_exp(rho: Tensor, exp: Tensor) -> float | None:
+    """Write exp(rho) to `exp` where series serve: for a large piece on a CPU, in float32, without a std above 0.03.
+
+    Returns:
+        The largest; None where series do not serve.
+    """
+    plain = type(rho) in (Tensor, Parameter) and rho.is_cpu and rho.dtype is torch.float32
+    if not plain or rho.numel() < SMALL:
+        return None
+    most = torch.exp(rho, out=exp).amax().item()
+    return most if most < _SMALL_STD else None
+
+
+def write_series(x: Tensor, coefficients: Sequence[float], most: float, sum: Tensor) -> None:
+    """Write Σ coefficients[k]·xᵏ to `sum`, for |x| up to `most`."""
+    *others, second, last = shortened(coefficients, most)
+    torch.add(constant(second), x, alpha=last, out=sum)
     for coefficient in reversed(others):
-        torch.addcmul(_constant(coefficient), x, sum, out=sum)
+        torch.addcmul(constant(coefficient), x, sum, out=sum)
 
 
-def _write_small_std(rho: Tensor, std: Tensor, sigmoid: Tensor) -> None:
-    write_series(torch.sigmoid(rho, out=sigmoid), STD, std)
-    std.mul_(sigmoid)
+def shortened(coefficients: Sequence[float], most: float) -> Sequence[float]:
+    """A series without the terms that are not seen beside its first that is not zero, two at the least."""
+    scale = next(map(abs, filter(None, coefficients)), 0.0)
+    kept = [k for k, coefficient in enumerate(coefficients) if abs(coefficient) * most**k > 1e-7 * scale]
+    return coefficients[: max((*kept, 1)) + 1]
+
+
+@lru_cache(1024)
+def constant(number: float) -> Tensor:
+    """The number as a 0-dim tensor."""
+    with torch.inference_mode(False):  # it outlives the mode that it is first asked for in
+        return torch.tensor(float(number))
 
 
 def _write_any_std(rho: Tensor, std: Tensor, exp: Tensor) -> None:
     torch.clamp(rho, SMALLEST, _LINEAR, out=exp).exp_()
     torch.log1p(exp, out=std)
     torch.maximum(std, rho, out=std)
-
-
-def all_small(rho: Tensor) -> bool:
-    """Whether the series serve: for a large piece on a CPU, in float32, without a std above 0.01."""
-    plain = type(rho) in (Tensor, Parameter) and rho.is_cpu and rho.dtype is torch.float32
-    return plain and rho.numel() >= SMALL and rho.amax().item() < _SHORT
-
-
-@lru_cache(1024)
-def _constant(number: float) -> Tensor:
-    with torch.inference_mode(False):  # it outlives the mode that it is first asked for in
-        return torch.tensor(float(number))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -54,27 +54,24 @@ class LayerKind:
 def describe(cls: type[nn.Module], kind: LayerKind) -> None:
     """Enter what is known of `cls` and its subclasses."""
     _KINDS[cls] = kind
-    _FOUND.clear()
+    _nearest_again.cache_clear()
 
 
 def layer_kind(layer: nn.Module) -> LayerKind:
     """What is known of a layer: as its nearest described class says, or as of a layer with one `weight` matrix."""
-    cls = type(layer)
-    if torch.compiler.is_compiling():
-        return _nearest(cls)
-    found = _FOUND.get(cls)
-    if found is None:
-        found = _FOUND[cls] = _nearest(cls)
-    return found
+    cls: Any = type(layer)
+    return _nearest(cls) if torch.compiler.is_compiling() else _nearest_again(cls)
 
 
-def _nearest(cls: type[nn.Module]) -> LayerKind:
+def _nearest(cls: Any) -> LayerKind:
     return next((_KINDS[base] for base in cls.__mro__ if base in _KINDS), _UNKNOWN)
+
+
+_nearest_again = lru_cache(1024)(_nearest)  # asked for each posterior of each KL
 
 
 _KINDS: dict[type[nn.Module], LayerKind] = {nn.LayerNorm: LayerKind(on_sequences=True)}
 _UNKNOWN = LayerKind()
-_FOUND: WeakKeyDictionary[type[nn.Module], LayerKind] = WeakKeyDictionary()  # asked for each posterior of each KL
 
 
 def weight_names(layer: nn.Module, settings: Settings | None = None) -> list[str]:
@@ -82,12 +79,16 @@ def weight_names(layer: nn.Module, settings: Settings | None = None) -> list[str
     settings = settings or vars(layer).get("_settings")
     if settings is not None and settings.weights:
         return [name for name, _ in settings.weights]
-    return [name for name in layer_kind(layer).weights(layer) if sources(layer, name)]
+    return [name for name in layer_kind(layer).weights(layer) if _is_there(layer, name)]
 
 
 def bias_names(layer: nn.Module) -> list[str]:
     """The layer's own Parameters that get a posterior too where biases are variational."""
-    return [name for name in layer_kind(layer).biases(layer) if sources(layer, name)]
+    return [name for name in layer_kind(layer).biases(layer) if _is_there(layer, name)]
+
+
+def _is_there(layer: nn.Module, name: str) -> bool:
+    return layer._parameters.get(name) is not None or bool(sources(layer, name))
 
 
 def fan_in(layer: Any, name: str, settings: Settings | None = None) -> int:

@@ -58,7 +58,7 @@ def _part(layer: Any, name: str) -> Tensor | NormalTerm:
             "is on the meta device: load its weights, then call bayesify.reset_posterior(model)"
         )
     refuse_resized(name, mean, scale)
-    mean, scale = (layer.counted(name, _whole(tensor)) for tensor in (mean, scale))
+    mean, scale = layer.counted(name, _whole(mean)), layer.counted(name, _whole(scale))
     prior = layer._settings.prior
     if isinstance(prior, LogUniform):
         return log_uniform_kl(scale)
@@ -79,7 +79,7 @@ def normal_prior_of(layer: Any, name: str) -> tuple[Tensor | float, Tensor | flo
 def _prior_parts(layer: Any, name: str) -> tuple[Tensor | float, Tensor | float | Scale, int]:
     """The prior's mean, its std or the rule by which that follows from the mean, and the fan-in."""
     prior: Any = layer._settings.prior
-    mean, std = (layer._buffers.get(f"{name}_prior_{part}") for part in ("mean", "std"))
+    mean, std = layer._buffers.get(f"{name}_prior_mean"), layer._buffers.get(f"{name}_prior_std")
     prior_mean = prior.mean if mean is None else widened(layer.counted(name, mean))
     if std is not None:
         return prior_mean, widened(layer.counted(name, std)), 1

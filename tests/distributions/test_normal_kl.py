@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from bayesify.distributions import Scale
-from bayesify.distributions.normal_kl import SMALL, NormalTerm, _log_sum, normal_kls
+from bayesify.distributions.normal_kl import SMALL, NormalTerm, normal_kls
+from bayesify.distributions.normal_kl_pieces import log_sum
 from bayesify.estimators import pieces
 from tests.support import as_if_compiling
 
@@ -144,11 +145,31 @@ def test_layouts_other_than_contiguous() -> None:
         torch.testing.assert_close(found.double(), expected[id(leaf)], rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [SMALL, 3 * SMALL + 1])
+@pytest.mark.parametrize("prior", [(0.0, 0.16), ("weights", RELATIVE), ("weights", "tensor")])
+@pytest.mark.parametrize("largest", [3e-5, 0.003, 0.029])
+def test_sums_of_series(largest: float, prior: tuple[Any, Any], size: int) -> None:
+    """However many terms of them the largest std wants."""
+    torch.manual_seed(0)
+    centre = 0.1 * torch.randn(size)
+    std = largest * torch.rand(size).clamp(0.01).double()
+    rho = torch.log(torch.expm1(std)).float().requires_grad_()
+    mean = (centre + 0.01 * torch.randn(size)).requires_grad_()
+    prior_std: Any = 0.05 + torch.rand(size) if prior[1] == "tensor" else prior[1]
+    term = NormalTerm(mean, rho, centre if prior[0] == "weights" else prior[0], prior_std, fan_in=9)
+    exact, expected = _exact([term])
+    total = normal_kls([term])
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(total.double(), exact, rtol=1e-6, atol=0)
+    for leaf, found in zip((mean, rho), torch.autograd.grad(3 * total, (mean, rho)), strict=True):
+        torch.testing.assert_close(found.double(), 3 * expected[id(leaf)], rtol=2e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("span", [(-0.1, 0.1), (-9, 9), (-40, 40), (-80, 80), (-40, -30), (30, 40)])
 def test_the_logarithm_of_products_is_the_sum_of_logarithms(span: tuple[float, float]) -> None:
     """Also where products of eight are no normal numbers."""
     torch.manual_seed(0)
     numbers = torch.empty(2**13).uniform_(*span).exp()
     wide = numbers.double().log()
-    found = _log_sum(numbers, torch.empty_like(numbers)).double()
+    found = log_sum(numbers).double()
     assert abs(found - wide.sum()) < 1e-6 * wide.abs().sum() + 1e-7 * len(numbers)

@@ -17,7 +17,7 @@ from bayesify.estimators.products import LinearProduct
 from bayesify.estimators.std_forms import SoftplusStd, form_of
 
 SIZE = 3 * softplus.SMALL
-RANGES = {"tiny": (-87.3, -60.0), "small": (-20.0, -4.61), "any": (-20.0, 30.0), "large": (30.0, 1e4)}
+RANGES = {"tiny": (-87.3, -60.0), "small": (-20.0, -3.51), "any": (-20.0, 30.0), "large": (30.0, 1e4)}
 
 
 @pytest.mark.parametrize("span", RANGES)
@@ -34,12 +34,11 @@ def test_std_and_slope_are_exact(span: str, size: int) -> None:
     if span == "small":
         found, one = torch.empty_like(rho), torch.ones_like(rho)
         softplus.write_square(rho, found, exp)
-        torch.testing.assert_close(found.double(), std.square(), rtol=2e-6, atol=0)
+        torch.testing.assert_close(found.double(), std.square(), rtol=6e-7, atol=0)
         softplus.times_square_slope_(one, rho, found, exp)
-        torch.testing.assert_close(one.double(), std * torch.sigmoid(wide), rtol=5e-6, atol=0)
-        softplus.write_series(torch.sigmoid(rho), softplus.LOG, found)
-        log = found.double() * torch.sigmoid(wide)
-        torch.testing.assert_close(log, (std.log() - wide), rtol=0, atol=1e-9)
+        torch.testing.assert_close(one.double(), std * torch.sigmoid(wide), rtol=6e-7, atol=0)
+        softplus.write_series(torch.exp(rho), softplus.LOG, 0.03, found)
+        torch.testing.assert_close(found.double(), (std.log() - wide), rtol=3e-6, atol=1e-9)
     both = [torch.empty_like(rho) for _ in range(3)]
     softplus.write_std_and_slope(rho, *both)
     for found, expected in zip(both, (std, slope), strict=False):
@@ -57,11 +56,11 @@ def test_below_the_smallest_number_the_slope_stays_finite() -> None:
         torch.testing.assert_close(of_rho, torch.ones(size))
 
 
-@pytest.mark.parametrize("layout", ["whole", "pieces", "strided"])
+@pytest.mark.parametrize("layout", ["whole", "pieces", "transposed", "strided"])
 def test_every_element_is_in_one_piece(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE", 10)
     x = torch.arange(12.0 if layout == "whole" else 90.0)[: 9 if layout == "whole" else None]
-    x = x.view(9, -1).T if layout == "strided" else x.view(3, -1)
+    x = {"transposed": x.view(9, -1).T, "strided": x.view(3, -1)[:, ::2]}.get(layout, x.view(3, -1))
     result, scalar = torch.zeros_like(x), torch.tensor(2.0)
     shapes = set()
     for given, factor, number, out, buffer in in_pieces(x, scalar, 0.5, result, scratch=1):
@@ -72,7 +71,8 @@ def test_every_element_is_in_one_piece(layout: str, monkeypatch: pytest.MonkeyPa
         shapes.add(tuple(given.shape))
     assert torch.equal(result, x + 1)
     assert len(shapes) == 1
-    assert (shapes == {(10 // torch.get_num_threads() * torch.get_num_threads(),)}) == (layout == "pieces")
+    in_pieces_of_ten = shapes == {(10 // torch.get_num_threads() * torch.get_num_threads(),)}
+    assert in_pieces_of_ten == (layout in ("pieces", "transposed"))
 
 
 def _outcome(estimator: Any, std: Any, rho: Tensor, x: Tensor, mean: Tensor) -> list[Tensor]:
