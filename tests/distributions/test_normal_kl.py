@@ -173,3 +173,22 @@ def test_the_logarithm_of_products_is_the_sum_of_logarithms(span: tuple[float, f
     wide = numbers.double().log()
     found = log_sum(numbers).double()
     assert abs(found - wide.sum()) < 1e-6 * wide.abs().sum() + 1e-7 * len(numbers)
+
+
+def test_the_logarithm_of_products_that_are_small_on_the_way() -> None:
+    """Four factors multiply to a number that float32 has with three bits; eight to one that it has with all."""
+    numbers = torch.cat([torch.full((2**14,), 1.7e-11), torch.full((2**14,), 1.3e4)])
+    torch.testing.assert_close(log_sum(numbers).double(), numbers.double().log().sum(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("prior_std", [0.007, RELATIVE])
+def test_posteriors_that_are_nearly_the_prior(prior_std: Any) -> None:
+    """What sums of series leave of each other here would be rounding errors."""
+    torch.manual_seed(0)
+    centre = 0.02 + 0.01 * torch.rand(2 * SMALL)
+    prior = 0.3 * centre if prior_std is RELATIVE else torch.full_like(centre, prior_std)
+    rho = torch.log(torch.expm1(prior.double() * (1 + 0.03 * torch.randn(len(centre))))).float().requires_grad_()
+    term = NormalTerm(centre.clone().requires_grad_(), rho, centre, prior_std)
+    exact, _ = _exact([term])
+    assert 5e-4 < float(exact) / len(centre) < 2e-3
+    torch.testing.assert_close(normal_kls([term]).double(), exact, rtol=1e-5, atol=0)
