@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -80,6 +81,12 @@ def flipout(
     spread = _Spread(product, of_noise(product, noise_dtype, mean), form, signs, batch_dim, fold)
     output: Tensor = in_mode(_flipout, _Flipout)(spread, parameter, mean, bias, bias_deviation, *inputs)
     return output
+
+
+def sign_counts(product: Product, tensors: Sequence[Tensor], signs: Signs, batch_dim: int) -> list[int]:
+    """How many signs are drawn for a product's output and each of its inputs, where no dimension is folded."""
+    patterns = (_pattern(product, at, x, signs, batch_dim, None) for at, x in enumerate(tensors, -1))
+    return [prod(pattern.shape) for pattern in patterns]
 
 
 class _Spread(NamedTuple):

@@ -26,9 +26,20 @@ class _Thread(threading.local):
     def __init__(self) -> None:
         _DRAWING[threading.get_ident()] = ref(threading.current_thread())
         self.own: _Own = {}
+        self.drawn = 0
 
 
 _THREAD = _Thread()
+
+
+def times_drawn() -> int:
+    """How often this thread drew noise, other than in compiled code: a number to compare with a later one."""
+    return _THREAD.drawn
+
+
+def note_draw() -> None:
+    """Count one draw of this thread."""
+    _THREAD.drawn += 1
 
 
 def generator_for(device: torch.device) -> torch.Generator | None:

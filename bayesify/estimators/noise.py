@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .generators import generator_for
+from .generators import generator_for, note_draw
 
 
 def normal_like(tensor: Tensor) -> Tensor:
@@ -48,7 +48,10 @@ def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
 
 def _generator(like: Tensor) -> torch.Generator | None:
     """None where the numbers must come from torch's default generator: compiled code, and what torch.func maps."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None or exported():
+    if torch.compiler.is_compiling():
+        return None
+    note_draw()
+    if torch._C._functorch.peek_interpreter_stack() is not None or exported():
         return None
     return generator_for(like.device)
 
@@ -89,6 +92,10 @@ class Counts:
 
     signs: list[int]
     rows: list[int]
+
+    def times(self, factor: int) -> Counts:
+        """So many times as much in each call."""
+        return Counts([factor * count for count in self.signs], [factor * count for count in self.rows])
 
 
 _counts: ContextVar[Counts | None] = ContextVar("counts", default=None)

@@ -21,7 +21,7 @@ from ..estimators.precision import widened
 from ..estimators.products import Product
 from ..estimators.std_forms import SoftplusStd
 from .basis import drop_basis, has_basis, multiply_in_basis, start_along, turned
-from .examples_alone import lrt_has_its_law, lrt_of_rows, lrt_parted, parted
+from .examples_alone import lrt_has_its_law, lrt_of_rows, lrt_parted, parted, parted_mean
 from .folded_batches import fold_of
 from .held_draws import Spread, held_draws, held_product, only_draw
 from .hidden_scales import HidesScales
@@ -75,7 +75,7 @@ class Variational(HidesScales, RemembersMeans, Switchable):
         """The plain layer's forward, with noise. With `return_kl`, (output, KL of this layer in nats)."""
         mark_reached(self)  # though it is called as `layer.forward(x)`, past its hooks
         if is_quiet(self):
-            output = super().forward(*inputs, **kwargs)
+            output = parted_mean(self, inputs, super().forward(*inputs, **kwargs))
         else:
             product, taken = self.product(*inputs, **kwargs)
             mean, bias = own_or_computed(self, "weight"), own_or_computed(self, "bias")  # reading may compute it

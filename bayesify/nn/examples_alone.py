@@ -7,16 +7,18 @@ independent then; under Flipout they are uncorrelated, and share |ΔW|.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..estimators import noise
+from ..estimators.flipout import sign_counts
+from ..estimators.generators import times_drawn
 from ..estimators.lrt import lrt
 from ..estimators.products import LinearProduct, Product
 from .settings import Settings
@@ -29,20 +31,56 @@ class Parting:
     Attributes:
         layer: the first with noise. None: rows part before the model, or there is one draw.
         examples: how many rows it must be given.
-        done: whether they parted. They do once, however often the layer is called.
+        done: whether they parted. They do once, however often the layer is called, and not after other noise.
     """
 
     layer: nn.Module | None = None
     examples: int = 0
     draws: int = 1
     done: bool = False
+    _drawn: int = field(default_factory=times_drawn)
 
     def at(self, layer: nn.Module, x: Tensor) -> int:
         """Into how many rows the layer is to make each row of x now."""
-        if self.done or layer is not self.layer or len(x) != self.examples:
+        if self.done or layer is not self.layer or len(x) != self.examples or times_drawn() != self._drawn:
             return 1
         self.done = True
         return self.draws
+
+
+@dataclass
+class PartingSought(Parting):
+    """At the posterior mean: rows part at the first layer that is called, if it is a candidate.
+
+    The first row of each example is the mean's. The others are random, so that what mixes rows does not go unseen.
+
+    Attributes:
+        counting: whether `counts` is wanted: what noise each call of a layer would draw.
+    """
+
+    candidates: Collection[nn.Module] = ()
+    counting: bool = False
+    counts: noise.Counts = field(default_factory=lambda: noise.Counts([], []))
+
+    def part(self, layer: Any, inputs: Any, output: Any) -> Any:
+        """The layer's output for these arguments, parted."""
+        first, self.layer = self.layer is None, self.layer or layer
+        if first and layer in self.candidates and len(output) == self.examples:
+            self.done = True
+            others = noise.normal_like(output) * output.abs().amax().clamp_min(1e-3)
+            output = torch.stack([output, *[others] * (self.draws - 1)], 1).flatten(0, 1)
+        if self.counting and layer.method == "flipout":
+            self._count(layer, layer.product(*inputs), output, self.draws if first and self.done else 1)
+        return output
+
+    def _count(self, layer: Any, taken: tuple[Product, Sequence[Tensor]], output: Tensor, draws: int) -> None:
+        (product, inputs), settings = taken, layer._settings
+        batch_dim = settings.batch_dim
+        if lrt_has_its_law(settings, product, inputs[0], batch_dim):
+            self.counts.rows.append(draws * len(inputs[0]))
+        else:
+            of_output, *of_inputs = sign_counts(product, [output, *inputs], settings.signs, batch_dim)
+            self.counts.signs.extend([of_output, *(draws * count for count in of_inputs)])
 
 
 _ALONE: ContextVar[Parting | None] = ContextVar("bayesify_examples_alone", default=None)
@@ -56,6 +94,12 @@ def examples_alone(parting: Parting | None = None) -> Iterator[None]:
         yield
     finally:
         _ALONE.reset(token)
+
+
+def parted_mean(layer: nn.Module, inputs: Any, output: Any) -> Any:
+    """What the layer computes at the posterior mean; its rows parted, where that is sought."""
+    parting = None if torch.compiler.is_compiling() else _ALONE.get()
+    return parting.part(layer, inputs, output) if isinstance(parting, PartingSought) else output
 
 
 def parted_rows(layer: nn.Module, x: Tensor) -> int:

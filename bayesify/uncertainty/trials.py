@@ -1,0 +1,135 @@
+"""Whether examples, and draws of one, may stand beside each other in dimension 0: passes of few examples tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..estimators import noise
+from ..estimators.noise import Counts
+from ..nn.examples_alone import PartingSought, examples_alone
+from ..nn.kl import layers_of
+from ..nn.posterior_mean import posterior_mean
+from .calls import Call
+from .parting import Watch, counts_at_mean, layers_that_part
+from .prediction import is_float
+
+MOST_FOLDED = 4  # draws that share one |ΔW|: 16 of them are worth 9 at a fan-in of 20, 4 are worth 3.5
+ANY_NUMBER = 2**30
+
+Run = Callable[[Call], list[Any]]  # a forward pass, and its output's leaves
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How the examples of a call stand beside each other.
+
+    Attributes:
+        numbers: in an example's largest output; 0 where what stands beside an example moves it.
+        counts: what noise would be drawn for each example by itself, and for those beside each other; None where that
+            was not seen.
+        layer: where each example's rows may part into draws; None where that is not known.
+        largest: the numbers of a row in the largest tensor after that.
+    """
+
+    numbers: int = 0
+    counts: tuple[Counts, Counts] | None = None
+    layer: nn.Module | None = None
+    largest: int = 0
+
+
+def examples_apart(model: nn.Module, run: Run, call: Call) -> Apart:
+    """Whether an example is the same alone as between two others, at the posterior mean."""
+    one, three = _one_and_three(call)
+    candidates = frozenset() if is_compiled(model) else layers_that_part(model)
+    counting = counts_at_mean(model)
+    single = PartingSought(counting=counting)
+    try:
+        with posterior_mean(model):
+            with examples_alone(single):
+                alone = run(one)
+            sought = PartingSought(examples=3, draws=2, candidates=candidates, counting=counting)
+            largest = _parted(run, three, alone, sought) if candidates else None
+            if largest is None:
+                sought = PartingSought(counting=counting)
+                with examples_alone(sought):
+                    beside = run(three)
+                if not _all_are(alone, 3, 1, beside):
+                    return Apart()
+    except Exception:  # whatever a model raises that cannot take a batch of this size
+        return Apart()
+    numbers = max([1, *(leaf.numel() for leaf in alone if is_float(leaf))])
+    counts = (single.counts.times(3 * sought.draws), sought.counts) if counting else None
+    return Apart(numbers, counts, sought.layer if sought.done else None, largest or 0)
+
+
+def _parted(run: Run, three: Call, alone: list[Any], sought: PartingSought) -> int | None:
+    """The numbers of a row in the largest tensor after rows parted; None where they do not, or do not stay apart."""
+    watch = Watch(sought)
+    try:
+        with examples_alone(sought), watch:
+            beside = run(three)
+    except Exception:
+        return None
+    apart = sought.done and not watch.drawn and _all_are(alone, 6, 2, beside)
+    return -(-watch.largest // 6) if apart else None
+
+
+def draws_apart(model: nn.Module, run: Run, call: Call, counts: tuple[Counts, Counts] | None) -> int:
+    """How many draws may stand beside each other: examples must be given as many signs as each by itself."""
+    layers = layers_of(model)
+    if is_compiled(model) or any(layer._settings.drawn for layer in layers):
+        return 1
+    if all(layer.method == "lrt" for layer in layers):
+        return ANY_NUMBER
+    alone, beside = counts or _counted(run, call)
+    if alone != beside or not (alone.signs or alone.rows):
+        return 1
+    return MOST_FOLDED if alone.signs else ANY_NUMBER
+
+
+def _counted(run: Run, call: Call) -> tuple[Counts, Counts]:
+    counts = []
+    for smaller in _one_and_three(call):
+        with examples_alone(), noise.counted() as drawn:
+            run(smaller)
+        counts.append(drawn)
+    return counts[0].times(3), counts[1]
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model, or a part of it, is compiled: every size of a batch compiles it anew."""
+    return hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in model.modules())
+
+
+def _one_and_three(call: Call) -> tuple[Call, Call]:
+    """The first example, and the same between two others."""
+    one = call.batched(lambda tensor: tensor[:1])
+    return one, one.batched(lambda tensor: torch.cat([_altered(tensor), tensor, _altered(tensor)]))
+
+
+def _altered(tensor: Tensor) -> Tensor:
+    """Something else of the same kind: an example that another one must not depend on."""
+    if tensor.dtype is torch.bool or tensor.dim() < 2:
+        return tensor
+    other = tensor.flip(-1)
+    return other * 0.5 if tensor.is_floating_point() else other
+
+
+def _all_are(alone: list[Any], rows: int, at: int, beside: list[Any]) -> bool:
+    return all(_is_row(one, rows, at, several) for one, several in zip(alone, beside, strict=True))
+
+
+def _is_row(alone: Any, rows: int, at: int, beside: Any) -> bool:
+    """Whether an output of one example is this row of an output of so many."""
+    if not is_float(alone):
+        return not isinstance(alone, Tensor)
+    if not alone.dim() or len(alone) != 1 or beside.shape != (rows, *alone.shape[1:]):
+        return False
+    tolerance, finite = 1e-2 if alone.element_size() < 4 else 1e-4, alone[alone.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(alone, beside[at : at + 1], rtol=tolerance, atol=tolerance * largest, equal_nan=True)
