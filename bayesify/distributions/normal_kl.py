@@ -115,16 +115,15 @@ class _Batch:
 
     def pieces(self, *outputs: Tensor, scratch: int) -> Iterator[tuple[Any, ...]]:
         """(Piece, outputs..., uninitialized tensors...) of one piece after the other."""
-        std, least = self.prior_std, self.least
-        relative, number = isinstance(std, Scale), isinstance(std, float | int)
-        factor = std.value if relative else float(std) if number else 1.0
-        if isinstance(least, Tensor) and least.dim():
-            least = least.repeat_interleave(_sizes(self.terms, least), output_size=len(self.mean))
-        given = (self.mean, self.rho, self.prior_mean, None if relative or number else std, least, *outputs)
-        for mean, rho, centre, unit, floor, *others in in_pieces(*given, scratch=scratch + relative):
-            if relative:
-                unit = torch.abs(centre, out=others.pop()).clamp_min_(floor)
-            yield Piece(mean, rho, centre, unit, factor), *others
+        std, most = self.prior_std, None if self.least is None else 1 / self.least
+        number = isinstance(std, float | int)
+        factor = std.value if isinstance(std, Scale) else float(std) if number else 1.0
+        if isinstance(most, Tensor) and most.dim():
+            most = most.repeat_interleave(_sizes(self.terms, most), output_size=len(self.mean))
+        given = (self.mean, self.rho, self.prior_mean, std, most, *outputs)
+        for mean, rho, centre, own, most, *others in in_pieces(*given, scratch=scratch + (not number)):
+            inverse = None if number else _inverse(centre if most is not None else own, most, others.pop())
+            yield Piece(mean, rho, centre, inverse, factor), *others
 
     def apart(self, of_mean: Tensor, of_rho: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Each term's part of the gradients."""
@@ -134,6 +133,11 @@ class _Batch:
         sizes = [shape.numel() for shape in shapes]
         parts = zip(torch.split(of_mean, sizes), torch.split(of_rho, sizes), shapes, strict=True)
         return [(mean.view(shape), rho.view(shape)) for mean, rho, shape in parts]
+
+
+def _inverse(units: Tensor, most: Any, out: Tensor) -> Tensor:
+    inverse = torch.reciprocal(units, out=out)
+    return inverse if most is None else torch.clamp(inverse, -most, most, out=out)
 
 
 def _batches(terms: Sequence[NormalTerm]) -> Iterator[_Batch]:

@@ -97,14 +97,17 @@ class _LRT(torch.autograd.Function):
         *narrow, narrow_mean, narrow_bias = autocasted(*inputs, mean, bias)
         output = product(narrow, narrow_mean, narrow_bias)
         with no_autocast(mean):
-            deviation = _variance(of_squares, form.square(parameter), bias_std, inputs).clamp_min_(0).sqrt_()
+            variance = _variance(of_squares, form.square(parameter), bias_std, inputs)
+            positive = variance.is_cpu and variance.numel() > 0 and variance.amin().item() > 0
+            deviation = (variance if positive else variance.clamp_min_(0)).sqrt_()
             eps = noise.normal_like(deviation)
             if output.dtype is deviation.dtype:
                 output.addcmul_(deviation, eps)
             else:
                 output.add_(deviation * eps)
         if ctx is not None:
-            slope = eps.div_(deviation).nan_to_num_(0, 0, 0)  # none where the variance is zero
+            slope = eps.div_(deviation)
+            slope = slope if positive else slope.nan_to_num_(0, 0, 0)  # none where the variance is zero
             ctx.both, ctx.form, ctx.dtype = both, form, narrow_mean.dtype
             ctx.save_for_backward(slope, *tensors)
         return not_a_view(output)

@@ -1,11 +1,12 @@
 """std = softplus(rho), its square and its slope, written into buffers; torch's own softplus costs five times as much.
 
 Where no std of a large piece is above 0.03, power series in e = exp(rho) take the place of log1p and of the quotient,
-with as many terms as the largest e of the piece wants: exact to 2e-7.
+with as many terms as the largest e of the piece wants: exact to 1e-6, and to rounding.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -16,6 +17,7 @@ from torch.nn.parameter import Parameter
 SMALLEST = -87.33  # below, exp(rho) is not a normal float32: the std stays at 1.2e-38
 _LINEAR = 20.0  # above, softplus(x) is x, as torch has it
 _SMALL_STD = 0.03
+_SERIES_ERROR = 1e-6
 SMALL = 2**12  # elements: for fewer, calls cost more than elements
 
 STD = (1, -1 / 2, 1 / 3, -1 / 4, 1 / 5)  # of std/e
@@ -82,19 +84,42 @@ def write_small_exp(rho: Tensor, exp: Tensor) -> float | None:
     return most if most < _SMALL_STD else None
 
 
-def write_series(x: Tensor, coefficients: Sequence[float], most: float, sum: Tensor) -> None:
-    """Write Σ coefficients[k]·xᵏ to `sum`, for |x| up to `most`."""
-    *others, second, last = shortened(coefficients, most)
+def write_series(
+    x: Tensor, coefficients: Sequence[float], most: float, sum: Tensor, error: float = _SERIES_ERROR
+) -> None:
+    """Write Σ coefficients[k]·xᵏ to `sum`, for 0 ≤ x ≤ `most`, to `error` of the first coefficient."""
+    *others, second, last = shortened(tuple(coefficients), abs(coefficients[0]) * error, most)
     torch.add(constant(second), x, alpha=last, out=sum)
     for coefficient in reversed(others):
         torch.addcmul(constant(coefficient), x, sum, out=sum)
 
 
-def shortened(coefficients: Sequence[float], most: float) -> Sequence[float]:
-    """A series without the terms that are not seen beside its first that is not zero, two at the least."""
-    scale = next(map(abs, filter(None, coefficients)), 0.0)
-    kept = [k for k, coefficient in enumerate(coefficients) if abs(coefficient) * most**k > 1e-7 * scale]
-    return coefficients[: max((*kept, 1)) + 1]
+def shortened(series: tuple[float, ...], error: float, most: float) -> tuple[float, ...]:
+    """A series of two terms or more for 0 ≤ x ≤ `most` with as few terms as are exact to `error`.
+
+    The last term is replaced by the series in lower powers that is nearest to it, as long as that is near enough:
+    xⁿ by xⁿ - 2·(most/4)ⁿ·T(x), the Chebyshev polynomial of the range (Lanczos 1938), which is within 1.
+    """
+    return _shortened(series, error, 2.0 ** (math.ceil(2 * math.log2(max(most, 1e-30))) / 2))
+
+
+@lru_cache(1024)
+def _shortened(series: tuple[float, ...], error: float, most: float) -> tuple[float, ...]:
+    *lower, last = series
+    n, left = len(lower), error - 2 * abs(last) * (most / 4) ** len(lower)
+    if n < 2 or left < 0:
+        return series
+    chebyshev = [each * most ** (n - k) / _CHEBYSHEV[n][-1] for k, each in enumerate(_CHEBYSHEV[n])]
+    return _shortened(tuple(own - last * each for own, each in zip(lower, chebyshev, strict=False)), left, most)
+
+
+_CHEBYSHEV = {  # coefficients of (x/most)ᵏ
+    2: (1, -8, 8),
+    3: (-1, 18, -48, 32),
+    4: (1, -32, 160, -256, 128),
+    5: (-1, 50, -400, 1120, -1280, 512),
+    6: (1, -72, 840, -3584, 6912, -6144, 2048),
+}
 
 
 @lru_cache(1024)

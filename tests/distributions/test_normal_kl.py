@@ -162,7 +162,7 @@ def test_sums_of_series(largest: float, prior: tuple[Any, Any], size: int) -> No
     assert total.dtype == torch.float32
     torch.testing.assert_close(total.double(), exact, rtol=1e-6, atol=0)
     for leaf, found in zip((mean, rho), torch.autograd.grad(3 * total, (mean, rho)), strict=True):
-        torch.testing.assert_close(found.double(), 3 * expected[id(leaf)], rtol=2e-6, atol=1e-6)
+        torch.testing.assert_close(found.double(), 3 * expected[id(leaf)], rtol=5e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("span", [(-0.1, 0.1), (-9, 9), (-40, 40), (-80, 80), (-40, -30), (30, 40)])
@@ -190,5 +190,5 @@ def test_posteriors_that_are_nearly_the_prior(prior_std: Any) -> None:
     rho = torch.log(torch.expm1(prior.double() * (1 + 0.03 * torch.randn(len(centre))))).float().requires_grad_()
     term = NormalTerm(centre.clone().requires_grad_(), rho, centre, prior_std)
     exact, _ = _exact([term])
-    assert 5e-4 < float(exact) / len(centre) < 2e-3
+    assert 5e-4 < float(exact.detach()) / len(centre) < 2e-3
     torch.testing.assert_close(normal_kls([term]).double(), exact, rtol=1e-5, atol=0)
