@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -317,3 +319,13 @@ def test_a_posterior_in_axes_of_the_inputs_has_products_on_both_sides_of_the_noi
     model = bayesify.convert(nn.Sequential(nn.Linear(5, 6)), policy, example_inputs=(torch.randn(30, 5),)).eval()
     assert parting_of(model, torch.randn(3, 5)) is None
     assert bayesify.predict(model, torch.randn(3, 5), samples=6).std.min() > 0
+
+
+def test_a_trial_imports_no_compiler() -> None:
+    code = (
+        "import sys, torch, bayesify; from torch import nn; model = bayesify.convert(nn.Linear(3, 2), 'lrt');"
+        "before = 'torch._dynamo' in sys.modules; bayesify.predict(model, torch.ones(1, 3));"
+        "print(before, 'torch._dynamo' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stdout.split() == ["False", "False"], ran.stderr
