@@ -21,6 +21,7 @@ from ..estimators.softplus import (
     STD,
     constant,
     shortened,
+    write_multiple,
     write_series,
     write_small_exp,
     write_std,
@@ -66,8 +67,8 @@ def _sum_of_small(piece: Piece, exp: Tensor, buffer: Tensor) -> float | None:
         logs, squares = piece.rho.sum().item(), _sum_of_series(half, exp, buffer, most)
         shift = piece.mean if _is_zero(piece.centre) else torch.sub(piece.mean, piece.centre, out=buffer)
     else:
-        write_series(exp, STD, most, buffer, error=1e-7)
-        ratio = buffer.mul_(exp).mul_(piece.inverse)
+        write_multiple(exp, STD, most, buffer, error=1e-7)
+        ratio = buffer.mul_(piece.inverse)
         logs, squares = log_sum(ratio).item(), half * torch.dot(ratio, ratio).item()
         shift = torch.sub(piece.mean, piece.centre, out=exp).mul_(piece.inverse)
     squares += half * torch.dot(shift, shift).item()
@@ -155,8 +156,8 @@ def _write_gradients_for_tensor(
     piece: Piece, inverse: Tensor, grad: float, most: float, of_mean: Tensor, of_rho: Tensor, exp: Tensor
 ) -> None:
     of_square = grad / piece.factor**2
-    write_series(exp, STD, most, of_mean)
-    ratio = of_mean.mul_(exp).mul_(inverse)
+    write_multiple(exp, STD, most, of_mean)
+    ratio = of_mean.mul_(inverse)
     torch.addcmul(constant(-grad), ratio, ratio, value=of_square, out=of_rho)
     write_series(exp, SLOPE, most, of_mean)
     of_rho.mul_(of_mean)

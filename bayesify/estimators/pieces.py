@@ -7,8 +7,7 @@ is used again for the next piece.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from itertools import repeat
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,41 +16,45 @@ from torch import Tensor
 PIECE = 2**17  # elements for each thread
 
 
-def in_pieces(*given: Any, scratch: int = 0) -> Iterator[tuple[Any, ...]]:
+def in_pieces(*given: Any, scratch: int = 0) -> Iterable[tuple[Any, ...]]:
     """The tensors' pieces, one after the other, then so many uninitialized tensors of a piece's shape.
 
     The first is a tensor; others are of its shape, or numbers or 0-dim tensors, which are the same in each piece.
     Pieces are views: what is written to them is in the tensor. They are flat where all tensors lie alike in memory.
+    Uninitialized ones are the same at the next call in this thread: only one loop over pieces may run there at a time.
     """
-    first: Tensor = given[0]
-    large = [isinstance(x, Tensor) and x.dim() > 0 for x in given]
-    flat = _flat(given, large)
-    if flat is None:
-        yield *given, *[torch.empty_like(first) for _ in range(scratch)]
-        return
-    size = first.numel()
-    piece = min(PIECE * torch.get_num_threads(), size)
-    buffers = _buffers(scratch, piece, first)
-    if piece == size:
-        yield *flat, *buffers
-        return
-    cut = [torch.split(x, piece) if cuts else repeat(x) for x, cuts in zip(flat, large, strict=True)]
-    for pieces in zip(*cut, strict=False):
-        own = len(pieces[0])
-        yield *pieces, *(buffer if own == piece else buffer[:own] for buffer in buffers)
+    flat = []
+    for x in given:
+        if _is_large(x):
+            if not (x.is_cpu and x.is_contiguous()):
+                return _in_pieces_of_any(given, scratch)
+            x = x.view(-1)
+        flat.append(x)
+    return _in_pieces_of_flat(flat, scratch)
 
 
-def _flat(given: Sequence[Any], large: Sequence[bool]) -> list[Any] | None:
-    """Views with one dimension, the elements of all in the same order; None where there are none, or on a GPU."""
-    tensors = [x for x, cuts in zip(given, large, strict=True) if cuts]
-    if not all(x.is_cpu for x in tensors):
-        return None
-    if all(x.is_contiguous() for x in tensors):
-        return [x.view(-1) if cuts else x for x, cuts in zip(given, large, strict=True)]
+def _is_large(given: Any) -> bool:
+    return isinstance(given, Tensor) and given.dim() > 0
+
+
+def _in_pieces_of_any(given: Sequence[Any], scratch: int) -> Iterable[tuple[Any, ...]]:
+    tensors = [x for x in given if _is_large(x)]
     order = sorted(range(tensors[0].dim()), key=tensors[0].stride, reverse=True)
-    if not all(x.permute(order).is_contiguous() for x in tensors):
-        return None
-    return [x.permute(order).view(-1) if cuts else x for x, cuts in zip(given, large, strict=True)]
+    if all(x.is_cpu and x.permute(order).is_contiguous() for x in tensors):
+        return _in_pieces_of_flat([x.permute(order).view(-1) if _is_large(x) else x for x in given], scratch)
+    return [(*given, *[torch.empty_like(tensors[0]) for _ in range(scratch)])]
+
+
+def _in_pieces_of_flat(given: Sequence[Any], scratch: int) -> Iterable[tuple[Any, ...]]:
+    size = len(given[0])
+    piece = min(PIECE * torch.get_num_threads(), size)
+    buffers = _buffers(scratch, piece, given[0])
+    if piece == size:
+        return [(*given, *buffers)]
+    ends = [buffer[: size % piece] for buffer in buffers] if size % piece else buffers
+    whole = size // piece
+    cut = [torch.split(x, piece) if _is_large(x) else [x] * (whole + 1) for x in given]
+    return [(*pieces, *(buffers if at < whole else ends)) for at, pieces in enumerate(zip(*cut, strict=False))]
 
 
 def _buffers(count: int, size: int, like: Tensor) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """std = softplus(rho), its square and its slope, written into buffers; torch's own softplus costs five times as much.
 
 Where no std of a large piece is above 0.03, power series in e = exp(rho) take the place of log1p and of the quotient,
-with as many terms as the largest e of the piece wants: exact to 1e-6, and to rounding.
+with as many terms as the largest e of the piece wants: the std to 2e-6, what is made of it for gradients likewise.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch.nn.parameter import Parameter
 SMALLEST = -87.33  # below, exp(rho) is not a normal float32: the std stays at 1.2e-38
 _LINEAR = 20.0  # above, softplus(x) is x, as torch has it
 _SMALL_STD = 0.03
-_SERIES_ERROR = 1e-6
-SMALL = 2**12  # elements: for fewer, calls cost more than elements
+_ERROR = 2e-6  # of a series, relative
+SMALL = 2**14  # elements: for fewer, torch's own softplus takes less time than the calls that it takes here
+_FEWEST = 2**12  # elements: for fewer, calls cost more than logarithms
 
 STD = (1, -1 / 2, 1 / 3, -1 / 4, 1 / 5)  # of std/e
 SLOPE = (1, -1 / 2, 5 / 12, -3 / 8, 251 / 720)  # of dlog(std)/drho
@@ -30,27 +31,22 @@ LOG = (0, -1 / 2, 5 / 24, -1 / 8, 251 / 2880)  # of log(std) - rho
 def write_std(rho: Tensor, std: Tensor, buffer: Tensor) -> None:
     """Write softplus(rho) to `std`; `buffer` is overwritten too."""
     if (most := write_small_exp(rho, buffer)) is not None:
-        write_series(buffer, STD, most, std)
-        std.mul_(buffer)
+        write_multiple(buffer, STD, most, std)
     else:
         _write_any_std(rho, std, buffer)
 
 
 def write_square(rho: Tensor, square: Tensor, buffer: Tensor) -> None:
     """Write softplus(rho)² to `square`; `buffer` is overwritten too."""
-    if (most := write_small_exp(rho, buffer)) is not None:
-        write_series(buffer, SQUARE, most, square)
-        square.mul_(buffer).mul_(buffer)
-    else:
-        _write_any_std(rho, square, buffer)
-        square.mul_(square)
+    write_std(rho, square, buffer)
+    square.mul_(square)
 
 
 def times_square_slope_(grad: Tensor, rho: Tensor, slope: Tensor, buffer: Tensor) -> None:
     """Multiply `grad` by std·dstd/drho = softplus(rho)·sigmoid(rho); `slope` and `buffer` are overwritten too."""
     if (most := write_small_exp(rho, buffer)) is not None:
-        write_series(buffer, SQUARE_SLOPE, most, slope)
-        grad.mul_(buffer).mul_(slope.mul_(buffer))
+        write_multiple(buffer, SQUARE_SLOPE, most, slope)
+        grad.mul_(buffer).mul_(slope)
     else:
         _write_any_std(rho, slope, buffer)
         grad.mul_(slope).mul_(torch.sigmoid(rho, out=buffer))
@@ -78,14 +74,14 @@ def write_small_exp(rho: Tensor, exp: Tensor) -> float | None:
         The largest; None where series do not serve.
     """
     plain = type(rho) in (Tensor, Parameter) and rho.is_cpu and rho.dtype is torch.float32
-    if not plain or rho.numel() < SMALL:
+    if not plain or rho.numel() < _FEWEST:
         return None
     most = torch.exp(rho, out=exp).amax().item()
     return most if most < _SMALL_STD else None
 
 
 def write_series(
-    x: Tensor, coefficients: Sequence[float], most: float, sum: Tensor, error: float = _SERIES_ERROR
+    x: Tensor, coefficients: Sequence[float], most: float, sum: Tensor, error: float = _ERROR
 ) -> None:
     """Write Σ coefficients[k]·xᵏ to `sum`, for 0 ≤ x ≤ `most`, to `error` of the first coefficient."""
     *others, second, last = shortened(tuple(coefficients), abs(coefficients[0]) * error, most)
@@ -94,13 +90,28 @@ def write_series(
         torch.addcmul(constant(coefficient), x, sum, out=sum)
 
 
+def write_multiple(
+    x: Tensor, coefficients: Sequence[float], most: float, product: Tensor, error: float = _ERROR
+) -> None:
+    """Write x·Σ coefficients[k]·xᵏ to `product`, as `write_series`; the first coefficient is 1."""
+    _, *others, last = shortened(tuple(coefficients), error / 2, most)  # the first may be off by as much again
+    if not others:
+        torch.addcmul(x, x, x, value=last, out=product)
+        return
+    *others, second = others
+    torch.add(constant(second), x, alpha=last, out=product)
+    for coefficient in reversed(others):
+        torch.addcmul(constant(coefficient), x, product, out=product)
+    torch.addcmul(x, x, product.mul_(x), out=product)
+
+
 def shortened(series: tuple[float, ...], error: float, most: float) -> tuple[float, ...]:
     """A series of two terms or more for 0 ≤ x ≤ `most` with as few terms as are exact to `error`.
 
     The last term is replaced by the series in lower powers that is nearest to it, as long as that is near enough:
     xⁿ by xⁿ - 2·(most/4)ⁿ·T(x), the Chebyshev polynomial of the range (Lanczos 1938), which is within 1.
     """
-    return _shortened(series, error, 2.0 ** (math.ceil(2 * math.log2(max(most, 1e-30))) / 2))
+    return _shortened(series, error, 2.0 ** (math.ceil(8 * math.log2(max(most, 1e-30))) / 8))
 
 
 @lru_cache(1024)
