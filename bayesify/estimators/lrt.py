@@ -63,7 +63,7 @@ def _noisy(
     output = product(autocasted(*inputs), *autocasted(mean, bias))
     with no_autocast(mean):
         variance = _variance(of_squares, widened(form.std(parameter)).square(), bias_std, inputs)
-        spread = _safe_sqrt(variance) * (noise.normal_like(variance) if eps is None else eps)
+        spread = safe_sqrt(variance) * (noise.normal_like(variance) if eps is None else eps)
         return output + spread.to(output.dtype)
 
 
@@ -74,7 +74,7 @@ def _several(
     product, of_squares = both
     output = product(autocasted(*inputs), *autocasted(mean, bias)).repeat_interleave(draws, 0)
     with no_autocast(mean):
-        spread = _safe_sqrt(_variance(of_squares, square, bias_std, inputs)).repeat_interleave(draws, 0)
+        spread = safe_sqrt(_variance(of_squares, square, bias_std, inputs)).repeat_interleave(draws, 0)
         return output + spread.mul_(noise.normal_like(spread)).to(output.dtype)
 
 
@@ -83,7 +83,7 @@ def _variance(product: Multiplication, square: Tensor, bias_std: Tensor | None, 
     return product(squares, square, None if bias_std is None else widened(bias_std).square())
 
 
-def _safe_sqrt(variance: Tensor) -> Tensor:
+def safe_sqrt(variance: Tensor) -> Tensor:
     """sqrt with gradient zero instead of infinity at zero; a convolution's rounding may leave it just below."""
     positive = variance > 0
     return torch.where(positive, torch.where(positive, variance, 1).sqrt(), 0)
@@ -120,7 +120,7 @@ class _LRT(torch.autograd.Function):
         parameter, mean, _, bias_std, *inputs = tensors
         if by_formula(grad):
             std = form.std(parameter.detach())
-            eps = slope * _safe_sqrt(_variance(of_squares, widened(std).square(), bias_std, inputs)).detach()
+            eps = slope * safe_sqrt(_variance(of_squares, widened(std).square(), bias_std, inputs)).detach()
             return None, None, *gradients(partial(_noisy, ctx.both, form, eps), tensors, needs, grad)
         narrow = [x.to(ctx.dtype) for x in inputs]
         of_x, of_mean, of_bias = product.gradients(

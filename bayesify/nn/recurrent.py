@@ -1,9 +1,8 @@
 """nn.RNN, nn.LSTM and nn.GRU, of any number of layers and directions, on packed sequences too; and their cells.
 
 Under Flipout an example is a sequence: each weight matrix has one draw for it, shared over time (Wen et al. 2018,
-section 4). The input's product is done for all steps at once, and only the hidden state's product step by step, in
-Python: the fused kernels (cuDNN, oneDNN) know of no noise. On a CPU a Flipout LSTM (128 hidden, 64 steps, 32 sequences)
-costs 4.1 times oneDNN's forward and 3.1 times its training step; docs/recurrent.md has more.
+section 4). The steps run in Python: the fused kernels (cuDNN, oneDNN) know of no noise. docs/recurrent.md says what
+that costs.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..errors import ShapeError, UsageError
+from ..estimators.gates import GATES, State
 from ..estimators.precision import autocasted
 from .base import LRT, Flipout, Variational
 from .held_draws import held_draws
 from .hooks import mark_reached
 from .layer_kinds import LayerKind, batch_first_dims, describe
-from .recurrent_steps import STEPS, Layout, State, over_time, run, stepwise, with_bias
+from .recurrent_steps import Layout, direction, stepwise
 from .switches import is_quiet
 
 __all__ = [
@@ -108,7 +108,7 @@ class RecurrentFamily(Variational):
             x, outputs = layout.spread(rows), []
             for suffix in ("", "_reverse") if self.bidirectional else ("",):
                 start = tuple(states[len(ends)] for states in started)
-                output, end = self._direction(x, f"_l{layer}{suffix}", start, layout)
+                output, end = direction(self, self.mode, x, f"_l{layer}{suffix}", start, layout)
                 outputs.append(output)
                 ends.append(end)
             rows = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
@@ -116,12 +116,6 @@ class RecurrentFamily(Variational):
                 rows = F.dropout(rows, self.dropout, self.training)
         final = tuple(torch.stack(states) for states in zip(*ends, strict=True))
         return rows, final if isinstance(self, nn.LSTM) else final[0]
-
-    def _direction(self, x: Tensor, suffix: str, state: State, layout: Layout) -> tuple[Tensor, State]:
-        inputs = stepwise(self, f"weight_ih{suffix}")(x, batch_dim=1)
-        hidden = over_time(self, f"weight_hh{suffix}", x.shape[1])
-        project = over_time(self, f"weight_hr{suffix}", x.shape[1]) if self.proj_size else None
-        return run(self.mode, inputs, hidden, project, state, layout, suffix.endswith("_reverse"))
 
 
 class CellFamily(Variational):
@@ -142,10 +136,9 @@ class CellFamily(Variational):
             x, hx = x.unsqueeze(0), _each(hx, lambda state: state.unsqueeze(0))
         if x.dim() != 2:
             raise ShapeError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {x.dim()}D instead")
-        state, mode = self._initial(x, hx), self._mode()
-        hidden = stepwise(self, "weight_hh")
-        inputs = with_bias(mode, stepwise(self, "weight_ih")(x), hidden)
-        state = STEPS[mode](inputs, hidden, state)
+        state, gates = self._initial(x, hx), GATES[self._mode()]
+        inputs, hidden = stepwise(self, "weight_ih"), stepwise(self, "weight_hh")
+        state = gates.step(gates.together(inputs(x), hidden(state[0])), state)
         state = state if batched else tuple(part.squeeze(0) for part in state)
         return state if len(state) > 1 else state[0]
 

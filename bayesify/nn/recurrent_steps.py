@@ -1,27 +1,46 @@
-"""What recurrent layers are made of: gates, products that serve many steps of a sequence, and where its steps lie."""
+"""One direction of a recurrent layer: its products by the layer's estimator, and where its steps lie in rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..estimators import noise
-from ..estimators.eager import transforming
-from ..estimators.precision import autocasted, without_autocast
+from ..estimators.gate_products import LocalProduct, SignedProduct
+from ..estimators.gates import GATES, Gates, State
+from ..estimators.precision import autocasted
 from ..estimators.products import LinearProduct
+from ..estimators.recurrence import Walk, joint, recurrence, unrolled
 from .folded_batches import fold_of
 from .held_draws import Spread
+from .switches import unrouted
 
 if TYPE_CHECKING:
     from .base import Variational
 
-State = tuple[Tensor, ...]  # (h,), or an LSTM's (h, c)
+
+def direction(
+    layer: Variational, mode: str, x: Tensor, suffix: str, state: State, layout: Layout
+) -> tuple[Tensor, State]:
+    """One direction of one layer: the outputs, in rows as the layout has them, and the final state."""
+    gates, walk = GATES[mode], Walk(layout.sizes, suffix.endswith("_reverse"))
+    inputs, hidden = stepwise(layer, f"weight_ih{suffix}"), stepwise(layer, f"weight_hh{suffix}")
+    with unrouted():
+        product = over_time(gates, inputs, hidden, x.shape[1])
+    projected = f"weight_hr{suffix}" in layer._parameters
+    if product is not None and not projected:
+        outputs, state = recurrence(gates, product, x, state, walk)
+    else:
+        of_step = _each_step(gates, inputs, hidden, x) if product is None else joint(product, x, product.noise(x))
+        project = _projection(stepwise(layer, f"weight_hr{suffix}"), x.shape[1]) if projected else None
+        outputs, state = unrolled(gates.step, of_step, project, state, walk)
+    return layout.rows(outputs), state
 
 
 @dataclass(frozen=True, eq=False)  # Dynamo hashes what is called, even while it is being made
@@ -34,86 +53,81 @@ class StepwiseProduct:
     bias: Tensor | None
     bias_spread: Spread | None
 
-    def __call__(self, x: Tensor, onto: Tensor | None = None, batch_dim: int = 0) -> Tensor:
-        """The product, on top of `onto`, which holds the bias already; without it, the product plus the bias."""
-        bias = self.bias if onto is None else None
-        posterior = self.mean, self.spread, bias, self.bias_spread
-        y = self.layer.multiply(LinearProduct(), [x], *posterior, batch_dim=batch_dim)
-        return y if onto is None else onto + y
+    def __call__(self, x: Tensor, batch_dim: int = 0) -> Tensor:
+        """The product plus the bias."""
+        posterior = self.mean, self.spread, self.bias, self.bias_spread
+        return self.layer.multiply(LinearProduct(), [x], *posterior, batch_dim=batch_dim)
+
+    @property
+    def held(self) -> int:
+        """How many draws are held."""
+        return len(self.spread) if isinstance(self.spread, tuple) else 0
+
+    def drawn(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the only draw that is held."""
+        bias, (bias_delta,) = self.bias, self.bias_spread or (None,)
+        if bias is not None and bias_delta is not None:
+            bias = bias + bias_delta
+        return self.mean + self.spread[0], bias
 
 
-@dataclass(frozen=True, eq=False)
-class DrawnProduct:
-    """y = x Wᵀ + b with the one draw that is held: computed once, and not for each step."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor, onto: Tensor | None = None, batch_dim: int = 0) -> Tensor:
-        """As StepwiseProduct; the same wherever the examples are."""
-        return F.linear(x, self.weight, self.bias) if onto is None else onto + F.linear(x, self.weight)
-
-
-@dataclass(frozen=True, eq=False)
-class HeldProduct:
-    """y = x Wᵀ + r∘((x∘s) ΔWᵀ) + b, where ΔW and each example's signs r and s are the same at every call.
-
-    Attributes:
-        mean, delta: W and ΔW, transposed: (in, out).
-        of_output, of_input: r (examples, out) and s (examples, in).
-        bias: (examples, out), with its noise; None where there is none.
-    """
-
-    mean: Tensor
-    delta: Tensor
-    of_output: Tensor
-    of_input: Tensor
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
-        """The product for the first len(x) examples, on top of `onto`, as StepwiseProduct has it."""
-        count = x.shape[0]
-        if onto is None and self.bias is not None:
-            onto = self.bias[:count]
-        step: Callable[..., Tensor] = _held_step if torch.compiler.is_compiling() or transforming() else _HeldStep.apply
-        return step(onto, x, self.mean, self.delta, self.of_output[:count], self.of_input[:count])
-
-
-Product = StepwiseProduct | DrawnProduct | HeldProduct
-
-
-def stepwise(layer: Variational, name: str) -> StepwiseProduct | DrawnProduct:
+def stepwise(layer: Variational, name: str) -> StepwiseProduct:
     """The product with the matrix `name`, and with the bias of its name if there is one."""
     bias_name = name.replace("weight", "bias")
     bias_spread = None if layer.scale_of(bias_name) is None else layer.spread_of(bias_name)
     mean = layer.mean_of(name)
-    spread = layer.spread_of(name, mean)
-    bias: Tensor | None = layer._parameters.get(bias_name)
-    if not isinstance(spread, tuple) or len(spread) > 1:
-        return StepwiseProduct(layer, mean, spread, bias, bias_spread)
-    bias = bias if bias is None or bias_spread is None else bias + bias_spread[0]
-    return DrawnProduct(*autocasted(mean + spread[0], bias))
+    return StepwiseProduct(layer, mean, layer.spread_of(name, mean), layer._parameters.get(bias_name), bias_spread)
 
 
-def over_time(layer: Variational, name: str, examples: int) -> Product:
-    """The product for all steps of so many sequences: Flipout's one draw, or LRT's, which is anew at each step.
+def over_time(
+    gates: Gates, inputs: StepwiseProduct, hidden: StepwiseProduct, examples: int
+) -> SignedProduct | LocalProduct | None:
+    """The product of all steps with both matrices: one draw (Flipout's or held), or LRT's noise for their sum.
 
-    Signs per position make Flipout's steps uncorrelated too, so that drawing anew is the same law.
+    None where each is to be drawn at each step: for several held draws, for signs per position, which make Flipout's
+    steps uncorrelated too, and for LRT where a variance is computed in another dtype than the product.
     """
-    drawn = stepwise(layer, name)
-    if isinstance(drawn, DrawnProduct) or layer.method == "lrt" or layer._settings.signs == "position":
-        return drawn
-    std: Any = drawn.spread
-    bias_std: Any = drawn.bias_spread
-    if isinstance(std, tuple):
-        return drawn
-    delta = std * noise.normal_like(std)
-    bias_delta = None if bias_std is None else bias_std * noise.normal_like(bias_std)
-    mean, delta, bias, bias_delta = autocasted(drawn.mean, delta, drawn.bias, bias_delta)
+    layer, bias = inputs.layer, gates.together(inputs.bias, hidden.bias)
+    if inputs.held == 1:
+        (of_x, bias_of_x), (of_h, bias_of_h) = inputs.drawn(), hidden.drawn()
+        return _with_signs(layer, examples, gates.weight(of_x, of_h), gates.together(bias_of_x, bias_of_h))
+    if inputs.held or not (_wide(inputs, hidden) if layer.method == "lrt" else layer._settings.signs == "example"):
+        return None
+    mean, std = gates.weight(inputs.mean, hidden.mean), gates.weight(_std(inputs), _std(hidden))
+    bias_stds: Any = inputs.bias_spread, hidden.bias_spread
+    if layer.method == "flipout":
+        bias_delta = gates.together(*(each if each is None else each * noise.normal_like(each) for each in bias_stds))
+        return _with_signs(layer, examples, mean, bias, std * noise.normal_like(std), bias_delta)
+    bias_square = gates.together(*(each if each is None else each.square() for each in bias_stds))
+    return LocalProduct(mean, std.square(), bias, bias_square)
+
+
+def _std(product: StepwiseProduct) -> Tensor:
+    assert isinstance(product.spread, Tensor)
+    return product.spread
+
+
+def _wide(inputs: StepwiseProduct, hidden: StepwiseProduct) -> bool:
+    """Whether LRT's products and variances are all computed in one dtype."""
+    dtype, device = inputs.mean.dtype, inputs.mean.device.type
+    autocasting = device != "meta" and torch.is_autocast_enabled(device)
+    wide = dtype is hidden.mean.dtype and dtype in (torch.float32, torch.float64)
+    return wide and not autocasting and inputs.layer._settings.posterior.narrow_dtype is None
+
+
+def _with_signs(
+    layer: Variational, examples: int, mean: Tensor, bias: Tensor | None = None, delta: Tensor | None = None,
+    bias_delta: Tensor | None = None,
+) -> SignedProduct:  # fmt: skip
+    mean, delta, bias, bias_delta = autocasted(mean, delta, bias, bias_delta)
+    bias = None if bias is None else bias.expand(examples, -1)
+    if delta is None:
+        return SignedProduct(mean, bias=bias)
     of_output, of_input = (_signs(layer, examples, size, delta) for size in delta.shape)
-    if bias is not None:
-        bias = bias.expand(examples, -1) if bias_delta is None else bias + of_output * bias_delta
-    return HeldProduct(mean.T, delta.T, of_output, of_input, bias)
+    if bias_delta is not None:
+        moved = of_output * bias_delta
+        bias = moved if bias is None else bias + moved
+    return SignedProduct(mean, delta, of_output, of_input, bias)
 
 
 def _signs(layer: Variational, examples: int, size: int, like: Tensor) -> Tensor:
@@ -124,74 +138,23 @@ def _signs(layer: Variational, examples: int, size: int, like: Tensor) -> Tensor
     return fold.spread(signs, 0, examples) if fold else signs
 
 
-def _held_step(
-    onto: Tensor | None, x: Tensor, mean: Tensor, delta: Tensor, of_output: Tensor, of_input: Tensor
-) -> Tensor:
-    y = x @ mean if onto is None else torch.addmm(onto, x, mean)
-    return torch.addcmul(y, of_output, (x * of_input) @ delta)
+def _each_step(
+    gates: Gates, inputs: StepwiseProduct, hidden: StepwiseProduct, x: Tensor
+) -> Callable[[int, Tensor], Tensor]:
+    """Both products with noise of their own at each step; the input's for all steps at once."""
+    of_x = inputs(x, batch_dim=1).unbind(0)
+    return lambda at, h: gates.together(of_x[at][: h.shape[0]], hidden(h))
 
 
-class _HeldStep(torch.autograd.Function):
-    """Keeps nothing of its own: x is a state, and all else serves the whole sequence."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return _held_step(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    @without_autocast
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        x, mean, delta, of_output, of_input = ctx.saved_tensors
-        onto_needs, x_needs, mean_needs, delta_needs, *_ = ctx.needs_input_grad
-        flipped = grad * of_output
-        of_x = torch.addcmul(grad @ mean.T, flipped @ delta.T, of_input) if x_needs else None
-        of_mean = x.T @ grad if mean_needs else None
-        of_delta = (x * of_input).T @ flipped if delta_needs else None
-        return grad if onto_needs else None, of_x, of_mean, of_delta, None, None
-
-
-def lstm(inputs: Tensor, hidden: Product, state: State) -> State:
-    """nn.LSTM's step; `inputs` is the input's part of the gates, with both biases."""
-    h, c = state
-    i, f, g, o = hidden(h, inputs).chunk(4, dim=1)
-    c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
-    return torch.sigmoid(o) * torch.tanh(c), c
-
-
-def gru(inputs: Tensor, hidden: Product, state: State) -> State:
-    """nn.GRU's step; the hidden part keeps its own bias, since the reset gate multiplies it too."""
-    (h,) = state
-    of_h = hidden(h)
-    size = h.shape[1]
-    r, z = torch.sigmoid(inputs[:, : 2 * size] + of_h[:, : 2 * size]).chunk(2, dim=1)
-    n = torch.tanh(torch.addcmul(inputs[:, 2 * size :], r, of_h[:, 2 * size :]))
-    return (torch.addcmul(n, z, h - n),)
-
-
-def tanh(inputs: Tensor, hidden: Product, state: State) -> State:
-    """nn.RNN's step; `inputs` is the input's part, with both biases."""
-    return (torch.tanh(hidden(state[0], inputs)),)
-
-
-def relu(inputs: Tensor, hidden: Product, state: State) -> State:
-    """nn.RNN's step with nonlinearity="relu"."""
-    return (torch.relu(hidden(state[0], inputs)),)
-
-
-STEPS: dict[str, Callable[[Tensor, Product, State], State]] = {
-    "LSTM": lstm, "GRU": gru, "RNN_TANH": tanh, "RNN_RELU": relu
-}  # fmt: skip
-
-
-def with_bias(mode: str, inputs: Tensor, hidden: Product) -> Tensor:
-    """The input's part of the gates as the mode's step takes it."""
-    return inputs if mode == "GRU" or hidden.bias is None else inputs + hidden.bias.to(inputs.dtype)
+def _projection(product: StepwiseProduct, examples: int) -> Callable[[Tensor], Tensor]:
+    """An LSTM's projection, with one draw for all steps, or noise of its own at each."""
+    layer, drawn = product.layer, None
+    if product.held == 1:
+        drawn = _with_signs(layer, examples, *product.drawn())
+    elif not product.held and layer.method == "flipout" and layer._settings.signs == "example":
+        std = _std(product)
+        drawn = _with_signs(layer, examples, product.mean, None, std * noise.normal_like(std))
+    return product if drawn is None else partial(drawn.step, eps=None)
 
 
 @dataclass(frozen=True)
@@ -204,18 +167,22 @@ class Layout:
     Attributes:
         sizes: how many sequences there are at each step.
         padded: (steps, sequences), the row of each; behind a sequence's end, any row. None where all are equally long.
+        within: of each row, where it is among those. None where all are equally long.
     """
 
     sizes: list[int]
     padded: Tensor | None = None
+    within: Tensor | None = None
 
     @classmethod
     def packed(cls, batch_sizes: Tensor, device: torch.device) -> Layout:
         """Of a PackedSequence's rows."""
         sizes = batch_sizes.tolist()
         starts = torch.tensor([0, *accumulate(sizes)][:-1])
-        within = torch.arange(sizes[0]).minimum(batch_sizes[:, None] - 1)
-        return cls(sizes, (starts[:, None] + within).to(device))
+        sequences = torch.arange(sizes[0])
+        padded = starts[:, None] + sequences.minimum(batch_sizes[:, None] - 1)
+        within = (sequences < batch_sizes[:, None]).flatten().nonzero().squeeze(1)
+        return cls(sizes, padded.to(device), within.to(device))
 
     def spread(self, rows: Tensor) -> Tensor:
         """(rows, features) → (steps, sequences, features), with something behind the ends of short sequences."""
@@ -223,24 +190,6 @@ class Layout:
             return rows
         return rows.index_select(0, self.padded.flatten()).view(*self.padded.shape, rows.shape[1])
 
-
-def run(
-    mode: str, inputs: Tensor, hidden: Product, project: Product | None, state: State, layout: Layout, reverse: bool
-) -> tuple[Tensor, State]:
-    """One direction of one layer: the outputs, in rows as the layout has them, and the final state.
-
-    A step that has fewer sequences than there are leaves the states of the others alone: forward they have ended, and
-    in reverse they have yet to begin.
-    """
-    step, total = STEPS[mode], layout.sizes[0]
-    steps = list(zip(with_bias(mode, inputs, hidden).unbind(0), layout.sizes, strict=True))
-    outputs = []
-    for given, size in reversed(steps) if reverse else steps:
-        short = size < total
-        now = tuple(part[:size] for part in state) if short else state
-        h, *c = step(given[:size] if short else given, hidden, now)
-        h = h if project is None else project(h)
-        outputs.append(h)
-        state = tuple(torch.cat([a, b[size:]]) for a, b in zip((h, *c), state, strict=True)) if short else (h, *c)
-    joined = torch.stack if layout.padded is None else torch.cat
-    return joined(outputs[::-1] if reverse else outputs), state
+    def rows(self, spread: Tensor) -> Tensor:
+        """`spread` undone."""
+        return spread if self.within is None else spread.flatten(0, 1).index_select(0, self.within)

@@ -123,8 +123,8 @@ def test_what_the_steps_share(kind: str, method: Method, signs: Any, shared: boo
     """Every part of the noise is the same at both steps of a sequence that repeats, or of neither."""
     plain = SEQUENCES[kind]().double()
     layer = variational(plain, method, noisy(signs=signs))
-    x, h = torch.randn(1, 2, 3).double(), torch.randn(1, 2, 2 if kind == "projected" else 4).double()
-    state = (h, torch.randn(1, 2, 4).double()) if isinstance(plain, nn.LSTM) else h
+    x, h = torch.randn(1, 8, 3).double(), torch.randn(1, 8, 2 if kind == "projected" else 4).double()
+    state = (h, torch.randn(1, 8, 4).double()) if isinstance(plain, nn.LSTM) else h
     for noisy_name in layer.means():
         set_std(layer, 1e-12)
         layer.set_std(noisy_name, 0.1)
@@ -134,16 +134,15 @@ def test_what_the_steps_share(kind: str, method: Method, signs: Any, shared: boo
 
 def _two_steps_from(layer: Any, x: Tensor, state: Any) -> tuple[Tensor, Tensor]:
     """The output of each of two steps that see the same input and the same state before them."""
-    from bayesify.nn import recurrent_steps as recurrence
 
-    step = recurrence.STEPS[layer.mode]
+    def from_start(step: Any, product: Any, project: Any, start: Any, walk: Any) -> Any:
+        hidden = [step(product(at, start[0]), start)[0] for at, _ in walk]
+        return torch.stack([h if project is None else project(h) for h in hidden]), start
 
-    def from_start(inputs: Tensor, hidden: Any, _: Any) -> Any:
-        return step(inputs, hidden, tuple(each[0] for each in (state if isinstance(state, tuple) else (state,))))
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(recurrence.STEPS, layer.mode, from_start)
-        output, _ = layer(x.expand(2, -1, -1))
+    with pytest.MonkeyPatch.context() as patched, as_if_compiling():  # the plain formula
+        for module in ("estimators.recurrence", "nn.recurrent_steps"):
+            patched.setattr(f"bayesify.{module}.unrolled", from_start)
+        output, _ = layer(x.expand(2, -1, -1), state)
     return output[0], output[1]
 
 
@@ -205,15 +204,16 @@ def test_compiled_formula_and_checkpointing_are_the_eager_one(kind: str, method:
             torch.testing.assert_close(outcome(), eager)
 
 
-def test_a_step_keeps_no_more_than_its_state() -> None:
-    """Of 20 steps more, the backward pass keeps 20 inputs and 20 states more, and no product of a state with signs."""
+@pytest.mark.parametrize(("kind", "numbers"), [(nn.RNN, 3 * 64), (nn.LSTM, 8 * 64), (nn.GRU, 7 * 64)])
+def test_a_step_keeps_its_gates_and_its_state(kind: Any, numbers: int) -> None:
+    """The backward pass keeps the input (twice), the state and the gates, and no product of one of them with signs."""
     kept = {}
     for steps in (10, 30):
-        layer, x = variational(nn.RNN(64, 64), "flipout"), torch.randn(steps, 8, 64)
+        layer, x = variational(kind(64, 64), "flipout"), torch.randn(steps, 8, 64)
         seen: dict[int, Any] = {}
         with torch.autograd.graph.saved_tensors_hooks(
             lambda each, seen=seen: seen.setdefault(each.untyped_storage().data_ptr(), each), lambda each: each
         ):
             layer(x)
         kept[steps] = sum(value.untyped_storage().nbytes() for value in seen.values())
-    assert kept[30] - kept[10] <= 20 * 8 * (64 + 64) * 4
+    assert kept[30] - kept[10] <= 20 * 8 * numbers * 4

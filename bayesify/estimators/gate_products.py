@@ -1,0 +1,187 @@
+"""The product that makes the pre-activations of a recurrent layer's gates from rows of input and hidden state.
+
+By Flipout, with one draw for the sequence, or by LRT, with noise at each step. Each is a formula of plain operations,
+and the same forward and back for `recurrence`, which goes through a sequence without autograd: what all steps share is
+prepared once, and the gradients of weights and inputs are products over all steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from . import noise
+from .lrt import safe_sqrt
+
+
+class GateProduct(Protocol):
+    """What `recurrence` asks of a product. Iterating gives its tensors, with None for those that it lacks."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The weight's mean, (out, in)."""
+        ...
+
+    def noise(self, x: Tensor) -> Tensor | None:
+        """The random numbers of all steps (steps, examples, out), where a step has its own."""
+        ...
+
+    def step(self, rows: Tensor, eps: Tensor | None) -> Tensor:
+        """The pre-activations of the first len(rows) examples, with the random numbers of this step."""
+        ...
+
+    def writer(self, keeps: bool) -> Callable[[Tensor, Tensor | None, Tensor], None]:
+        """`step`, for gradients turned off: a function (rows, eps, out) that writes to `out`.
+
+        Where it `keeps`, it leaves in `eps` what `back` wants of it.
+        """
+        ...
+
+    def eps(self, rows: Tensor, kept: Tensor | None) -> Tensor | None:
+        """The random numbers again, from what the writer left of them."""
+        ...
+
+    def back(self, columns: slice) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        """The way back to these columns of rows: a function of grad, rows, and what the writer left.
+
+        It takes one step's, or those of all steps at once.
+        """
+        ...
+
+    def gradients(self, grad: Tensor, rows: Tensor, kept: Tensor | None, needs: Sequence[bool]) -> list[Tensor | None]:
+        """Those of the product's own tensors, from all steps."""
+        ...
+
+
+class SignedProduct(NamedTuple):
+    """y = x Wᵀ + r∘((x∘s) ΔWᵀ) + b, where ΔW and each example's signs r and s are the same at every step.
+
+    Attributes:
+        mean, delta: W and ΔW, (out, in). Without ΔW, W is a draw that serves all examples.
+        of_output, of_input: r (examples, out) and s (examples, in).
+        bias: (examples, out), with its noise; None where there is none.
+    """
+
+    mean: Tensor
+    delta: Tensor | None = None
+    of_output: Tensor | None = None
+    of_input: Tensor | None = None
+    bias: Tensor | None = None
+
+    def noise(self, x: Tensor) -> None:
+        return None
+
+    def step(self, rows: Tensor, eps: Tensor | None) -> Tensor:
+        count = rows.shape[0]
+        y = rows @ self.mean.T if self.bias is None else torch.addmm(self.bias[:count], rows, self.mean.T)
+        if self.delta is None or self.of_output is None or self.of_input is None:
+            return y
+        return torch.addcmul(y, self.of_output[:count], (rows * self.of_input[:count]) @ self.delta.T)
+
+    def writer(self, keeps: bool) -> Callable[[Tensor, Tensor | None, Tensor], None]:
+        # few rows are multiplied with a Wᵀ that is laid out anew in two thirds of the time
+        mean, delta = self.mean.T.contiguous(), None if self.delta is None else self.delta.T.contiguous()
+
+        def write(rows: Tensor, eps: Tensor | None, out: Tensor) -> None:
+            count = rows.shape[0]
+            torch.mm(rows, mean, out=out)
+            if self.bias is not None:
+                out.add_(_first(self.bias, count))
+            if delta is not None and self.of_output is not None and self.of_input is not None:
+                out.addcmul_(_first(self.of_output, count), (rows * _first(self.of_input, count)) @ delta)
+
+        return write
+
+    def eps(self, rows: Tensor, kept: Tensor | None) -> None:
+        return None
+
+    def back(self, columns: slice) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        mean = self.mean[:, columns]
+        if self.delta is None or self.of_output is None or self.of_input is None:
+            return lambda grad, rows, kept: grad @ mean
+        delta, of_output, of_input = self.delta[:, columns], self.of_output, self.of_input[:, columns]
+
+        def of_rows(grad: Tensor, rows: Tensor, kept: Tensor | None) -> Tensor:
+            count = rows.shape[-2]
+            flipped = grad * _first(of_output, count)
+            return (grad @ mean).addcmul_(flipped @ delta, _first(of_input, count))
+
+        return of_rows
+
+    def gradients(self, grad: Tensor, rows: Tensor, kept: Tensor | None, needs: Sequence[bool]) -> list[Tensor | None]:
+        of_mean = _of_weight(grad, rows) if needs[0] else None
+        of_delta = None
+        if needs[1] and self.of_output is not None and self.of_input is not None:
+            of_delta = _of_weight(grad * self.of_output, rows * self.of_input)
+        return [of_mean, of_delta, None, None, grad.sum(0) if needs[4] else None]
+
+
+class LocalProduct(NamedTuple):
+    """y = x Wᵀ + b + sqrt(x² squareᵀ + bias_square)∘eps, with eps anew at each step.
+
+    Attributes:
+        mean, square: W and its variance, (out, in).
+        bias, bias_square: (out,); None where there is none.
+    """
+
+    mean: Tensor
+    square: Tensor
+    bias: Tensor | None = None
+    bias_square: Tensor | None = None
+
+    def noise(self, x: Tensor) -> Tensor:
+        return noise.normal_like(x.new_empty(*x.shape[:-1], self.mean.shape[0]))
+
+    def step(self, rows: Tensor, eps: Any) -> Tensor:
+        y = torch.nn.functional.linear(rows, self.mean, self.bias)
+        return torch.addcmul(y, self._deviation(rows), eps)
+
+    def writer(self, keeps: bool) -> Callable[[Tensor, Any, Tensor], None]:
+        mean, square = self.mean.T.contiguous(), self.square.T.contiguous()
+
+        def write(rows: Tensor, eps: Tensor, out: Tensor) -> None:
+            torch.mm(rows, mean, out=out)
+            if self.bias is not None:
+                out.add_(self.bias)
+            deviation = rows.square() @ square
+            if self.bias_square is not None:
+                deviation.add_(self.bias_square)
+            out.addcmul_(deviation.sqrt_(), eps)
+            if keeps:
+                eps.div_(deviation).nan_to_num_(0, 0, 0)  # no slope where the variance is zero
+
+        return write
+
+    def eps(self, rows: Tensor, kept: Any) -> Tensor:
+        return kept * self._deviation(rows)  # type: ignore[no-any-return]
+
+    def _deviation(self, rows: Tensor) -> Tensor:
+        return safe_sqrt(torch.nn.functional.linear(rows.square(), self.square, self.bias_square))
+
+    def back(self, columns: slice) -> Callable[[Tensor, Tensor, Any], Tensor]:
+        mean, square = self.mean[:, columns], self.square[:, columns]
+
+        def of_rows(grad: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
+            # the slope is twice that in the variance
+            return (grad @ mean).addcmul_((grad * kept) @ square, rows[..., columns])
+
+        return of_rows
+
+    def gradients(self, grad: Tensor, rows: Tensor, kept: Any, needs: Sequence[bool]) -> list[Tensor | None]:
+        of_mean = _of_weight(grad, rows) if needs[0] else None
+        of_variance = (grad * kept).mul_(0.5) if needs[1] or needs[3] else None
+        of_square = _of_weight(of_variance, rows.square()) if needs[1] and of_variance is not None else None
+        of_bias = grad.sum((0, 1)) if needs[2] else None
+        return [of_mean, of_square, of_bias, of_variance.sum((0, 1)) if needs[3] and of_variance is not None else None]
+
+
+def _first(tensor: Tensor, count: int) -> Tensor:
+    """The first rows; all of them at no cost."""
+    return tensor if tensor.shape[0] == count else tensor[:count]
+
+
+def _of_weight(grad: Tensor, rows: Tensor) -> Tensor:
+    return grad.flatten(0, 1).T @ rows.flatten(0, 1)
