@@ -11,10 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import noise
 from .lrt import safe_sqrt
+
+Writer = Callable[[int, Tensor, Any, Tensor], None]  # of the step, its rows, its eps, and out
 
 
 class GateProduct(Protocol):
@@ -33,8 +36,8 @@ class GateProduct(Protocol):
         """The pre-activations of the first len(rows) examples, with the random numbers of this step."""
         ...
 
-    def writer(self, keeps: bool) -> Callable[[Tensor, Tensor | None, Tensor], None]:
-        """`step`, for gradients turned off: a function (rows, eps, out) that writes to `out`.
+    def writer(self, x: Tensor, keeps: bool) -> Writer:
+        """`step`, for gradients turned off, given the input of all steps: it writes to `out`.
 
         Where it `keeps`, it leaves in `eps` what `back` wants of it.
         """
@@ -81,19 +84,31 @@ class SignedProduct(NamedTuple):
             return y
         return torch.addcmul(y, self.of_output[:count], (rows * self.of_input[:count]) @ self.delta.T)
 
-    def writer(self, keeps: bool) -> Callable[[Tensor, Tensor | None, Tensor], None]:
-        # few rows are multiplied with a Wᵀ that is laid out anew in two thirds of the time
-        mean, delta = self.mean.T.contiguous(), None if self.delta is None else self.delta.T.contiguous()
+    def writer(self, x: Tensor, keeps: bool) -> Writer:
+        steps, columns = len(x), _columns(self.mean, x)
+        bases = [self.bias] * steps if columns.start == 0 else self._of_inputs(x).unbind(0)
+        mean = _laid_out(self.mean[:, columns], steps)
+        delta = None if self.delta is None else _laid_out(self.delta[:, columns], steps)
+        of_input = None if self.of_input is None else self.of_input[:, columns]
 
-        def write(rows: Tensor, eps: Tensor | None, out: Tensor) -> None:
-            count = rows.shape[0]
-            torch.mm(rows, mean, out=out)
-            if self.bias is not None:
-                out.add_(_first(self.bias, count))
-            if delta is not None and self.of_output is not None and self.of_input is not None:
-                out.addcmul_(_first(self.of_output, count), (rows * _first(self.of_input, count)) @ delta)
+        def write(at: int, rows: Tensor, eps: None, out: Tensor) -> None:
+            count, base = rows.shape[0], bases[at]
+            rows = rows if columns.start == 0 else rows[:, columns]
+            _write_product(base, rows, mean, out)
+            if delta is not None and self.of_output is not None and of_input is not None:
+                out.addcmul_(_first(self.of_output, count), (rows * _first(of_input, count)) @ delta)
 
         return write
+
+    def _of_inputs(self, x: Tensor) -> Tensor:
+        """What the inputs of all steps give, and the bias."""
+        columns = slice(0, x.shape[-1])
+        y = x @ self.mean[:, columns].T
+        if self.bias is not None:
+            y.add_(self.bias)
+        if self.delta is not None and self.of_output is not None and self.of_input is not None:
+            y.addcmul_(self.of_output, (x * self.of_input[:, columns]) @ self.delta[:, columns].T)
+        return y
 
     def eps(self, rows: Tensor, kept: Tensor | None) -> None:
         return None
@@ -136,20 +151,24 @@ class LocalProduct(NamedTuple):
         return noise.normal_like(x.new_empty(*x.shape[:-1], self.mean.shape[0]))
 
     def step(self, rows: Tensor, eps: Any) -> Tensor:
-        y = torch.nn.functional.linear(rows, self.mean, self.bias)
+        y = F.linear(rows, self.mean, self.bias)
         return torch.addcmul(y, self._deviation(rows), eps)
 
-    def writer(self, keeps: bool) -> Callable[[Tensor, Any, Tensor], None]:
-        mean, square = self.mean.T.contiguous(), self.square.T.contiguous()
+    def writer(self, x: Tensor, keeps: bool) -> Writer:
+        steps, columns = len(x), _columns(self.mean, x)
+        bases: Sequence[Tensor | None] = [self.bias] * steps
+        variances: Sequence[Tensor | None] = [self.bias_square] * steps
+        if columns.start > 0:
+            of_x = slice(0, columns.start)
+            bases = F.linear(x, self.mean[:, of_x], self.bias).unbind(0)
+            variances = F.linear(x.square(), self.square[:, of_x], self.bias_square).unbind(0)
+        mean, square = _laid_out(self.mean[:, columns], steps), _laid_out(self.square[:, columns], steps)
 
-        def write(rows: Tensor, eps: Tensor, out: Tensor) -> None:
-            torch.mm(rows, mean, out=out)
-            if self.bias is not None:
-                out.add_(self.bias)
-            deviation = rows.square() @ square
-            if self.bias_square is not None:
-                deviation.add_(self.bias_square)
-            out.addcmul_(deviation.sqrt_(), eps)
+        def write(at: int, rows: Tensor, eps: Tensor, out: Tensor) -> None:
+            rows = rows if columns.start == 0 else rows[:, columns]
+            _write_product(bases[at], rows, mean, out)
+            deviation = _write_product(variances[at], rows.square(), square, out.new_empty(out.shape)).sqrt_()
+            out.addcmul_(deviation, eps)
             if keeps:
                 eps.div_(deviation).nan_to_num_(0, 0, 0)  # no slope where the variance is zero
 
@@ -159,7 +178,7 @@ class LocalProduct(NamedTuple):
         return kept * self._deviation(rows)  # type: ignore[no-any-return]
 
     def _deviation(self, rows: Tensor) -> Tensor:
-        return safe_sqrt(torch.nn.functional.linear(rows.square(), self.square, self.bias_square))
+        return safe_sqrt(F.linear(rows.square(), self.square, self.bias_square))
 
     def back(self, columns: slice) -> Callable[[Tensor, Tensor, Any], Tensor]:
         mean, square = self.mean[:, columns], self.square[:, columns]
@@ -181,6 +200,26 @@ class LocalProduct(NamedTuple):
 def _first(tensor: Tensor, count: int) -> Tensor:
     """The first rows; all of them at no cost."""
     return tensor if tensor.shape[0] == count else tensor[:count]
+
+
+_LARGE = 2**18  # elements of a weight that many steps read from memory rather than from the cache
+
+
+def _columns(weight: Tensor, x: Tensor) -> slice:
+    """Those that are multiplied step by step: where the weight is large, the inputs' are for all steps at once."""
+    return slice(x.shape[-1] if weight.numel() >= _LARGE else 0, None)
+
+
+def _laid_out(weight: Tensor, steps: int) -> Tensor:
+    """Wᵀ; laid out anew where that pays: few rows are multiplied with it in two thirds of the time."""
+    return weight.T.contiguous() if steps >= (64 if weight.numel() >= _LARGE else 8) else weight.T
+
+
+def _write_product(base: Tensor | None, rows: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """base + rows·weight."""
+    if base is None:
+        return torch.mm(rows, weight, out=out)
+    return torch.addmm(base if base.dim() < 2 else _first(base, rows.shape[0]), rows, weight, out=out)
 
 
 def _of_weight(grad: Tensor, rows: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ def _run(sequence: _Sequence, x: Tensor, state: State, product: GateProduct, kee
     course = _Course(rows, cells, y, product.noise(x))
     for every, start in zip(course.states(sequence), state, strict=True):
         every[walk.first] = start
-    write, places, its_rows = product.writer(keeps), _by_step(steps + 1, *course.states(sequence)), rows.unbind(0)
+    write, places, its_rows = product.writer(x, keeps), _by_step(steps + 1, *course.states(sequence)), rows.unbind(0)
     its_views, its_noise = _by_step(steps, *gates.parts(y)), _by_step(steps, course.noise)
     for at, count in walk:
         before, after = walk.places(at)
@@ -206,7 +206,7 @@ def _run(sequence: _Sequence, x: Tensor, state: State, product: GateProduct, kee
                 each[count:] = other[count:]
             old, new, of_step = _first(count, *old), _first(count, *new), _first(count, *of_step)
             own = gates.parts(own[0][:count])
-        gates.forward_(partial(write, *of_step), own, old, new)
+        gates.forward_(partial(write, at, *of_step), own, old, new)
     return course
 
 

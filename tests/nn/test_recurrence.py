@@ -27,11 +27,15 @@ def outcome(layer: Any, x: Any, state: Any, used: slice, create_graph: bool = Fa
     return [*outputs, *torch.autograd.grad(total, leaves, create_graph=create_graph)]
 
 
+@pytest.mark.parametrize("large", [0, 2**18], ids=["large", "small"])
 @pytest.mark.parametrize("form", ["padded", "packed", "unsorted"])
 @pytest.mark.parametrize("used", [slice(0, 1), slice(1, 2), slice(-1, None)], ids=["outputs", "h", "last"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_output_alone_has_the_plain_steps_gradients(kind: str, method: Method, used: slice, form: str) -> None:
+def test_each_output_alone_has_the_plain_steps_gradients(
+    kind: str, method: Method, used: slice, form: str, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bayesify.estimators.gate_products._LARGE", large)
     layer = variational(SEQUENCES[kind](bidirectional=True).double(), method)
     x, state = inputs_for(layer, form, True)
     for each in tensors((state, x) if form == "padded" else state):
@@ -67,7 +71,7 @@ def test_second_derivatives_are_the_plain_steps(kind: str, method: Method, form:
 def test_torch_func_and_many_gradients_at_once(kind: str, method: Method) -> None:
     """torch.func.grad, vmap over examples of it, and autograd's batched gradients are those of one after the other."""
     layer = variational(SEQUENCES[kind]().double(), method)
-    parameters, x = dict(layer.named_parameters()), torch.randn(5, 3, 3).double()
+    parameters, x = dict(layer.named_parameters()), torch.randn(9, 3, 3).double()
 
     def loss(given: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(layer, given, (x,))[0].sin().sum()
@@ -134,7 +138,7 @@ def test_the_output_is_the_users_to_write_to(kind: str, method: Method) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_frozen_weights_get_no_gradient_and_leave_others_as_they_are(method: Method) -> None:
-    layer, x = variational(nn.LSTM(3, 4).double(), method), torch.randn(5, 3, 3).double().requires_grad_()
+    layer, x = variational(nn.LSTM(3, 4).double(), method), torch.randn(9, 3, 3).double().requires_grad_()
     grads = []
     for frozen in (False, True):
         for name, parameter in layer.named_parameters():
