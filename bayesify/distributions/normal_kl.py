@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..estimators.eager import by_formula, gradients, in_mode
+from ..estimators.fused_softplus import is_fused, softplus_and_slope
 from ..estimators.pieces import in_pieces
 from .normal_kl_pieces import Piece, sums_of, write_gradients
-from .prior import normal_kl
+from .prior import normal_kl, shifted
 from .scale import Scale, threshold
 
 SMALL = 2**14  # elements: below, a tensor costs more for its calls than for its elements
@@ -68,8 +69,37 @@ def _terms(priors: Sequence[tuple[Any, ...]], tensors: Sequence[Tensor]) -> list
 
 
 def _plain_sum(priors: Sequence[tuple[Any, ...]], *tensors: Tensor) -> Tensor:
-    values = [normal_kl(term.mean, F.softplus(term.rho), *term.prior) for term in _terms(priors, tensors)]
+    values = [_plain_kl(term.mean, term.rho, *term.prior) for term in _terms(priors, tensors)]
     return torch.stack([value.to(values[0].device) for value in values]).sum()
+
+
+def _plain_kl(mean: Tensor, rho: Tensor, prior_mean: Tensor | float, prior_std: Tensor | float) -> Tensor:
+    if not is_fused(mean, rho):
+        return normal_kl(mean, F.softplus(rho), prior_mean, prior_std)
+    return _FusedKL.apply(mean, rho, prior_mean, prior_std)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _FusedKL(torch.autograd.Function):
+    """One term for the compiler, which would keep of the formula what its logarithm gave and was given."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(mean: Tensor, rho: Tensor, prior_mean: Tensor | float, prior_std: Tensor | float) -> Tensor:
+        return normal_kl(mean, softplus_and_slope(rho)[0], prior_mean, prior_std)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.prior = [None if isinstance(part, Tensor) else part for part in inputs[2:]]
+        ctx.save_for_backward(*(part for part in inputs if isinstance(part, Tensor)))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        mean, rho, *tensors = ctx.saved_tensors
+        prior_mean, prior_std = (tensors.pop(0) if part is None else part for part in ctx.prior)
+        std, slope = softplus_and_slope(rho, again=True)
+        ratio, shift = std / prior_std, shifted(mean, prior_mean) / prior_std
+        return grad * shift / prior_std, grad * (ratio * ratio - 1) * slope / std, None, None
 
 
 class _NormalKLs(torch.autograd.Function):

@@ -106,8 +106,13 @@ def normal_kl(mean: Tensor, std: Tensor, prior_mean: Tensor | float, prior_std: 
     Per element: log(prior_std/std) + (std² + (mean - prior_mean)²) / (2·prior_std²) - 1/2.
     """
     ratio = std / prior_std
-    shift = (mean - prior_mean) / prior_std
+    shift = shifted(mean, prior_mean) / prior_std
     return (0.5 * (ratio.square() + shift.square() - 1) - _log_ratio(std, prior_std)).sum()
+
+
+def shifted(mean: Tensor, prior_mean: Tensor | float) -> Tensor:
+    """mean - prior_mean; the mean itself where the prior's is 0, of which a compiler would keep a copy."""
+    return mean if isinstance(prior_mean, float | int) and prior_mean == 0 else mean - prior_mean
 
 
 def _log_ratio(std: Tensor, prior_std: Tensor | float) -> Tensor:

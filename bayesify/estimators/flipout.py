@@ -121,8 +121,8 @@ def _pattern(
 
 
 def _flipout(spread: _Spread, *tensors: Any) -> Tensor:
-    std = spread.form.std(tensors[0])
-    return _flipped(spread, std * noise.normal_like(std), None, *tensors[1:])
+    eps = noise.normal_like(tensors[0])  # like the parameter: the compiler need not store the std to draw
+    return _flipped(spread, spread.form.std(tensors[0]) * eps, None, *tensors[1:])
 
 
 def _flipped(

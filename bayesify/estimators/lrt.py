@@ -62,7 +62,7 @@ def _noisy(
     product, of_squares = both
     output = product(autocasted(*inputs), *autocasted(mean, bias))
     with no_autocast(mean):
-        variance = _variance(of_squares, widened(form.std(parameter)).square(), bias_std, inputs)
+        variance = _variance(of_squares, form.variance(parameter), bias_std, inputs)
         spread = safe_sqrt(variance) * (noise.normal_like(variance) if eps is None else eps)
         return output + spread.to(output.dtype)
 

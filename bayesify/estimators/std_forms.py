@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import noise
+from .fused_softplus import fused_softplus, fused_square
 from .pieces import in_pieces
 from .precision import widened
 from .softplus import SMALL, SMALLEST, times_square_slope_, write_slope, write_square, write_std
@@ -34,6 +35,10 @@ class Form(Protocol):
 
     def std(self, parameter: Tensor) -> Tensor:
         """The std, differentiable."""
+        ...
+
+    def variance(self, parameter: Tensor) -> Tensor:
+        """The std's square in float32 or better, differentiable."""
         ...
 
     def draw(self, parameter: Tensor) -> Tensor:
@@ -70,6 +75,9 @@ class _Given:
     def std(self, parameter: Tensor) -> Tensor:
         return parameter
 
+    def variance(self, parameter: Tensor) -> Tensor:
+        return widened(parameter).square()
+
     def draw(self, parameter: Tensor) -> Tensor:
         return noise.normal_like(parameter)
 
@@ -93,7 +101,10 @@ class _Softplus:
     """Keeps the deviation of a draw: eps is that over the std."""
 
     def std(self, parameter: Tensor) -> Tensor:
-        return F.softplus(parameter)
+        return fused_softplus(parameter)
+
+    def variance(self, parameter: Tensor) -> Tensor:
+        return fused_square(widened(parameter))
 
     def draw(self, parameter: Tensor) -> Tensor:
         drawn = noise.normal_like(parameter)
