@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..errors import ShapeError, UsageError
+from ..estimators.eager import transforming
 from ..estimators.gates import GATES, State
 from ..estimators.precision import autocasted
 from .base import LRT, Flipout, Variational
@@ -51,6 +52,7 @@ class RecurrentFamily(Variational):
     dropout: float
     bidirectional: bool
     proj_size: int
+    _flat_weights_names: list[str]
     permute_hidden: Any
     check_forward_args: Any
     get_expected_hidden_size: Any
@@ -61,10 +63,28 @@ class RecurrentFamily(Variational):
         mark_reached(self)
         if is_quiet(self):
             output = super().forward(input, hx)
+        elif (drawn := self._drawn()) is not None:
+            output = super(Variational, drawn).forward(input, hx)
         else:
             noisy = self._packed if isinstance(input, PackedSequence) else self._padded
             output = (noisy if torch.compiler.is_compiling() else _uncompiled(noisy))(input, hx)
         return (output, self.kl_divergence()) if return_kl else output
+
+    def _drawn(self) -> Any:
+        """This layer with the only draw that is held in place of its means; None where torch's kernel cannot serve.
+
+        It has no second derivative, and on a GPU it warns of weights that lie apart.
+        """
+        held = held_draws(self)
+        if held is None or held.draws > 1 or torch.is_grad_enabled() or torch.compiler.is_compiling() or transforming():
+            return None
+        names = self._flat_weights_names
+        weights = [self.mean_of(name) if self.scale_of(name) is None else self._sampled(name) for name in names]
+        if any(weight.is_cuda for weight in weights):
+            return None
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, _flat_weights=weights)
+        return twin
 
     def _padded(self, x: Tensor, hx: Any) -> tuple[Tensor, Any]:
         batched = x.dim() != 2

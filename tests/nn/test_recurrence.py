@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils.rnn import pack_sequence
 
+import bayesify
 from bayesify.nn.settings import Method
 from tests.support import METHODS, as_if_compiling, draws, fixed_noise, judge_moments, noisy, variational
 
-from .recurrent import SEQUENCES, SMALL, flat, inputs_for, set_std, tensors
+from .recurrent import FORMS, SEQUENCES, SMALL, flat, inputs_for, set_std, tensors
 from .test_recurrent_noise import Flat, exact_covariance
 
 KINDS = ["rnn", "relu", "lstm", "gru"]
@@ -154,3 +155,20 @@ def test_a_graph_that_is_kept_gives_the_same_gradients_again() -> None:
     loss = layer(pack_sequence([torch.randn(3, 3), torch.randn(2, 3)]))[0].data.sum()
     first = torch.autograd.grad(loss, list(layer.parameters()), retain_graph=True)
     assert all(map(torch.equal, first, torch.autograd.grad(loss, list(layer.parameters()))))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bias", ["deterministic", "variational"])
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_a_held_draw_is_the_same_by_torchs_kernel(kind: str, bias: Any, form: str) -> None:
+    """Without gradients, torch's kernel computes with the draw; the steps do where gradients are wanted."""
+    plain = SEQUENCES[kind](num_layers=2, bidirectional=True).double()
+    layer = variational(plain, "flipout", noisy(bias=bias))
+    inputs = inputs_for(layer, form, True)
+    with bayesify.draw(layer, seed=1):
+        by_steps = layer(*inputs)
+        with torch.no_grad():
+            by_kernel = layer(*inputs)
+        assert all(map(torch.equal, layer._flat_weights, (getattr(layer, name) for name in layer._flat_weights_names)))
+    torch.testing.assert_close(tensors(by_kernel), tensors(by_steps), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(flat(by_kernel), flat(plain(*inputs)))
