@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..estimators.generators import borrowed, noise_seeded
 from ..nn.examples_alone import Parting, examples_alone
 from .calls import Call
+from .chains import apart_by_structure
 from .parting import has_prefix
 from .prediction import is_float
 from .seeds import seeded
@@ -83,7 +84,7 @@ class Sampler:
                 return self.run(_repeated(call, draws))
         parting = Parting(layer, call.examples, draws)
         with examples_alone(parting):
-            leaves = self.run(call)
+            leaves = self.run(call.batched(torch.clone))  # as repeated rows are: a model may write to its input
         if not parting.done or any(is_float(leaf) and len(leaf) != call.examples * draws for leaf in leaves):
             raise _NotPartedError
         return leaves
@@ -107,7 +108,8 @@ class Sampler:
         key = _kind(call)
         if key not in self._apart:
             with noise_seeded(0), borrowed(_cuda(call)):  # the draws themselves go on from where they are
-                self._apart[key] = examples_apart(self.model, self.run, call)
+                found = apart_by_structure(self.model, call)
+                self._apart[key] = found or examples_apart(self.model, self.run, call)
         return self._apart[key]
 
     def foldable(self, call: Call) -> int:

@@ -108,7 +108,7 @@ def is_compiled(model: nn.Module) -> bool:
 
 def _one_and_three(call: Call) -> tuple[Call, Call]:
     """The first example, and the same between two others."""
-    one = call.batched(lambda tensor: tensor[:1])
+    one = call.batched(lambda tensor: tensor[:1].clone())  # the model may write to it
     return one, one.batched(lambda tensor: torch.cat([_altered(tensor), tensor, _altered(tensor)]))
 
 

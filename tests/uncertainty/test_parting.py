@@ -199,6 +199,17 @@ def test_a_forward_that_is_another_one_for_one_example(method: str) -> None:
     torch.testing.assert_close(found.std, torch.full((1, 6), 0.2 * 6**0.5), rtol=0.3, atol=0)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_forward_that_writes_to_its_input_writes_to_a_copy(method: str) -> None:
+    doubled = Around(lambda model, x: model.layer(x.mul_(2)), nn.Conv1d(6, 2, 1))
+    model, x = converted(doubled, method), torch.ones(1, 6, 1)
+    assert parting_of(model, x) is model.layer
+    model.layer.set_std("weight", 1e-6)
+    found = bayesify.predict(model, x, samples=16)
+    assert torch.equal(x, torch.ones(1, 6, 1))
+    torch.testing.assert_close(found.mean, nn.Conv1d.forward(model.layer, 2 * x).detach(), atol=1e-3, rtol=0)
+
+
 def test_a_second_input_that_is_taken_later() -> None:
     model = bayesify.convert(Around(lambda model, x, z: model.other(model.layer(x) * z)), "lrt").eval()
     assert parting_of(model, torch.randn(3, 6), torch.randn(3, 6)) is None
