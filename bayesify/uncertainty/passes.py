@@ -21,6 +21,7 @@ from .trials import Apart, Run, draws_apart, examples_apart
 MOST_ROWS = 256  # in a pass of several draws; from there on one draw fills the machine
 MOST_NUMBERS = 2**18  # in the largest input of such a pass, and in its largest output
 MOST_AFTER_PARTING = 2**20  # numbers in the largest tensor after rows part; or as many as in the inputs
+_WORTH_A_TRIAL = 512  # rows in all: of so many, the 7 of a trial are a hundredth
 _WORTH_OF_AN_ID = 4096  # an id becomes a vector, and often the logits of a vocabulary
 
 
@@ -105,12 +106,18 @@ class Sampler:
         return self._how_apart(call).numbers > 0
 
     def _how_apart(self, call: Call) -> Apart:
-        key = _kind(call)
-        if key not in self._apart:
+        known = self._known(call)
+        if known is None:
             with noise_seeded(0), borrowed(_cuda(call)):  # the draws themselves go on from where they are
-                found = apart_by_structure(self.model, call)
-                self._apart[key] = found or examples_apart(self.model, self.run, call)
-        return self._apart[key]
+                known = self._apart[_kind(call)] = examples_apart(self.model, self.run, call)
+        return known
+
+    def _known(self, call: Call) -> Apart | None:
+        """How examples stand beside each other, as far as no pass is needed to tell."""
+        key = _kind(call)
+        if key not in self._apart and (told := apart_by_structure(self.model, call)) is not None:
+            self._apart[key] = told
+        return self._apart.get(key)
 
     def foldable(self, call: Call) -> int:
         """How many draws of an example dimension 0 may hold: more than 1 where examples and noise are apart there."""
@@ -127,8 +134,10 @@ class Sampler:
         if samples == 1 or not call.examples or not numbers:
             return 1
         most = min(MOST_ROWS // call.examples, MOST_NUMBERS // numbers)
-        if most <= 1 and not (self._has_prefix and 6 * numbers <= call.examples * max(MOST_AFTER_PARTING, numbers)):
-            return 1  # a trial of 6 rows is not for so little, or would be larger than the pass itself
+        fits = 6 * numbers <= call.examples * max(MOST_AFTER_PARTING, numbers)  # a trial is no larger than the pass
+        pays = fits and (self._has_prefix or call.examples * samples >= _WORTH_A_TRIAL)
+        if most <= 1 and not pays and self._known(call) is None:
+            return 1
         apart = self._how_apart(call)
         if apart.layer is not None:
             most = max(MOST_AFTER_PARTING, numbers) // (max(apart.largest, 1) * call.examples)

@@ -126,6 +126,26 @@ def test_the_largest_tensor_after_parting_says_how_many_draws_a_pass_has(
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("own", [False, True])
+def test_draws_of_many_examples_share_a_pass(method: str, own: bool) -> None:
+    """Where structure says that they may, and where a trial is little beside them."""
+    layer, rows = nn.Linear(6, 2), []
+    model = converted(Around(lambda model, x: model.layer(x), layer) if own else nn.Sequential(layer), method)
+    estimate = model.layer.estimate if own else model[0].estimate
+
+    def noting(product: Any, inputs: list[Tensor], *posterior: Any, batch_dim: int) -> Tensor:
+        output: Tensor = estimate(product, inputs, *posterior, batch_dim=batch_dim)
+        rows.append(len(output))
+        return output
+
+    (model.layer if own else model[0]).estimate = noting
+    for samples, seen in ((2, [200] * 2 if own else [400]), (10, [2000])):
+        rows.clear()
+        bayesify.predict(model, torch.randn(200, 6), samples=samples)
+        assert rows == seen
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_law_is_that_of_a_draw_of_weights(method: str) -> None:
     """y = w₂ relu(w₁ z) of a backbone's z: mean and variance against drawn weights, and nothing in common."""
     head = nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 1, bias=False))

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import bayesify
 from bayesify.errors import NotVariationalError, UsageError
 from bayesify.nn.examples_alone import examples_alone
+from bayesify.uncertainty.calls import Call
+from bayesify.uncertainty.passes import Sampler
 from tests.support import METHODS, judge, judge_mean
 from tests.uncertainty.linear_models import network
 
@@ -23,9 +25,13 @@ def linear(request: pytest.FixtureRequest) -> Any:
     return network(request.param, nn.Linear(40, 3))
 
 
+def _a_draw_a_pass(sampler: Sampler, call: Call, samples: int) -> int:
+    return 1
+
+
 @pytest.mark.parametrize("rows", [1, 300])
 def test_a_linear_gaussian_model(linear: Any, rows: int) -> None:
-    """Mean x·w + b and variance 0.04·|x|², by loop (300 rows) and fold (1); an interval that holds what it says."""
+    """Mean x·w + b and variance 0.04·|x|², in one pass (1 row) or many (300); an interval that holds what it says."""
     x, count = torch.randn(rows, 40), 4000
     found = bayesify.predict(linear, x, samples=count, task="regression", noise=0.5, seed=0, keep=True)
     with torch.no_grad(), bayesify.posterior_mean(linear):
@@ -44,7 +50,8 @@ def test_a_linear_gaussian_model(linear: Any, rows: int) -> None:
 
 
 @pytest.mark.parametrize("task", ["classification", "regression", None])
-def test_streamed_sums_are_those_of_a_loop(linear: Any, task: Any) -> None:
+def test_streamed_sums_are_those_of_a_loop(linear: Any, task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sampler, "_folded", _a_draw_a_pass)
     x, noise = torch.randn(300, 40), 0.3 if task == "regression" else None
     found = bayesify.predict(linear, x, samples=8, task=task, noise=noise, seed=5)
     torch.manual_seed(5)
@@ -106,7 +113,10 @@ class Heteroscedastic(nn.Module):
     ("dict", "log_var", None), ("dict", "log_var", "mean"), ("tuple", "1", None), ("tuple", "1", 0),
     ("tensor", "halves", None),
 ])  # fmt: skip
-def test_a_noise_that_the_model_predicts(form: str, noise: str, output: Any) -> None:
+def test_a_noise_that_the_model_predicts(
+    form: str, noise: str, output: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Sampler, "_folded", _a_draw_a_pass)
     model: Any = bayesify.convert(Heteroscedastic(), "flipout")
     bayesify.set_posterior_std(model, 0.05)
     x = torch.randn(300, 40)
