@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import noise
 from .eager import by_formula, gradients, in_mode, not_a_view, plus_product_, rows_together
+from .few_rows import product_with_squares, serves_few_rows
 from .narrow_product import of_noise
 from .precision import autocasted, no_autocast, widened, without_autocast
 from .products import Multiplication, Product
@@ -42,7 +43,7 @@ def lrt(
     form, parameter = form_of(std)
     both = product, of_noise(product, noise_dtype, widened(parameter))
     if draws > 1:
-        return _several(both, form.square(parameter), mean, bias, bias_std, inputs, draws)
+        return _several(both, form, parameter, mean, bias, bias_std, inputs, draws)
     output: Tensor = in_mode(_lrt, _LRT)(both, form, parameter, mean, bias, bias_std, *inputs)
     return output
 
@@ -68,19 +69,30 @@ def _noisy(
 
 
 def _several(
-    both: _Both, square: Tensor, mean: Tensor, bias: Tensor | None, bias_std: Tensor | None,
+    both: _Both, form: Form, parameter: Tensor, mean: Tensor, bias: Tensor | None, bias_std: Tensor | None,
     inputs: Sequence[Tensor], draws: int,
 ) -> Tensor:  # fmt: skip
     product, of_squares = both
     output = product(autocasted(*inputs), *autocasted(mean, bias)).repeat_interleave(draws, 0)
     with no_autocast(mean):
-        spread = safe_sqrt(_variance(of_squares, square, bias_std, inputs)).repeat_interleave(draws, 0)
+        variance = _constant_variance(of_squares, form, parameter, bias_std, inputs)
+        spread = safe_sqrt(variance).repeat_interleave(draws, 0)
         return output + spread.mul_(noise.normal_like(spread)).to(output.dtype)
 
 
 def _variance(product: Multiplication, square: Tensor, bias_std: Tensor | None, inputs: Sequence[Tensor]) -> Tensor:
     squares = [widened(x).square() for x in inputs]
     return product(squares, square, None if bias_std is None else widened(bias_std).square())
+
+
+def _constant_variance(
+    product: Multiplication, form: Form, parameter: Tensor, bias_std: Tensor | None, inputs: Sequence[Tensor]
+) -> Tensor:
+    """The variance, without gradients."""
+    if not serves_few_rows(product, form, parameter, inputs[0]):
+        return _variance(product, form.square(parameter), bias_std, inputs)
+    variance = product_with_squares(inputs[0].square(), parameter)
+    return variance if bias_std is None else variance.add_(widened(bias_std).square())
 
 
 def safe_sqrt(variance: Tensor) -> Tensor:
@@ -97,7 +109,7 @@ class _LRT(torch.autograd.Function):
         *narrow, narrow_mean, narrow_bias = autocasted(*inputs, mean, bias)
         output = product(narrow, narrow_mean, narrow_bias)
         with no_autocast(mean):
-            variance = _variance(of_squares, form.square(parameter), bias_std, inputs)
+            variance = _constant_variance(of_squares, form, parameter, bias_std, inputs)
             positive = variance.is_cpu and variance.numel() > 0 and variance.amin().item() > 0
             deviation = (variance if positive else variance.clamp_min_(0)).sqrt_()
             eps = noise.normal_like(deviation)

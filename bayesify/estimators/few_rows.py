@@ -1,0 +1,44 @@
+"""x²·std² of a linear layer for few rows, a piece of the weight at a time.
+
+There std² takes more time than the product with it. A piece of it stays in the cache until it is multiplied, and no
+tensor of the weight's size is made.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from .eager import transforming
+from .pieces import PIECE
+from .products import LinearProduct, Multiplication
+from .softplus import write_square
+from .std_forms import Form, SoftplusStd, form_of
+
+_SOFTPLUS, _ = form_of(SoftplusStd(torch.empty(0)))
+_MOST_ROWS = 32  # for more, one product is faster than several
+
+
+def serves_few_rows(product: Multiplication, form: Form, parameter: Tensor, x: Tensor) -> bool:
+    """Whether `product_with_squares` serves: few rows and a large weight in float32 on a CPU, without gradients."""
+    if type(product) is not LinearProduct or form is not _SOFTPLUS or parameter.numel() <= PIECE:
+        return False
+    plain = all(type(each) in (Tensor, Parameter) and each.dtype is torch.float32 for each in (parameter, x))
+    few = x.numel() <= _MOST_ROWS * parameter.shape[-1]
+    return few and plain and parameter.is_cpu and not torch.is_grad_enabled() and not transforming()
+
+
+def product_with_squares(x: Tensor, rho: Tensor) -> Tensor:
+    """x·std² for x (*, inputs) and std = softplus(rho) (outputs, inputs)."""
+    outputs, inputs = rho.shape
+    rows = max(PIECE * torch.get_num_threads() // inputs, 1)
+    columns = x.reshape(-1, inputs).T.contiguous()
+    result = x.new_empty(outputs, columns.shape[1])
+    square, buffer = (x.new_empty(min(rows, outputs), inputs) for _ in range(2))
+    for start in range(0, outputs, rows):
+        piece = rho[start : start + rows]
+        own = len(piece)
+        write_square(piece, square[:own], buffer[:own])
+        torch.mm(square[:own], columns, out=result[start : start + own])
+    return result.T.contiguous().view(*x.shape[:-1], outputs)
