@@ -32,12 +32,15 @@ class GateProduct(Protocol):
         """The random numbers of all steps (steps, examples, out), where a step has its own."""
         ...
 
-    def step(self, rows: Tensor, eps: Tensor | None) -> Tensor:
-        """The pre-activations of the first len(rows) examples, with the random numbers of this step."""
+    def each(self, x: Tensor, eps: Tensor | None) -> Callable[[int, Tensor], Tensor]:
+        """The pre-activations as a function of step and hidden states, those of the first sequences.
+
+        Given are the input and the random numbers of all steps.
+        """
         ...
 
     def writer(self, x: Tensor, keeps: bool) -> Writer:
-        """`step`, for gradients turned off, given the input of all steps: it writes to `out`.
+        """`each`, for gradients turned off: it is given rows of input and hidden state, and writes to `out`.
 
         Where it `keeps`, it leaves in `eps` what `back` wants of it.
         """
@@ -77,15 +80,32 @@ class SignedProduct(NamedTuple):
     def noise(self, x: Tensor) -> None:
         return None
 
-    def step(self, rows: Tensor, eps: Tensor | None) -> Tensor:
-        count = rows.shape[0]
-        y = rows @ self.mean.T if self.bias is None else torch.addmm(self.bias[:count], rows, self.mean.T)
+    def each(self, x: Tensor, eps: Tensor | None) -> Callable[[int, Tensor], Tensor]:
+        bases, of_h = self._of_inputs(x).unbind(0), self._columns(slice(x.shape[-1], None))
+        return lambda at, h: of_h.product(h, bases[at][: h.shape[0]])
+
+    def product(self, rows: Tensor, onto: Tensor | None = None) -> Tensor:
+        """The product without the bias, for the first of the examples."""
+        count = rows.shape[-2]
+        if onto is None or rows.dim() > 2:
+            y = rows @ self.mean.T
+            y = y if onto is None else y + onto
+        else:
+            y = torch.addmm(onto, rows, self.mean.T)
         if self.delta is None or self.of_output is None or self.of_input is None:
             return y
         return torch.addcmul(y, self.of_output[:count], (rows * self.of_input[:count]) @ self.delta.T)
 
+    def _of_inputs(self, x: Tensor) -> Tensor:
+        """What the inputs of all steps give, and the bias."""
+        return self._columns(slice(0, x.shape[-1])).product(x, self.bias)
+
+    def _columns(self, which: slice) -> SignedProduct:
+        delta, of_input = (None if each is None else each[:, which] for each in (self.delta, self.of_input))
+        return SignedProduct(self.mean[:, which], delta, self.of_output, of_input)
+
     def writer(self, x: Tensor, keeps: bool) -> Writer:
-        steps, columns = len(x), _columns(self.mean, x)
+        steps, columns = len(x), _of_each_step(self.mean, x)
         bases = [self.bias] * steps if columns.start == 0 else self._of_inputs(x).unbind(0)
         mean = _laid_out(self.mean[:, columns], steps)
         delta = None if self.delta is None else _laid_out(self.delta[:, columns], steps)
@@ -99,16 +119,6 @@ class SignedProduct(NamedTuple):
                 out.addcmul_(_first(self.of_output, count), (rows * _first(of_input, count)) @ delta)
 
         return write
-
-    def _of_inputs(self, x: Tensor) -> Tensor:
-        """What the inputs of all steps give, and the bias."""
-        columns = slice(0, x.shape[-1])
-        y = x @ self.mean[:, columns].T
-        if self.bias is not None:
-            y.add_(self.bias)
-        if self.delta is not None and self.of_output is not None and self.of_input is not None:
-            y.addcmul_(self.of_output, (x * self.of_input[:, columns]) @ self.delta[:, columns].T)
-        return y
 
     def eps(self, rows: Tensor, kept: Tensor | None) -> None:
         return None
@@ -150,18 +160,29 @@ class LocalProduct(NamedTuple):
     def noise(self, x: Tensor) -> Tensor:
         return noise.normal_like(x.new_empty(*x.shape[:-1], self.mean.shape[0]))
 
-    def step(self, rows: Tensor, eps: Any) -> Tensor:
-        y = F.linear(rows, self.mean, self.bias)
-        return torch.addcmul(y, self._deviation(rows), eps)
+    def each(self, x: Tensor, eps: Any) -> Callable[[int, Tensor], Tensor]:
+        bases, variances = self._of_inputs(x)
+        mean, square, numbers = self.mean[:, x.shape[-1] :].T, self.square[:, x.shape[-1] :].T, eps.unbind(0)
+
+        def of_step(at: int, h: Tensor) -> Tensor:
+            count = h.shape[0]
+            deviation = safe_sqrt(torch.addmm(variances[at][:count], h.square(), square))
+            return torch.addcmul(torch.addmm(bases[at][:count], h, mean), deviation, numbers[at][:count])
+
+        return of_step
+
+    def _of_inputs(self, x: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """What the inputs give at each step, and the bias: to the mean, and to the variance."""
+        of_x = slice(0, x.shape[-1])
+        mean = F.linear(x, self.mean[:, of_x], self.bias)
+        return mean.unbind(0), F.linear(x.square(), self.square[:, of_x], self.bias_square).unbind(0)
 
     def writer(self, x: Tensor, keeps: bool) -> Writer:
-        steps, columns = len(x), _columns(self.mean, x)
+        steps, columns = len(x), _of_each_step(self.mean, x)
         bases: Sequence[Tensor | None] = [self.bias] * steps
         variances: Sequence[Tensor | None] = [self.bias_square] * steps
         if columns.start > 0:
-            of_x = slice(0, columns.start)
-            bases = F.linear(x, self.mean[:, of_x], self.bias).unbind(0)
-            variances = F.linear(x.square(), self.square[:, of_x], self.bias_square).unbind(0)
+            bases, variances = self._of_inputs(x)
         mean, square = _laid_out(self.mean[:, columns], steps), _laid_out(self.square[:, columns], steps)
 
         def write(at: int, rows: Tensor, eps: Tensor, out: Tensor) -> None:
@@ -205,7 +226,7 @@ def _first(tensor: Tensor, count: int) -> Tensor:
 _LARGE = 2**18  # elements of a weight that many steps read from memory rather than from the cache
 
 
-def _columns(weight: Tensor, x: Tensor) -> slice:
+def _of_each_step(weight: Tensor, x: Tensor) -> slice:
     """Those that are multiplied step by step: where the weight is large, the inputs' are for all steps at once."""
     return slice(x.shape[-1] if weight.numel() >= _LARGE else 0, None)
 

@@ -86,16 +86,6 @@ def unrolled(
     return torch.stack(outputs[::-1] if walk.reverse else outputs), state
 
 
-def joint(product: GateProduct, x: Tensor, eps: Tensor | None) -> Callable[[int, Tensor], Tensor]:
-    """The product for `unrolled`, of a step's input beside the hidden state."""
-
-    def of_step(at: int, h: Tensor) -> Tensor:
-        count = h.shape[0]
-        return product.step(torch.cat([x[at][:count], h], 1), None if eps is None else eps[at][:count])
-
-    return of_step
-
-
 @dataclass(frozen=True)
 class _Sequence:
     gates: Gates
@@ -116,7 +106,7 @@ def _formula(sequence: _Sequence, x: Tensor, *others: Any) -> tuple[Tensor, ...]
 def _with_noise(sequence: _Sequence, eps: Tensor | None, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
     """The plain formula, for these random numbers."""
     state, product = sequence.parts(others)
-    outputs, last = unrolled(sequence.gates.step, joint(product, x, eps), None, state, sequence.walk)
+    outputs, last = unrolled(sequence.gates.step, product.each(x, eps), None, state, sequence.walk)
     return outputs, *last
 
 

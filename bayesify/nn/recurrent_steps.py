@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from ..estimators.gate_products import LocalProduct, SignedProduct
 from ..estimators.gates import GATES, Gates, State
 from ..estimators.precision import autocasted
 from ..estimators.products import LinearProduct
-from ..estimators.recurrence import Walk, joint, recurrence, unrolled
+from ..estimators.recurrence import Walk, recurrence, unrolled
 from .folded_batches import fold_of
 from .held_draws import Spread
 from .switches import unrouted
@@ -37,7 +36,7 @@ def direction(
     if product is not None and not projected:
         outputs, state = recurrence(gates, product, x, state, walk)
     else:
-        of_step = _each_step(gates, inputs, hidden, x) if product is None else joint(product, x, product.noise(x))
+        of_step = _each_step(gates, inputs, hidden, x) if product is None else product.each(x, product.noise(x))
         project = _projection(stepwise(layer, f"weight_hr{suffix}"), x.shape[1]) if projected else None
         outputs, state = unrolled(gates.step, of_step, project, state, walk)
     return layout.rows(outputs), state
@@ -154,7 +153,7 @@ def _projection(product: StepwiseProduct, examples: int) -> Callable[[Tensor], T
     elif not product.held and layer.method == "flipout" and layer._settings.signs == "example":
         std = _std(product)
         drawn = _with_signs(layer, examples, product.mean, None, std * noise.normal_like(std))
-    return product if drawn is None else partial(drawn.step, eps=None)
+    return product if drawn is None else drawn.product
 
 
 @dataclass(frozen=True)
