@@ -1,8 +1,8 @@
 """softplus(rho) for the compiler: arithmetic beside one exp, and nothing kept for the backward pass but rho.
 
-log1p is the dearest operation of a compiled step. Here log1p(t) = 2·artanh(t/(2 + t)), whose argument is at most 1/3, by
-a polynomial: exact to 2e-7. A compiler merges what it is told to compute twice, and keeps it from the forward pass to
-the backward one, a tensor of the weight's size for each use; so the backward passes compute it by another expression.
+log1p is the dearest operation of a compiled step. Here log1p(t) = 2·artanh(t/(2 + t)) by a polynomial, since that
+argument is at most 1/3: exact to 5e-7. A compiler merges what it is told to compute twice, and keeps it from the
+forward pass to the backward one, a tensor of the weight's size for each use; so backward passes use another expression.
 """
 
 from __future__ import annotations
