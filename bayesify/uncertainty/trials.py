@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..estimators import noise
 from ..estimators.noise import Counts
 from ..nn.examples_alone import PartingSought, examples_alone
+from ..nn.held_draws import held_draws
 from ..nn.kl import layers_of
 from ..nn.posterior_mean import posterior_mean
 from .calls import Call
@@ -82,7 +83,7 @@ def _parted(run: Run, three: Call, alone: list[Any], sought: PartingSought) -> i
 def draws_apart(model: nn.Module, run: Run, call: Call, counts: tuple[Counts, Counts] | None) -> int:
     """How many draws may stand beside each other: examples must be given as many signs as each by itself."""
     layers = layers_of(model)
-    if is_compiled(model) or any(layer._settings.drawn for layer in layers):
+    if is_compiled(model) or any(layer._settings.drawn or _holds_one_each(layer) for layer in layers):
         return 1
     if all(layer.method == "lrt" for layer in layers):
         return ANY_NUMBER
@@ -90,6 +91,12 @@ def draws_apart(model: nn.Module, run: Run, call: Call, counts: tuple[Counts, Co
     if alone != beside or not (alone.signs or alone.rows):
         return 1
     return MOST_FOLDED if alone.signs else ANY_NUMBER
+
+
+def _holds_one_each(layer: nn.Module) -> bool:
+    """Whether a draw is held for each example of the batch, by its place there."""
+    held = held_draws(layer)
+    return held is not None and held.draws > 1
 
 
 def _counted(run: Run, call: Call) -> tuple[Counts, Counts]:

@@ -177,3 +177,13 @@ def test_what_is_independent_along_dimension_0_is_folded(method: str) -> None:
         sampler = passes.Sampler(model, lambda call, model=model: _first(model(*call.args)))
         with torch.no_grad():
             assert sampler.foldable(Call((x,), {})) > 1
+
+
+@pytest.mark.parametrize("first", [nn.Linear(4, 8), nn.Conv1d(4, 8, 1)], ids=["linear", "conv"])
+@pytest.mark.parametrize("method", METHODS)
+def test_draws_that_are_held_for_each_example_stay_with_it(first: nn.Module, method: str) -> None:
+    model = bayesify.convert(nn.Sequential(first, nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)), method)
+    x = torch.randn(6, 4) if isinstance(first, nn.Linear) else torch.randn(6, 4, 1)
+    with bayesify.draw(model, draws=6, seed=1):
+        y, prediction = model(x), bayesify.predict(model, x, samples=4, keep=True)
+    torch.testing.assert_close(prediction.samples, y.expand(4, -1, -1))
