@@ -31,7 +31,7 @@ from tests.files.folders import gpt
 from tests.files.hostile_files import structures
 from tests.files.made_files import as_zip, net, saved
 
-SLOW = 2.0  # seconds of the processor
+SLOW = 4.0  # seconds of the processor: what does not end takes minutes on any
 FOLDER = "folder/"  # a folder is fuzzed as a zip file whose entries are in this one
 PIECES = [b"\x00", b"\xff", b"(", b"t", b"R", b"b", b"}", b"]", b"h\x00", b"\x81", b"PK\x01\x02", b"99999999", b"-1"]
 VALUES = [
@@ -236,7 +236,15 @@ def problem(place: Path, content: bytes) -> str | None:
         place: a folder for it.
         content: the file; or the files of a folder, as `as_folder` writes them.
     """
-    path = _put(place, content)
+    path, limit = _put(place, content), SLOW + len(content) * 1e-5
+    found, seconds = _timed(path)
+    if found is None and seconds > limit:
+        found, seconds = _timed(path)  # the first file of its kind imports a library
+    return f"takes {seconds:.1f} s" if found is None and seconds > limit else found
+
+
+def _timed(path: Path) -> tuple[str | None, float]:
+    """What is wrong, and the seconds that it took."""
     begin = time.process_time()
     for call in (_open, read_weights, *(() if path.is_dir() else (_read_policy, _read_inputs))):
         try:
@@ -246,9 +254,8 @@ def problem(place: Path, content: bytes) -> str | None:
         except bayesify.BayesifyError:
             pass
         except Exception as error:
-            return f"{call.__name__}: {type(error).__name__}: {error}"
-    seconds = time.process_time() - begin
-    return f"takes {seconds:.1f} s" if seconds > SLOW + len(content) * 1e-5 else None
+            return f"{call.__name__}: {type(error).__name__}: {error}", 0.0
+    return None, time.process_time() - begin
 
 
 def kind(text: str) -> str:

@@ -35,6 +35,7 @@ INTERNAL = {
     "TooMuchWorkError": "ends a trace, as NotTraceableError does",
     "MalformedPickleError": "turned into FileRefusedError with the file's name",
     "SelectorError": "turned into PolicyError with the rule and the line",
+    "_NotPartedError": "has predict draw otherwise",
     "_RefusedError": "turned into PolicyError with the file's name",
 }
 

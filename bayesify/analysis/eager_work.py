@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.utils import _python_dispatch
 from torch.utils import _pytree as pytree
 
-_FREE = 1 << 12  # numbers in an operation's tensors and arguments below which its result is not looked at first
+_FREE = 1 << 12  # product of an operation's sizes and numbers below which its result is not looked at first
 _MOST_NUMBERS, _MOST_OPERATIONS = 1 << 26, 5_000
 
 
@@ -39,7 +40,7 @@ class BoundedWork(_Mode):  # type: ignore[misc]
         kwargs = kwargs or {}
         self.operations += 1
         leaves = pytree.tree_leaves((args, kwargs))
-        if max(map(_extent, leaves), default=0) > _FREE:
+        if prod(map(_extent, leaves)) > _FREE:
             self.numbers += _made(func, args, kwargs)
         if self.numbers > _MOST_NUMBERS or self.operations > _MOST_OPERATIONS:
             raise TooMuchWorkError("the forward computes too much besides what its input needs")
@@ -47,9 +48,10 @@ class BoundedWork(_Mode):  # type: ignore[misc]
 
 
 def _extent(leaf: Any) -> int:
+    """By how much it may multiply the numbers of a result."""
     if isinstance(leaf, Tensor):
-        return 0 if leaf.is_meta else leaf.numel()
-    return abs(leaf) if isinstance(leaf, int) else 0
+        return 1 if leaf.is_meta else max(leaf.numel(), 1)
+    return max(abs(leaf), 1) if isinstance(leaf, int) else 1
 
 
 def _made(func: Any, args: Any, kwargs: Any) -> int:
