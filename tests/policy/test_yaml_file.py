@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bayesify.distributions.posterior import Scale
@@ -183,6 +183,7 @@ FRAGMENTS = [
 
 
 @settings(max_examples=400, deadline=None)
+@example("a:b\n\t")
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=8).map("".join))
 def test_libyaml_reads_what_the_python_scanner_reads(text):
     pytest.importorskip("_ruamel_yaml")
