@@ -14,15 +14,14 @@ from .eager import transforming
 from .pieces import PIECE
 from .products import LinearProduct, Multiplication
 from .softplus import write_square
-from .std_forms import Form, SoftplusStd, form_of
+from .std_forms import SOFTPLUS, Form
 
-_SOFTPLUS, _ = form_of(SoftplusStd(torch.empty(0)))
 _MOST_ROWS = 32  # for more, one product is faster than several
 
 
 def serves_few_rows(product: Multiplication, form: Form, parameter: Tensor, x: Tensor) -> bool:
     """Whether `product_with_squares` serves: few rows and a large weight in float32 on a CPU, without gradients."""
-    if type(product) is not LinearProduct or form is not _SOFTPLUS or parameter.numel() <= PIECE:
+    if type(product) is not LinearProduct or form is not SOFTPLUS or parameter.numel() <= PIECE:
         return False
     plain = all(type(each) in (Tensor, Parameter) and each.dtype is torch.float32 for each in (parameter, x))
     few = x.numel() <= _MOST_ROWS * parameter.shape[-1]

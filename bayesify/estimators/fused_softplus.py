@@ -53,16 +53,20 @@ def softplus_and_slope(rho: Tensor, *, again: bool = False) -> tuple[Tensor, Ten
 _ARTANH = (1.000000003840879, 0.3333316082070072, 0.20012297614909472, 0.13982578878397325, 0.14078889156761287)
 
 
-class _FusedSoftplus(torch.autograd.Function):
-    generate_vmap_rule = True
+class _OfRho(torch.autograd.Function):
+    """Keeps rho and nothing else."""
 
-    @staticmethod
-    def forward(rho: Tensor) -> Tensor:
-        return softplus_and_slope(rho)[0]
+    generate_vmap_rule = True
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+
+
+class _FusedSoftplus(_OfRho):
+    @staticmethod
+    def forward(rho: Tensor) -> Tensor:
+        return softplus_and_slope(rho)[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -70,16 +74,10 @@ class _FusedSoftplus(torch.autograd.Function):
         return grad * softplus_and_slope(rho, again=True)[1]
 
 
-class _FusedSquare(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _FusedSquare(_OfRho):
     @staticmethod
     def forward(rho: Tensor) -> Tensor:
         return softplus_and_slope(rho)[0].square()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -14,11 +14,16 @@ from torch import Tensor
 def autocasted(*tensors: Tensor | None) -> list[Any]:
     """What autocast does to the arguments of a product: the backward pass runs outside of it and must see one dtype."""
     first = tensors[0] if tensors[0] is not None else next(tensor for tensor in tensors if tensor is not None)
-    device = first.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if not is_autocasting(first):
         return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(first.device.type)
     return [tensor if tensor is None or tensor.dtype is torch.float64 else tensor.to(dtype) for tensor in tensors]
+
+
+def is_autocasting(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device; torch knows none on meta."""
+    device = tensor.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -84,25 +84,26 @@ def write_series(
     x: Tensor, coefficients: Sequence[float], most: float, sum: Tensor, error: float = _ERROR
 ) -> None:
     """Write Σ coefficients[k]·xᵏ to `sum`, for 0 ≤ x ≤ `most`, to `error` of the first coefficient."""
-    *others, second, last = shortened(tuple(coefficients), abs(coefficients[0]) * error, most)
-    torch.add(constant(second), x, alpha=last, out=sum)
-    for coefficient in reversed(others):
-        torch.addcmul(constant(coefficient), x, sum, out=sum)
+    _write_terms(x, shortened(tuple(coefficients), abs(coefficients[0]) * error, most), sum)
 
 
 def write_multiple(
     x: Tensor, coefficients: Sequence[float], most: float, product: Tensor, error: float = _ERROR
 ) -> None:
     """Write x·Σ coefficients[k]·xᵏ to `product`, as `write_series`; the first coefficient is 1."""
-    _, *others, last = shortened(tuple(coefficients), error / 2, most)  # the first may be off by as much again
-    if not others:
-        torch.addcmul(x, x, x, value=last, out=product)
+    _, *others = shortened(tuple(coefficients), error / 2, most)  # the first may be off by as much again
+    if len(others) == 1:
+        torch.addcmul(x, x, x, value=others[0], out=product)
         return
-    *others, second = others
-    torch.add(constant(second), x, alpha=last, out=product)
-    for coefficient in reversed(others):
-        torch.addcmul(constant(coefficient), x, product, out=product)
+    _write_terms(x, others, product)
     torch.addcmul(x, x, product.mul_(x), out=product)
+
+
+def _write_terms(x: Tensor, terms: Sequence[float], sum: Tensor) -> None:
+    *others, second, last = terms
+    torch.add(constant(second), x, alpha=last, out=sum)
+    for coefficient in reversed(others):
+        torch.addcmul(constant(coefficient), x, sum, out=sum)
 
 
 def shortened(series: tuple[float, ...], error: float, most: float) -> tuple[float, ...]:

@@ -68,7 +68,7 @@ class Form(Protocol):
 
 def form_of(std: Std) -> tuple[Form, Tensor]:
     """The form of a std, and the parameter that it is computed from."""
-    return (_SOFTPLUS, std.rho) if isinstance(std, SoftplusStd) else (_GIVEN, std)
+    return (SOFTPLUS, std.rho) if isinstance(std, SoftplusStd) else (_GIVEN, std)
 
 
 class _Given:
@@ -148,7 +148,7 @@ class _Softplus:
         return grad
 
 
-_GIVEN, _SOFTPLUS = _Given(), _Softplus()
+_GIVEN, SOFTPLUS = _Given(), _Softplus()
 
 
 def _own(grad: Tensor) -> Tensor:

@@ -96,15 +96,20 @@ def examples_alone(parting: Parting | None = None) -> Iterator[None]:
         _ALONE.reset(token)
 
 
+def _parting() -> Parting | None:
+    """What the innermost `examples_alone` is given, in eager mode; None outside of one."""
+    return None if torch.compiler.is_compiling() else _ALONE.get()
+
+
 def parted_mean(layer: nn.Module, inputs: Any, output: Any) -> Any:
     """What the layer computes at the posterior mean; its rows parted, where that is sought."""
-    parting = None if torch.compiler.is_compiling() else _ALONE.get()
+    parting = _parting()
     return parting.part(layer, inputs, output) if isinstance(parting, PartingSought) else output
 
 
 def parted_rows(layer: nn.Module, x: Tensor) -> int:
     """Into how many rows, each with noise of its own, the layer is to make each row of x."""
-    parting = None if torch.compiler.is_compiling() else _ALONE.get()
+    parting = _parting()
     return 1 if parting is None else parting.at(layer, x)
 
 
@@ -116,7 +121,7 @@ def parted(layer: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
 
 def lrt_has_its_law(settings: Settings, product: Product, x: Tensor, batch_dim: int) -> bool:
     """Whether examples are alone now, and each row of x is one that a Linear multiplies."""
-    if torch.compiler.is_compiling() or _ALONE.get() is None:
+    if _parting() is None:
         return False
     rows = type(product) is LinearProduct and x.dim() == 2 and batch_dim == 0
     return rows and settings.rows <= 1 and settings.signs == "example"

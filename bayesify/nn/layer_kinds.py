@@ -68,8 +68,6 @@ def _nearest(cls: Any) -> LayerKind:
 
 
 _nearest_again = lru_cache(1024)(_nearest)  # asked for each posterior of each KL
-
-
 _KINDS: dict[type[nn.Module], LayerKind] = {nn.LayerNorm: LayerKind(on_sequences=True)}
 _UNKNOWN = LayerKind()
 
@@ -79,16 +77,12 @@ def weight_names(layer: nn.Module, settings: Settings | None = None) -> list[str
     settings = settings or vars(layer).get("_settings")
     if settings is not None and settings.weights:
         return [name for name, _ in settings.weights]
-    return [name for name in layer_kind(layer).weights(layer) if _is_there(layer, name)]
+    return [name for name in layer_kind(layer).weights(layer) if sources(layer, name)]
 
 
 def bias_names(layer: nn.Module) -> list[str]:
     """The layer's own Parameters that get a posterior too where biases are variational."""
-    return [name for name in layer_kind(layer).biases(layer) if _is_there(layer, name)]
-
-
-def _is_there(layer: nn.Module, name: str) -> bool:
-    return layer._parameters.get(name) is not None or bool(sources(layer, name))
+    return [name for name in layer_kind(layer).biases(layer) if sources(layer, name)]
 
 
 def fan_in(layer: Any, name: str, settings: Settings | None = None) -> int:

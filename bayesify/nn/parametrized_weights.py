@@ -71,10 +71,8 @@ def is_computed(layer: nn.Module, name: str) -> bool:
 
 def identity(layer: nn.Module, name: str) -> tuple[int, ...]:
     """What is the same for two names of one weight: a tied Parameter has one posterior."""
-    if (own := layer._parameters.get(name)) is not None:
-        return (id(own),)
-    ids = [id(parameter) for parameter in sources(layer, name)]
-    return (id(layer), *ids) if is_computed(layer, name) else tuple(ids)
+    ids = tuple(map(id, sources(layer, name)))
+    return (id(layer), *ids) if ids and layer._parameters.get(name) is None else ids
 
 
 def mask(layer: nn.Module, name: str) -> Tensor | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..estimators import noise
 from ..estimators.gate_products import LocalProduct, SignedProduct
 from ..estimators.gates import GATES, Gates, State
-from ..estimators.precision import autocasted
+from ..estimators.precision import autocasted, is_autocasting
 from ..estimators.products import LinearProduct
 from ..estimators.recurrence import Walk, recurrence, unrolled
 from .folded_batches import fold_of
@@ -108,10 +108,9 @@ def _std(product: StepwiseProduct) -> Tensor:
 
 def _wide(inputs: StepwiseProduct, hidden: StepwiseProduct) -> bool:
     """Whether LRT's products and variances are all computed in one dtype."""
-    dtype, device = inputs.mean.dtype, inputs.mean.device.type
-    autocasting = device != "meta" and torch.is_autocast_enabled(device)
+    dtype = inputs.mean.dtype
     wide = dtype is hidden.mean.dtype and dtype in (torch.float32, torch.float64)
-    return wide and not autocasting and inputs.layer._settings.posterior.narrow_dtype is None
+    return wide and not is_autocasting(inputs.mean) and inputs.layer._settings.posterior.narrow_dtype is None
 
 
 def _with_signs(
