@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -86,13 +86,18 @@ class Site:
         attentions = (parent for _, parent in self.parents if type(parent) is nn.MultiheadAttention)
         return next((attention for attention in attentions if attention.out_proj is self.module), None)
 
-    @property
+    @cached_property
+    def matrices(self) -> dict[str, Parameter]:
+        """Its own Parameters of two or more dimensions, by name."""
+        return matrices(self.module)
+
+    @cached_property
     def known(self) -> bool:
         """Whether it becomes the variational form of its class.
 
         False for an embedding whose table a forward also multiplies by: the products get the noise, look-ups the mean.
         """
-        looked_up = self.looks_up and any(True for _ in self.rerouting)
+        looked_up = self.looks_up and bool(self.rerouting)
         return kind_before(self.module) in plain_classes() and not looked_up
 
     @property
@@ -124,7 +129,7 @@ class Site:
     @cached_property
     def readers(self) -> tuple[Named, ...]:
         """The ancestors whose forward reads a matrix of this module itself."""
-        own = {id(matrix) for matrix in (*matrices(self.module).values(), *self.computed_from)}
+        own = {id(matrix) for matrix in (*self.matrices.values(), *self.computed_from)}
         if self.attention is not None or not own or isinstance(self.module, Holder):
             return ()  # a graph calls its parts for each product
         parents = [(name, parent) for name, parent in self.parents if not _of_torch(parent)]
@@ -142,18 +147,12 @@ class Site:
         computed = (name for name in names if is_computed(self.module, name))
         return tuple(source for name in computed for source in sources(self.module, name))
 
-    @property
-    def rerouting(self) -> Iterator[Named]:
+    @cached_property
+    def rerouting(self) -> tuple[Named, ...]:
         """The readers that only multiply by this module's matrices, or by what they compute from these."""
         if self.computed_from:
-            return  # what they read is not a Parameter, by which their products could be recognized
-        own = {id(matrix) for matrix in matrices(self.module).values()}
-        for name, parent in self.readers:
-            uses = self.forwards.uses(parent)
-            apart = kind_before(self.module) in plain_classes() and self.called  # its own calls would take another draw
-            drawn = own & uses.drawn.keys() and not apart
-            if (own & uses.multiplied.keys() or drawn) and not own & uses.problems.keys():
-                yield name, parent
+            return ()  # what they read is not a Parameter, by which their products could be recognized
+        return tuple((name, parent) for name, parent in self.readers if self._multiplied_by(self.forwards.uses(parent)))
 
     @cached_property
     def drawn(self) -> tuple[str, ...]:
@@ -170,12 +169,11 @@ class Site:
             return ()
         told = registered_weights(type(self.module))
         if told:
-            own = matrices(self.module)
-            return tuple((name, own[name][0].numel()) for name in told if name in own)
+            return tuple((name, self.matrices[name][0].numel()) for name in told if name in self.matrices)
         places = [self.forwards.uses(self.module), *(self.forwards.uses(reader) for _, reader in self.rerouting)]
         known = [place.multiplied | place.drawn for place in places]
         weights = []
-        for name, matrix in matrices(self.module).items():
+        for name, matrix in self.matrices.items():
             sizes = [sizes[id(matrix)] for sizes in known if id(matrix) in sizes]
             if sizes and not any(id(matrix) in place.problems for place in places):
                 weights.append((name, sizes[0]))
@@ -185,17 +183,21 @@ class Site:
     def problems(self) -> dict[str, str]:
         """Why its matrices that are not in `weights` stay as they are, by name."""
         reached, uses = dict(self.weights), self.forwards.uses(self.module)
-        stay = {name: matrix for name, matrix in matrices(self.module).items() if name not in reached}
+        stay = {name: matrix for name, matrix in self.matrices.items() if name not in reached}
         return {name: uses.problem(matrix) or "it was not registered" for name, matrix in stay.items()}
+
+    def _multiplied_by(self, uses: Uses) -> bool:
+        own = {id(matrix) for matrix in self.matrices.values()}
+        apart = kind_before(self.module) in plain_classes() and self.called  # its own calls would take another draw
+        drawn = own & uses.drawn.keys() and not apart
+        return bool(own & uses.multiplied.keys() or drawn) and not own & uses.problems.keys()
 
     def _called_by(self, name: str, parent: nn.Module) -> bool:
         chains = self.forwards.of_class(forward_chains, type(parent))
-        return any(called_by_code(chains, path) for path in self._paths(name, parent))
-
-    def _paths(self, name: str, parent: nn.Module) -> set[str]:
         prefix = f"{name}." if name else ""
-        paths = {key for key, child in parent.named_children() if child is self.module}
-        return paths | ({self.name.removeprefix(prefix)} if self.name.startswith(prefix) else set())
+        paths = {chain[0] for chain in chains if chain and parent._modules.get(chain[0]) is self.module}
+        paths |= {self.name.removeprefix(prefix)} if self.name.startswith(prefix) else set()
+        return any(called_by_code(chains, path) for path in paths)
 
 
 def _of_torch(module: nn.Module) -> bool:

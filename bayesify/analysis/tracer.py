@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,7 @@ from torch.fx._symbolic_trace import _constant_attribute_types
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..nn.user_code import user_code
-from .copied_functions import follow_in_functions
+from .copied_functions import deep_copy
 from .dynamo_import import whole_dynamo
 from .eager_work import BoundedWork, NotTraceableError
 from .tracing import TRACING, Replacements, replacing_modules
@@ -149,18 +148,21 @@ def without_weights(model: nn.Module) -> nn.Module:
     """A deep copy of the model whose Parameters, and big tensors, are empty ones on meta."""
     memo: dict[int, Any] = {}
     for module in model.modules():
-        stored = chain(module._parameters.values(), module._buffers.values(), _plain_tensors(vars(module)))
-        memo.update((id(value), _without_data(value)) for value in stored if isinstance(value, torch.Tensor))
-    twin = copy.deepcopy(model, memo)
-    follow_in_functions(twin, memo)
-    return twin
+        for value in chain(module._parameters.values(), module._buffers.values(), _held(vars(module))):
+            if isinstance(value, torch.Tensor) and id(value) not in memo:
+                memo[id(value)] = _without_data(value)
+    return deep_copy(model, memo)
 
 
-def _plain_tensors(attributes: dict[str, Any]) -> Iterator[torch.Tensor]:
-    """Tensors in a module's attributes, and in lists and dicts there: caches may be very big, or not be leaves."""
+def _held(attributes: dict[str, Any]) -> Iterator[Any]:
+    """What a module's attributes hold, and lists and dicts there: caches may be very big, or not be leaves."""
     for value in attributes.values():
-        held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
-        yield from (tensor for tensor in held if isinstance(tensor, torch.Tensor))
+        if isinstance(value, dict):
+            yield from value.values()
+        elif isinstance(value, list | tuple):
+            yield from value
+        else:
+            yield value
 
 
 def _without_data(value: torch.Tensor) -> torch.Tensor:

@@ -83,8 +83,9 @@ class Posterior:
         wide = widened(mean.detach())
         std = posterior.init_std.std(wide, fan_in)
         std = torch.full_like(wide, std) if isinstance(std, float) else std
-        smallest = SMALLEST_STD if self.parameterization == "additive" else RELATIVE_FLOOR
-        return posterior.scale_of(std.clamp_min(smallest), magnitude(wide, fan_in, floor=1e-3))
+        if self.parameterization == "additive":
+            return posterior.scale_of(std.clamp_min(SMALLEST_STD), wide)
+        return posterior.scale_of(std.clamp_min(RELATIVE_FLOOR), magnitude(wide, fan_in, floor=1e-3))
 
     def std(self, mean: Tensor, scale: Tensor) -> Tensor:
         """The std from the scale parameter (`rho` or `log_alpha`), elementwise and differentiable.

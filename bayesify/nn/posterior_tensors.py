@@ -75,14 +75,13 @@ def _names(name: str, settings: Settings) -> tuple[str, list[str]]:
 
 
 def _initial(layer: nn.Module, name: str, mean: Tensor, settings: Settings) -> dict[str, Tensor]:
-    scale_name, buffers = _names(name, settings)
+    (scale_name, buffers), width = _names(name, settings), fan_in(layer, name, settings)
     with torch.no_grad():
-        scale = settings.posterior.start(mean, fan_in(layer, name, settings))
+        scale = settings.posterior.start(mean, width)
         trains = any(source.requires_grad for source in sources(layer, name))
         tensors: dict[str, Tensor] = {scale_name: Parameter(scale, requires_grad=trains)}
         for buffer in buffers:
             is_mean = buffer.endswith("mean")
-            width = fan_in(layer, name, settings)
             tensors[buffer] = mean.detach().clone() if is_mean else _prior_std(mean, width, settings)
     return tensors
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -11,7 +13,7 @@ from ..analysis.asked_classes import asks_for_class
 from ..analysis.bytecode import kept_on_self, reached_names, read_by_train
 from ..analysis.registration import forwards_to
 from ..analysis.site import Site
-from ..analysis.weight_uses import UNTRACED, UNUSED, Uses, matrices
+from ..analysis.weight_uses import UNTRACED, UNUSED, Uses
 from ..nn.base import Flipout, Variational
 from ..nn.layer_kinds import bias_names, layer_kind, weight_names
 from ..nn.parametrized_weights import is_computed, kind_before, sources
@@ -42,8 +44,8 @@ def blocker(site: Site) -> str | None:
     if reason or not (site.known or site.weights):
         return reason
     means = [name for name, _ in site.weights] or [*weight_names(module), *bias_names(module)]
-    checks = tensor_type, number_type, name_clash, replaced_method, renormalized
-    return next(filter(None, (check(module, means) for check in checks)), None) or kept_draw(site)
+    reason = next(filter(None, (check(module, means) for check in (tensor_type, number_type, name_clash))), None)
+    return reason or replaced_method(site) or renormalized(module) or kept_draw(site)
 
 
 def merged(site: Site) -> str | None:
@@ -74,7 +76,7 @@ def turned_into_another(site: Site) -> str | None:
 
 def kept_draw(site: Site) -> str | None:
     """A weight that a forward computes another from, and keeps that: one draw would last for ever."""
-    own = {id(matrix) for matrix in matrices(site.module).values()}
+    own = {id(matrix) for matrix in site.matrices.values()}
     for module in dict.fromkeys((site.module, *(parent for _, parent in site.readers))):
         uses = site.forwards.uses(module) if own and not (module is site.module and site.known) else Uses()
         kept = [name for matrix in own for name in uses.kept.get(matrix, ())]
@@ -154,7 +156,6 @@ def _adapter_problem(site: Site, module: nn.Module, adapter: str) -> str | None:
 
 def read_by_parent(site: Site) -> str | None:
     """A layer whose weight a parent reads without calling the layer, and does more with than multiply by it."""
-    own = matrices(site.module).values()
     for _, parent in site.readers:
         if site.called and site.called_beside(parent):
             continue
@@ -162,7 +163,7 @@ def read_by_parent(site: Site) -> str | None:
             problem: str | None = "it is computed anew for each reading"
         else:
             uses = site.forwards.uses(parent)
-            problem = next(filter(None, map(uses.problem, own)), None)
+            problem = next(filter(None, map(uses.problem, site.matrices.values())), None)
         if problem is not None:
             why = "what it does with it was not seen" if problem == UNUSED else problem
             return f"{_title(type(parent))} reads its weight without calling it: {why}"
@@ -261,15 +262,18 @@ def name_clash(module: nn.Module, means: list[str]) -> str | None:
     """An attribute of the user's has a name that the posterior needs."""
     added = {f"{name}_{suffix}" for name in (*means, *bias_names(module)) for suffix in SUFFIXES}
     needed = (added | _OURS) - _ALL_HAVE
-    torchs = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
-    own = {*vars(module), *module._parameters, *module._buffers, *module._modules, *dir(type(module))}
-    taken = sorted(needed & own - set(dir(torchs)) - {"weight", "bias"})
+    kinds = type(module).__mro__
+    torchs = next(base for base in kinds if base.__module__.startswith("torch.nn."))
+    users = chain.from_iterable(vars(base) for base in kinds if base not in torchs.__mro__)
+    own = needed & {*vars(module), *module._parameters, *module._buffers, *module._modules, *users}
+    taken = sorted(name for name in own - {"weight", "bias"} if not hasattr(torchs, name))
     return f"it has {_listed(taken)} already, a name that bayesify needs: rename it" if taken else None
 
 
-def replaced_method(module: nn.Module, means: list[str]) -> str | None:
+def replaced_method(site: Site) -> str | None:
     """A forward, or a method that it uses, that is set on the instance, so that the class's own never runs."""
-    used = {"forward", "__call__"} | reached_names(kind_of(module))
+    module = site.module
+    used = {"forward", "__call__"} | site.forwards.of_class(reached_names, kind_of(module))
     replaced = sorted(name for name in used & vars(module).keys() if callable(getattr(type(module), name, None)))
     if not replaced:
         return None
@@ -277,7 +281,7 @@ def replaced_method(module: nn.Module, means: list[str]) -> str | None:
     return f"its {_listed(replaced)} was replaced on the instance, and would run past any noise: {undo} first"
 
 
-def renormalized(module: nn.Module, means: list[str]) -> str | None:
+def renormalized(module: nn.Module) -> str | None:
     """An embedding whose max_norm rewrites in place the rows that it looks up."""
     if getattr(module, "max_norm", None) is None or not isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return None

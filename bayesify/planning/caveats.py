@@ -10,7 +10,6 @@ from ..analysis.bytecode import read_again, read_along, takes_derivatives, takes
 from ..analysis.other_methods import multiplying_methods
 from ..analysis.probe.findings import Finding
 from ..analysis.site import Site
-from ..analysis.weight_uses import matrices
 from ..nn.layer_kinds import layer_kind
 from ..nn.settings import Method, Settings
 from ..programs.part import Part
@@ -64,7 +63,7 @@ def notes(
 
 def _products(site: Site, calls: int) -> int:
     """How often its weight is multiplied by: in its calls, and by code beside them."""
-    return max(calls, 1) + sum(1 for _ in site.rerouting) if site.known and site.called else calls
+    return max(calls, 1) + len(site.rerouting) if site.known and site.called else calls
 
 
 def read_beside(site: Site) -> Iterator[str]:
@@ -72,7 +71,7 @@ def read_beside(site: Site) -> Iterator[str]:
     rerouted = [id(parent) for _, parent in site.rerouting]
     for _, parent in site.readers if site.called else ():
         uses = site.forwards.uses(parent)
-        read = [id(matrix) for matrix in matrices(site.module).values()]
+        read = [id(matrix) for matrix in site.matrices.values()]
         computed = _COMPUTED if id(parent) not in rerouted and uses.drawn.keys() & {*read} else None
         problem = next(filter(None, (uses.problems.get(matrix) for matrix in read)), computed)
         if problem is not None:
@@ -88,7 +87,7 @@ def _asks_for_state(site: Site) -> Iterator[str]:
 
 def _in_other_methods(site: Site) -> Iterator[str]:
     """Methods of modules around the layer, or of its own, that multiply by its weight where no forward does."""
-    own = {id(matrix) for matrix in matrices(site.module).values()}
+    own = {id(matrix) for matrix in site.matrices.values()}
     for _, module in (*site.parents, (site.name, site.module)):
         if type(module).__module__.startswith("torch.nn."):
             continue

@@ -146,7 +146,7 @@ def _unless_read_past(drafts: Sequence[Draft], findings: Mapping[str, Finding]) 
 def _unless_seen(draft: Draft, finding: Finding | None) -> Draft:
     if finding is None or finding.outside is None:
         return draft
-    if draft.site.weights or any(True for _ in draft.site.rerouting) or any(True for _ in read_beside(draft.site)):
+    if draft.site.weights or draft.site.rerouting or any(True for _ in read_beside(draft.site)):
         return draft
     reason = f"code at {finding.outside} multiplies by its weight without calling it, in a forward that does not trace"
     own = draft.decision

@@ -71,14 +71,17 @@ def sequence_first(site: Site) -> str | None:
     if _knows_its_layout(site):
         return None
     for name, parent in reversed(site.parents):
-        children = ((key, child) for key, child in parent._modules.items() if child is not None)
-        # of a thousand children few say so: asking for all their kinds would be half of the plan's time
-        told = [(key, child) for key, child in children if "batch_first" in vars(child)]
-        beside = [(key, child) for key, child in told if layer_kind(child).layout == "batch_first"]
+        beside = site.forwards.answer(_batch_first_children, parent)
         if beside:
-            first = next((key for key, child in beside if not child.batch_first), None)
+            first = next((key for key, batch_first in beside.items() if not batch_first), None)
             return None if first is None else f"{name}.{first}".lstrip(".")
     return None
+
+
+def _batch_first_children(parent: nn.Module) -> dict[str, bool]:
+    """The `batch_first` of those children that know their layout by it."""
+    told = {key: child for key, child in parent.named_children() if "batch_first" in vars(child)}
+    return {key: bool(child.batch_first) for key, child in told.items() if layer_kind(child).layout == "batch_first"}
 
 
 def _knows_its_layout(site: Site) -> bool:

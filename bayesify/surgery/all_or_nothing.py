@@ -35,7 +35,8 @@ class _ModuleState:
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.kind, self.attributes = module, type(module), dict(vars(module))
-        self.contents = [(value, value.copy()) for name, value in vars(module).items() if name in _CONTAINERS]
+        held = [value for name, value in vars(module).items() if name in _CONTAINERS]
+        self.contents = [(value, value.copy() if value else ()) for value in held]
         # a graph's class is its own, and holds its code
         self.code = dict(vars(self.kind)) if isinstance(module, fx.GraphModule) else {}
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer
 
-from ..analysis.copied_functions import follow_in_functions
+from ..analysis.copied_functions import deep_copy
 from ..errors import NotCopyableError
 from ..nn.parametrized_weights import computed_tensors
 
@@ -30,8 +29,7 @@ def copied(model: Model) -> Model:
         computed = (tensor for module in model.modules() for tensor in computed_tensors(module))
         memo |= {id(tensor): tensor.detach().clone() for tensor in computed}
         with torch.no_grad():  # the copy of a TorchScript module would have no leaves, which no optimizer takes
-            twin = copy.deepcopy(model, memo)
-        follow_in_functions(twin, memo)
+            twin = deep_copy(model, memo)
     except Exception as error:
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise NotCopyableError(

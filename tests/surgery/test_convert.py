@@ -95,6 +95,18 @@ def test_hooks_fire_as_before_and_see_the_noise() -> None:
     assert torch.equal(output, torch.zeros(2, 3))
 
 
+def test_the_copy_has_containers_of_its_own() -> None:
+    """Those that are empty too: a hook on the copy is none on the original."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model[1].register_forward_hook(lambda *_: None)
+    converted = bayesify.convert(model)
+    for module, twin in zip(model.modules(), converted.modules(), strict=True):
+        containers = {name: value for name, value in vars(module).items() if isinstance(value, dict | set)}
+        assert all(type(vars(twin)[name]) is type(value) for name, value in containers.items())
+        assert {id(vars(twin)[name]) for name in containers}.isdisjoint(map(id, containers.values()))
+    assert len(converted[1]._forward_hooks) == 1
+
+
 def test_the_policy_is_left_alone() -> None:
     policy = {"method": "lrt", "posterior": {"init_std": 0.1}, "rules": [{"targets": ["first"]}]}
     given = copy.deepcopy(policy)

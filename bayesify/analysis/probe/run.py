@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -23,7 +22,7 @@ from ...nn.parametrized_weights import computed_tensors, kind_before
 from ...nn.registry import plain_classes
 from ...nn.torch_functions import BODIES, MULTIPLICATIONS, Role, role
 from ...nn.user_code import user_code
-from ..copied_functions import follow_in_functions
+from ..copied_functions import deep_copy
 from ..side_effects import same_randomness
 from .example_inputs import Example
 
@@ -98,8 +97,7 @@ def _twins(model: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[nn.Module
     computed = (tensor for module in model.modules() for tensor in computed_tensors(module))
     memo |= {id(tensor): tensor.detach().clone() for tensor in computed}
     try:
-        twin = copy.deepcopy(model, memo)
-        follow_in_functions(twin, memo)
+        twin = deep_copy(model, memo)
     except Exception:  # the user's own code may run
         return model, layers
     return twin, {name: memo[id(layer)] for name, layer in layers.items()}
