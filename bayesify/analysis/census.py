@@ -85,7 +85,7 @@ class _CensusTracer(Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if self.is_leaf_module(m, self.path_of_module(m)) and not type(m).__module__.startswith("torch."):
+        if not type(m).__module__.startswith("torch.") and self.is_leaf_module(m, self.path_of_module(m)):
             with suppress(Exception):  # the user's: whatever it raises means only that it does not trace
                 self.inside(m, args, kwargs)
         return super().call_module(m, forward, args, kwargs)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter, is_lazy
 
+from ..nn.parametrized_weights import as_real
 from .untrusted.content import Content
 from .untrusted.file_kind import kind_of
 from .untrusted.zip_directory import ZipDirectory
@@ -55,4 +57,7 @@ def _count(weight: Tensor) -> int:
     numbers = weight.is_floating_point() or weight.is_complex()
     if not numbers or is_lazy(weight) or weight.is_meta or type(weight) is not Parameter:  # such as a fake tensor
         return 0
-    return int(weight.numel() - weight.detach().isfinite().sum())
+    own = weight.detach().float() if weight.dtype.itemsize == 1 else weight.detach()  # torch cannot sum 8-bit numbers
+    if math.isfinite(as_real(own).sum().item()):  # one pass for five; but a sum of finite numbers may overflow
+        return 0
+    return int(own.numel() - own.isfinite().sum())

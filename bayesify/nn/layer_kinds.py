@@ -74,7 +74,7 @@ _UNKNOWN = LayerKind()
 
 def weight_names(layer: nn.Module, settings: Settings | None = None) -> list[str]:
     """The layer's own Parameters that get a posterior: its weight matrices, or those that its settings name."""
-    settings = settings or vars(layer).get("_settings")
+    settings = settings or _settings_of(layer)
     if settings is not None and settings.weights:
         return [name for name, _ in settings.weights]
     return [name for name in layer_kind(layer).weights(layer) if sources(layer, name)]
@@ -87,7 +87,7 @@ def bias_names(layer: nn.Module) -> list[str]:
 
 def fan_in(layer: Any, name: str, settings: Settings | None = None) -> int:
     """How many elements of the matrix `name` one output sums; for a bias, those of the matrix that it belongs to."""
-    settings = settings or vars(layer).get("_settings")
+    settings = settings or _settings_of(layer)
     if settings is not None and settings.weights:
         return int(dict(settings.weights)[name])
     names, matrix = weight_names(layer), name.replace("bias", "weight")
@@ -102,10 +102,16 @@ def example_dims(layer: nn.Module, x: Tensor) -> tuple[int, ...] | None:
     return kind.example_dims(layer, x) if kind.example_dims else kind.product(layer).free_dims(x.dim())
 
 
+def _settings_of(layer: nn.Module) -> Settings | None:
+    """Those that conversion gave it: of a plain layer, an attribute of that name is the user's."""
+    own = vars(layer).get("_settings")
+    return own if isinstance(own, Settings) else None
+
+
 def _shape(layer: nn.Module, name: str) -> torch.Size:
     """The weight's shape, without computing the weight where its posterior's scale has the same shape."""
     weight: Tensor | None = layer._parameters.get(name)
-    settings: Settings | None = vars(layer).get("_settings")
+    settings = _settings_of(layer)
     if weight is None and settings is not None:
         weight = layer._parameters.get(f"{name}_{settings.posterior.scale_name}")
     weight = value(layer, name) if weight is None else weight

@@ -23,7 +23,7 @@ from ..nn.settings import Settings
 from ..programs.part import Part, kind_of
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_OURS, _ALL_HAVE = {*Variational.__annotations__, *dir(Flipout)}, {*dir(nn.Module), "reset_parameters"}
+_OURS = {*Variational.__annotations__, *dir(Flipout)} - {*dir(nn.Module), "reset_parameters", "weight", "bias"}
 _ALWAYS_USED = {"forward", "__call__", "__getattr__", "__getattribute__", "__setattr__", "weight", "bias"}
 
 
@@ -260,13 +260,12 @@ def number_type(module: nn.Module, means: list[str]) -> str | None:
 
 def name_clash(module: nn.Module, means: list[str]) -> str | None:
     """An attribute of the user's has a name that the posterior needs."""
-    added = {f"{name}_{suffix}" for name in (*means, *bias_names(module)) for suffix in SUFFIXES}
-    needed = (added | _OURS) - _ALL_HAVE
+    added = {f"{name}_{suffix}" for name in {*means, *bias_names(module)} for suffix in SUFFIXES}
     kinds = type(module).__mro__
     torchs = next(base for base in kinds if base.__module__.startswith("torch.nn."))
     users = chain.from_iterable(vars(base) for base in kinds if base not in torchs.__mro__)
-    own = needed & {*vars(module), *module._parameters, *module._buffers, *module._modules, *users}
-    taken = sorted(name for name in own - {"weight", "bias"} if not hasattr(torchs, name))
+    own = {*vars(module), *module._parameters, *module._buffers, *module._modules, *users}
+    taken = sorted(name for name in own & _OURS | own & added if not hasattr(torchs, name))
     return f"it has {_listed(taken)} already, a name that bayesify needs: rename it" if taken else None
 
 

@@ -52,14 +52,15 @@ def _unless_frozen(draft: Draft, policy: Policy) -> Draft:
     claimed, site = draft.claimed, draft.site
     if claimed.method is None:
         return draft
-    settings = replace(claimed.settings or Settings(), weights=site.weights)
-    names = list(dict(site.weights)) or weight_names(site.module, settings)[:1]
+    names = list(dict(site.weights)) or weight_names(site.module)[:1]
     if policy.frozen != "convert":
         names = [name for name in names if any(source.requires_grad for source in sources(site.module, name))]
     if not names:
         return _kept(draft, FROZEN)
     weights = tuple((name, fan_in) for name, fan_in in site.weights if name in names)
-    return replace(draft, claim=replace(claimed, settings=replace(settings, weights=weights)))
+    if not weights:
+        return draft
+    return replace(draft, claim=replace(claimed, settings=replace(claimed.settings or Settings(), weights=weights)))
 
 
 def _unless_attention_is_kept(draft: Draft, converting: set[int]) -> Draft:

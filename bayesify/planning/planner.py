@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 
 from torch import nn
 
@@ -16,6 +17,7 @@ from ..errors import NothingToConvertError
 from ..nn.batch_arguments import BatchArgument
 from ..nn.layer_kinds import layer_kind
 from ..nn.registry import converted_class
+from ..nn.settings import Settings
 from ..policy.policy import Policy, PolicyLike
 from ..programs.part import kind_of
 from ..programs.program import is_exported, prepared
@@ -57,7 +59,8 @@ def plan(model: nn.Module, policy: PolicyLike = "flipout", *, example_inputs: Ex
     drafts = [Draft(site, names[id(site.module)], blocker(site)) for site in _sites(model, names)]
     drafts = owned(drafts, policy, model)
     depth = sum(draft.claimed.method is not None for draft in drafts)
-    drafts = [replace(draft, decided=_decided(draft, depth)) for draft in drafts]
+    settled = cache(lambda settings: settings.for_depth(depth))  # many layers have the same
+    drafts = [replace(draft, decided=_decided(draft, settled)) for draft in drafts]
     told, arguments = _findings(model, drafts, example_inputs)
     drafts = _with_note_on_state(model, _noted(counted(_unless_read_past(drafts, told)), told))
     order = {own[0]: at for at, own in enumerate(names.values())}
@@ -91,20 +94,21 @@ def _parents(name: str) -> list[str]:
     return [".".join(parts[:depth]) for depth in range(len(parts))]
 
 
-def _decided(draft: Draft, depth: int) -> Decision:
+def _decided(draft: Draft, settled: Callable[[Settings], Settings]) -> Decision:
     """What happens to the site.
 
     Args:
         draft: the site's, claimed.
-        depth: how many layers convert.
+        settled: the settings for a network of this depth.
     """
     site, claimed, kind = draft.site, draft.claimed, kind_of(draft.site.module)
-    decision = Decision(site.name, draft.names[1:], "keeps", kind.__name__, rule=claimed.rule)
+    decision = partial(Decision, site.name, draft.names[1:], type=kind.__name__)
     if draft.blocked is not None:
-        return replace(decision, verb="blocked", rule=None, reason=draft.blocked)
+        return decision(verb="blocked", reason=draft.blocked)
     if claimed.method is None or claimed.settings is None:
-        return replace(decision, reason=claimed.reason if draft.convertible else kept_because(site.module))
-    settings = claimed.settings.for_depth(depth)
+        reason = claimed.reason if draft.convertible else kept_because(site.module)
+        return decision(verb="keeps", rule=claimed.rule, reason=reason)
+    settings = settled(claimed.settings)
     drawn = tuple(name for name in site.drawn if site.known or name in dict(settings.weights))
     settings = replace(settings, batch_dim=batch_dim(site), drawn=drawn)
     if site.weights or (site.readers and not site.called):
@@ -112,11 +116,11 @@ def _decided(draft: Draft, depth: int) -> Decision:
     becomes = converted_class(site.module, claimed.method, bool(site.weights)).__name__
     if settings.posterior.basis == "inputs" and not has_axes(site, settings):
         settings = replace(settings, posterior=replace(settings.posterior, basis="weights"))
-        decision = replace(decision, notes=(_NO_AXES,))
-    unseen = bool(site.weights) and site.forwards.uses(site.module).unseen_by_dynamo
-    return replace(
-        decision, verb="converts", becomes=becomes, method=claimed.method, settings=settings, uncompiled=unseen
-    )
+        decision = partial(decision, notes=(_NO_AXES,))
+    return decision(
+        verb="converts", rule=claimed.rule, becomes=becomes, method=claimed.method, settings=settings,
+        uncompiled=bool(site.weights) and site.forwards.uses(site.module).unseen_by_dynamo,
+    )  # fmt: skip
 
 
 def _findings(

@@ -34,6 +34,18 @@ def test_the_first_tensor_and_the_count_are_told():
     assert not_finite(model) == "0.weight has NaN or infinite weights (2 of 12), the first of 2 tensors that do"
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2]
+)
+def test_numbers_of_every_kind_are_looked_at_and_a_sum_that_overflows_is_no_infinity(dtype):
+    largest = torch.full((4,), torch.finfo(dtype).max, dtype=torch.float64).to(dtype)
+    model = nn.ParameterDict({"weight": nn.Parameter(largest, requires_grad=False)})
+    assert not_finite(model) is None
+    with torch.no_grad():
+        model["weight"].copy_(torch.tensor([1.0, torch.nan, 1.0, torch.nan]).to(dtype))
+    assert not_finite(model) == "weight has NaN or infinite weights (2 of 4)"
+
+
 def broken() -> nn.Module:
     model = net()
     with torch.no_grad():

@@ -185,6 +185,10 @@ BLOCKED = {
         lambda: _with(_linear(), lambda layer: setattr(layer, "weight_std", 1.0)),
         "it has 'weight_std' already",
     ),
+    "clash: settings": (
+        lambda: _with(_linear(), lambda layer: setattr(layer, "_settings", {"width": 2})),
+        "it has '_settings' already",
+    ),
     "forward on the instance": (
         lambda: _with(_linear(), lambda layer: setattr(layer, "forward", layer.forward)),
         "its 'forward' was replaced on the instance",
