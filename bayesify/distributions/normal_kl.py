@@ -199,10 +199,19 @@ def _with_least(batch: _Batch) -> _Batch:
         return batch
     if len(terms) == 1:
         return replace(batch, least=_least(batch.prior_mean, terms[0].fan_in, std.floor))
-    weights: Any = [term.prior_mean for term in terms]
-    norms = torch.stack(torch._foreach_norm(weights))
+    norms = _norms(batch)
     roots, others = _sizes(terms, norms).rsqrt(), norms.new_tensor([max(term.fan_in, 1) ** -0.5 for term in terms])
     return replace(batch, least=std.floor * torch.where(norms > 0, norms * roots, others))
+
+
+def _norms(batch: _Batch) -> Tensor:
+    """Each term's ‖prior_mean‖."""
+    weights: Any = [term.prior_mean for term in batch.terms]
+    if len({weight.numel() for weight in weights}) == 1:
+        rows: Any = batch.prior_mean
+        norms: Tensor = torch.linalg.vector_norm(rows.view(len(weights), -1), dim=1)
+        return norms
+    return torch.stack(torch._foreach_norm(weights))
 
 
 def _least(weight: Any, fan_in: int, floor: float) -> Tensor | float:

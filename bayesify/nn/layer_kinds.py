@@ -90,8 +90,10 @@ def fan_in(layer: Any, name: str, settings: Settings | None = None) -> int:
     settings = settings or _settings_of(layer)
     if settings is not None and settings.weights:
         return int(dict(settings.weights)[name])
-    names, matrix = weight_names(layer), name.replace("bias", "weight")
-    matrix = matrix if matrix in names else names[0]
+    matrix = name.replace("bias", "weight")
+    if matrix != name:
+        names = weight_names(layer)
+        matrix = matrix if matrix in names else names[0]
     kind = layer_kind(layer)
     return kind.fan_in(layer, matrix) if kind.fan_in else kind.product(layer).fan_in(_shape(layer, matrix))
 

@@ -13,6 +13,7 @@ from torch.distributions import Normal, kl_divergence
 from bayesify.distributions import Scale
 from bayesify.distributions.normal_kl import SMALL, NormalTerm, normal_kls
 from bayesify.distributions.normal_kl_pieces import log_sum
+from bayesify.distributions.prior import normal_kl
 from bayesify.estimators import pieces
 from tests.support import as_if_compiling
 
@@ -192,3 +193,13 @@ def test_posteriors_that_are_nearly_the_prior(prior_std: Any) -> None:
     exact, _ = _exact([term])
     assert 5e-4 < float(exact.detach()) / len(centre) < 2e-3
     torch.testing.assert_close(normal_kls([term]).double(), exact, rtol=1e-5, atol=0)
+
+@pytest.mark.parametrize("sizes", [(64, 64, 64), (64, 48, 0)])
+def test_small_terms_under_a_relative_prior_have_thresholds_of_their_own(sizes: tuple[int, ...]) -> None:
+    """The weights of one are a thousandth of the other's, those of the last are all zero."""
+    terms = []
+    for size, factor in zip(sizes, (1.0, 1e-3, 0.0), strict=True):
+        centre = torch.randn(size) * factor
+        terms.append(NormalTerm(centre + 1e-4, torch.full((size,), -6.0), centre, Scale("relative", 0.3, 0.1), 8))
+    want = sum(float(normal_kl(term.mean.double(), F.softplus(term.rho.double()), *term.prior)) for term in terms)
+    assert float(normal_kls(terms)) == pytest.approx(want, rel=1e-4)
