@@ -6,6 +6,8 @@ tensor of the weight's size is made.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
@@ -17,6 +19,7 @@ from .softplus import write_square
 from .std_forms import SOFTPLUS, Form
 
 _MOST_ROWS = 32  # for more, one product is faster than several
+_MOST_BY_ROW = 12  # up to here rows·pieceᵀ takes a third to three quarters of the time of piece·rowsᵀ, above twice it
 
 
 def serves_few_rows(product: Multiplication, form: Form, parameter: Tensor, x: Tensor) -> bool:
@@ -31,13 +34,26 @@ def serves_few_rows(product: Multiplication, form: Form, parameter: Tensor, x: T
 def product_with_squares(x: Tensor, rho: Tensor) -> Tensor:
     """x·std² for x (*, inputs) and std = softplus(rho) (outputs, inputs)."""
     outputs, inputs = rho.shape
-    rows = max(PIECE * torch.get_num_threads() // inputs, 1)
-    columns = x.reshape(-1, inputs).T.contiguous()
-    result = x.new_empty(outputs, columns.shape[1])
-    square, buffer = (x.new_empty(min(rows, outputs), inputs) for _ in range(2))
+    rows = x.reshape(-1, inputs)
+    if len(rows) <= _MOST_BY_ROW:
+        result = x.new_empty(len(rows), outputs)
+        for at, square in _squares(rho):
+            torch.mm(rows, square.T, out=result[:, at])
+    else:
+        columns, by_output = rows.T.contiguous(), x.new_empty(outputs, len(rows))
+        for at, square in _squares(rho):
+            torch.mm(square, columns, out=by_output[at])
+        result = by_output.T.contiguous()
+    return result.view(*x.shape[:-1], outputs)
+
+
+def _squares(rho: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """softplus(rho)² for some rows after the other, all of which are written to the same memory."""
+    outputs, inputs = rho.shape
+    rows = min(max(PIECE * torch.get_num_threads() // inputs, 1), outputs)
+    square, buffer = (rho.new_empty(rows, inputs) for _ in range(2))
     for start in range(0, outputs, rows):
         piece = rho[start : start + rows]
         own = len(piece)
         write_square(piece, square[:own], buffer[:own])
-        torch.mm(square[:own], columns, out=result[start : start + own])
-    return result.T.contiguous().view(*x.shape[:-1], outputs)
+        yield slice(start, start + own), square[:own]

@@ -23,7 +23,7 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
 
-@pytest.mark.parametrize("shape", [(1, 600), (5, 600), (2, 3, 600)])
+@pytest.mark.parametrize("shape", [(1, 600), (5, 600), (2, 3, 600), (20, 600), (2, 8, 600)])
 @pytest.mark.parametrize("level", [-6.0, 1.0])
 def test_it_is_the_product_with_all_squares(
     shape: tuple[int, ...], level: float, monkeypatch: pytest.MonkeyPatch
