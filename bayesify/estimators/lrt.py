@@ -73,11 +73,14 @@ def _several(
     inputs: Sequence[Tensor], draws: int,
 ) -> Tensor:  # fmt: skip
     product, of_squares = both
-    output = product(autocasted(*inputs), *autocasted(mean, bias)).repeat_interleave(draws, 0)
+    output = product(autocasted(*inputs), *autocasted(mean, bias)).unsqueeze(1)
     with no_autocast(mean):
         variance = _constant_variance(of_squares, form, parameter, bias_std, inputs)
-        spread = safe_sqrt(variance).repeat_interleave(draws, 0)
-        return output + spread.mul_(noise.normal_like(spread)).to(output.dtype)
+        deviation = variance.clamp_min(0).sqrt_().unsqueeze(1)
+        eps = noise.normal_like(deviation.expand(-1, draws, *[-1] * (variance.dim() - 1)))
+        if output.dtype is deviation.dtype:
+            return torch.addcmul(output, deviation, eps).flatten(0, 1)
+        return (output + (deviation * eps).to(output.dtype)).flatten(0, 1)
 
 
 def _variance(product: Multiplication, square: Tensor, bias_std: Tensor | None, inputs: Sequence[Tensor]) -> Tensor:
