@@ -31,7 +31,19 @@ class Call:
     @cached_property
     def tensors(self) -> list[Tensor]:
         """All tensors in the arguments."""
+        if self._is_plain:
+            return list(self.args)
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+    @cached_property
+    def kind(self) -> Any:
+        """What calls that differ in their number of examples alone have in common."""
+        return tuple((tensor.shape[1:], tensor.dtype) for tensor in self.tensors)
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        """Whether tensors are all that is given, so that there is no tree to go through."""
+        return not self.kwargs and all(type(arg) is Tensor for arg in self.args)
 
     @cached_property
     def examples(self) -> int:
@@ -40,6 +52,8 @@ class Call:
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Call:
         """The same call, the function done to each of its tensors."""
+        if self._is_plain:
+            return Call(tuple(function(tensor) for tensor in self.args), {})
         args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, self.kwargs))
         return Call(args, kwargs)
 

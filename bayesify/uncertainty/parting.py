@@ -26,10 +26,11 @@ _OFF = ("dropout_p", "dropout", "train", "training")  # an argument of random op
 
 def layers_that_part(model: nn.Module) -> frozenset[Variational]:
     """The layers that can make several rows of one; none where a layer counts the examples that the model is given."""
-    layers = [layer for _, layer in variational_layers(model)]
+    modules = list(model.modules())
+    layers = [module for module in modules if isinstance(module, Variational)]
     if any(layer._settings.rows > 1 for layer in layers):
         return frozenset()
-    counting = {module for parent in model.modules() if isinstance(parent, Rerouting) for module in parent.modules()}
+    counting = {module for parent in modules if isinstance(parent, Rerouting) for module in parent.modules()}
     return frozenset(layer for layer in layers if layer not in counting and _parts(layer))
 
 

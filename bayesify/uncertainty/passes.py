@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,20 +35,22 @@ def undisturbed(model: nn.Module, seed: int | None) -> Iterator[None]:
     back.
     """
     modes = [(module, module.training) for module in model.modules()]
+    whole = model.training
     with torch.no_grad(), seeded(model, seed):
-        if model.training:
+        if whole:
             model.eval()
-        training = (module for module in model.modules() if module.training)
+        training = (module for module, _ in modes if module.training)
         kept = [(buffer, buffer.clone()) for module in training for buffer in module.buffers()]
         try:
             yield
         finally:
             for buffer, before in kept:
                 buffer.copy_(before)
-            if modes[0][1]:
+            if whole:
                 model.train()
             for module, mode in modes:
-                module.training = mode
+                if module.training is not mode:
+                    module.training = mode
 
 
 class Sampler:
@@ -59,9 +62,12 @@ class Sampler:
 
     def __init__(self, model: nn.Module, run: Run) -> None:
         self.model, self.run = model, run
-        self._apart: dict[Any, Apart] = {}
+        self._apart: dict[Any, Apart | None] = {}  # None: structure does not tell, and nothing was tried yet
         self._foldable: dict[Any, int] = {}
-        self._has_prefix = has_prefix(model)
+
+    @cached_property
+    def _has_prefix(self) -> bool:
+        return has_prefix(self.model)
 
     def draws(self, call: Call, samples: int) -> Iterator[list[Any]]:
         """Outputs of so many draws in groups: leaves, each float one of shape (draws, *shape)."""
@@ -79,7 +85,7 @@ class Sampler:
 
     def _pass(self, call: Call, draws: int) -> list[Any]:
         """One pass of so many draws for each example; what comes before all noise, once for all of them."""
-        layer = self._apart[_kind(call)].layer if draws > 1 else None
+        layer = self._how_apart(call).layer if draws > 1 else None
         if layer is None:
             with examples_alone():
                 return self.run(_repeated(call, draws))
@@ -92,11 +98,10 @@ class Sampler:
 
     def _expect_less(self, call: Call) -> None:
         """What a pass of several draws failed at is not done again: first parting, then all of them."""
-        key = _kind(call)
-        apart = self._apart[key]
+        apart = self._how_apart(call)
         if apart.layer is None:  # a model may refuse so many rows, and take the call as it is
-            self._foldable[key] = 1
-        self._apart[key] = Apart(apart.numbers)
+            self._foldable[call.kind] = 1
+        self._apart[call.kind] = Apart(apart.numbers)
 
     def examples_apart(self, call: Call) -> bool:
         """Whether dimension 0 of inputs and outputs holds examples that do not depend on each other.
@@ -108,25 +113,27 @@ class Sampler:
     def _how_apart(self, call: Call) -> Apart:
         known = self._known(call)
         if known is None:
-            with noise_seeded(0), borrowed(_cuda(call)):  # the draws themselves go on from where they are
-                known = self._apart[_kind(call)] = examples_apart(self.model, self.run, call)
+            with _aside(call):
+                known = self._apart[call.kind] = examples_apart(self.model, self.run, call)
         return known
 
     def _known(self, call: Call) -> Apart | None:
         """How examples stand beside each other, as far as no pass is needed to tell."""
-        key = _kind(call)
-        if key not in self._apart and (told := apart_by_structure(self.model, call)) is not None:
-            self._apart[key] = told
-        return self._apart.get(key)
+        if call.kind not in self._apart:
+            self._apart[call.kind] = apart_by_structure(self.model, call)
+        return self._apart[call.kind]
 
     def foldable(self, call: Call) -> int:
         """How many draws of an example dimension 0 may hold: more than 1 where examples and noise are apart there."""
-        key = _kind(call)
-        if key not in self._foldable:
-            with noise_seeded(0), borrowed(_cuda(call)):
-                apart = self._how_apart(call)
-                self._foldable[key] = draws_apart(self.model, self.run, call, apart.counts) if apart.numbers else 1
-        return self._foldable[key]
+        if call.kind not in self._foldable:
+            apart = self._how_apart(call)
+            foldable = draws_apart(self.model, self._counting, call, apart.counts) if apart.numbers else 1
+            self._foldable[call.kind] = foldable
+        return self._foldable[call.kind]
+
+    def _counting(self, call: Call) -> list[Any]:
+        with _aside(call):
+            return self.run(call)
 
     def _folded(self, call: Call, samples: int) -> int:
         """How many draws one pass takes: by the sizes of tensors, and one where draws would not be independent."""
@@ -134,9 +141,7 @@ class Sampler:
         if samples == 1 or not call.examples or not numbers:
             return 1
         most = min(MOST_ROWS // call.examples, MOST_NUMBERS // numbers)
-        fits = 6 * numbers <= call.examples * max(MOST_AFTER_PARTING, numbers)  # a trial is no larger than the pass
-        pays = fits and (self._has_prefix or call.examples * samples >= _WORTH_A_TRIAL)
-        if most <= 1 and not pays and self._known(call) is None:
+        if most <= 1 and self._known(call) is None and not self._trial_pays(call, samples, numbers):
             return 1
         apart = self._how_apart(call)
         if apart.layer is not None:
@@ -144,6 +149,11 @@ class Sampler:
         elif apart.numbers:
             most = min(most, MOST_NUMBERS // (apart.numbers * call.examples))
         return max(min(samples, most, self.foldable(call)), 1) if most > 1 else 1
+
+
+    def _trial_pays(self, call: Call, samples: int, numbers: int) -> bool:
+        fits = 6 * numbers <= call.examples * max(MOST_AFTER_PARTING, numbers)  # a trial is no larger than the pass
+        return fits and (call.examples * samples >= _WORTH_A_TRIAL or self._has_prefix)
 
 
 class _NotPartedError(Exception):
@@ -168,9 +178,8 @@ def _grouped(leaves: list[Any], draws: int) -> list[Any]:
     return [grouped(leaf) for leaf in leaves]
 
 
-def _kind(call: Call) -> Any:
-    return tuple((tensor.shape[1:], tensor.dtype) for tensor in call.tensors)
-
-
-def _cuda(call: Call) -> list[int]:
-    return sorted({tensor.get_device() for tensor in call.tensors if tensor.is_cuda})
+@contextmanager
+def _aside(call: Call) -> Iterator[None]:
+    """Where passes are tried: the draws themselves go on from where they are."""
+    with noise_seeded(0), borrowed(sorted({tensor.get_device() for tensor in call.tensors if tensor.is_cuda})):
+        yield

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
+from math import isfinite
 from typing import Any
 
 import torch
@@ -76,7 +77,8 @@ def predict(
 
 
 def _is_finite(mean: Any) -> bool:
-    return all(bool(leaf.isfinite().all()) for leaf in pytree.tree_leaves(mean) if is_float(leaf))
+    """Whether all numbers are, by their sum: of great ones it may be infinite, and then the weights tell."""
+    return all(isfinite(leaf.sum().item()) for leaf in pytree.tree_leaves(mean) if is_float(leaf))
 
 
 def _calls(model: nn.Module, inputs: tuple[Any, ...], progress: bool | None) -> Iterable[Call]:
@@ -137,8 +139,8 @@ class _Reader:
         """The pieces as one prediction, of the output's structure."""
         assert self.structure is not None
         leaves = [self._joined(list(own)) for own in zip(*pieces, strict=True)]
-        fields: dict[str, Any] = {}
-        for name in _FIELDS:
+        fields: dict[str, Any] = leaves[0] if self.structure.is_leaf() else {}
+        for name in _FIELDS if not fields else ():
             values = [leaf[name] if isinstance(leaf, dict) else leaf for leaf in leaves]
             absent = all(leaf[name] is None for leaf in leaves if isinstance(leaf, dict))
             fields[name] = None if absent else pytree.tree_unflatten(values, self.structure)

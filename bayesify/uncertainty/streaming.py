@@ -20,11 +20,14 @@ class Moments:
         """More draws: (draws, *shape)."""
         draws, more = widened(draws), len(draws)
         mean = draws[0] if more == 1 else draws.mean(0)
-        if not self.count:
-            self.mean, self._squares = mean.clone(), torch.zeros_like(mean)
+        squares = _apart(draws, mean).square_().sum(0) if more > 1 else None
         self.count += more
-        if more > 1:
-            self._squares += _apart(draws, mean).square_().sum(0)
+        if self.count == more:
+            self.mean = mean.clone() if squares is None else mean
+            self._squares = torch.zeros_like(mean) if squares is None else squares
+            return
+        if squares is not None:
+            self._squares += squares
         step = _apart(mean, self.mean)
         self._squares.addcmul_(step, step, value=(self.count - more) * more / self.count)
         self.mean.add_(step, alpha=more / self.count)

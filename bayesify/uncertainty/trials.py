@@ -13,7 +13,7 @@ from ..estimators import noise
 from ..estimators.noise import Counts
 from ..nn.examples_alone import PartingSought, examples_alone
 from ..nn.held_draws import held_draws
-from ..nn.kl import layers_of
+from ..nn.kl import variational_layers
 from ..nn.posterior_mean import posterior_mean
 from .calls import Call
 from .parting import Watch, counts_at_mean, layers_that_part
@@ -82,7 +82,7 @@ def _parted(run: Run, three: Call, alone: list[Any], sought: PartingSought) -> i
 
 def draws_apart(model: nn.Module, run: Run, call: Call, counts: tuple[Counts, Counts] | None) -> int:
     """How many draws may stand beside each other: examples must be given as many signs as each by itself."""
-    layers = layers_of(model)
+    layers = [layer for _, layer in variational_layers(model)]
     if is_compiled(model) or any(layer._settings.drawn or _holds_one_each(layer) for layer in layers):
         return 1
     if all(layer.method == "lrt" for layer in layers):
