@@ -54,8 +54,9 @@ def apart_by_structure(model: nn.Module, call: Call) -> Apart | None:
 def _in_order(module: nn.Module) -> Iterator[nn.Module]:
     """What an nn.Sequential calls, those within it too; the Sequential itself where a call of it does more."""
     if type(module).forward is nn.Sequential.forward and _is_unhooked(module):
-        for child in module.children():
-            yield from _in_order(child)
+        for child in module._modules.values():  # each as often as it is called
+            if child is not None:
+                yield from _in_order(child)
     else:
         yield module
 

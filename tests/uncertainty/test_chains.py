@@ -38,6 +38,13 @@ def test_structure_and_trial_agree(method: str, shape: tuple[int, ...]) -> None:
         assert draws_apart(model, run, call, told.counts) == draws_apart(model, run, call, None)
 
 
+def test_a_layer_that_stands_twice_is_called_twice() -> None:
+    layer = nn.Linear(6, 9)
+    told = apart_by_structure(network("lrt", layer, nn.Linear(9, 6), layer), Call((torch.randn(3, 6),), {}))
+    assert told is not None
+    assert told.numbers == 9
+
+
 class OwnSequential(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         y: Tensor = super().forward(input)
