@@ -7,7 +7,7 @@ independent then; under Flipout they are uncorrelated, and share |ΔW|.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -52,26 +52,52 @@ class Parting:
 class PartingSought(Parting):
     """At the posterior mean: rows part at the first layer that is called, if it is a candidate.
 
-    The first row of each example is the mean's. The others are random, so that what mixes rows does not go unseen.
+    The first row of each example is the mean's. The others are random, so that what mixes rows does not go unseen; with
+    one draw these are all that an example did not have when it was alone.
 
     Attributes:
+        alone: the first layer's output for one example alone.
+        first: that output here, before rows part.
         counting: whether `counts` is wanted: what noise each call of a layer would draw.
+        drawing: whether those random rows are being drawn.
+        noted: called with the output of each layer.
     """
 
     candidates: Collection[nn.Module] = ()
+    alone: Any = None
+    first: Any = None
     counting: bool = False
     counts: noise.Counts = field(default_factory=lambda: noise.Counts([], []))
+    drawing: bool = False
+    noted: Callable[[Any], None] = lambda output: None
 
     def part(self, layer: Any, inputs: Any, output: Any) -> Any:
         """The layer's output for these arguments, parted."""
         first, self.layer = self.layer is None, self.layer or layer
+        self.first = output if first else self.first
         if first and layer in self.candidates and len(output) == self.examples:
-            self.done = True
-            others = noise.normal_like(output) * output.abs().amax().clamp_min(1e-3)
-            output = torch.stack([output, *[others] * (self.draws - 1)], 1).flatten(0, 1)
+            self.done, output = self.draws > 1, self._beside_random(output)
         if self.counting and layer.method == "flipout":
             self._count(layer, layer.product(*inputs), output, self.draws if first and self.done else 1)
+        self.noted(output)
         return output
+
+    def _beside_random(self, output: Tensor) -> Tensor:
+        self.drawing = True
+        others = noise.normal_like(output) * (2 * output.abs().amax().clamp_min(1e-3))
+        self.drawing = False
+        if self.draws == 1:
+            return torch.where(self._is_own(output), output, others)
+        return torch.stack([output, *[others] * (self.draws - 1)], 1).flatten(0, 1)
+
+    def _is_own(self, output: Tensor) -> Tensor:
+        """Which rows are as the example's own; all of them where its output alone is no row of this one."""
+        alone = self.alone
+        if alone is None or alone.shape != (1, *output.shape[1:]):
+            return torch.ones((), dtype=torch.bool, device=output.device)
+        near = (output - alone).abs() <= 1e-2 * alone.abs().amax()
+        rows: Tensor = near.flatten(1).all(1).view(-1, *[1] * (output.dim() - 1))
+        return rows
 
     def _count(self, layer: Any, taken: tuple[Product, Sequence[Tensor]], output: Tensor, draws: int) -> None:
         (product, inputs), settings = taken, layer._settings

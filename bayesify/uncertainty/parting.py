@@ -2,16 +2,20 @@
 
 Two runs at the posterior mean tell. In one the rows part at the first layer with a posterior, and each has a row of
 random numbers beside it. Where that fails, or an example's own row is not what it is alone, rows part nowhere: before
-the noise there was an x that is added after it, say, or a batch size that rows are counted by.
+the noise there was an x that is added after it, say, or a batch size that rows are counted by. Nor do they where the
+forward draws random numbers of its own, or goes on by a number that noise would move (`if y.mean() > 0`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..nn.base import Variational
@@ -48,17 +52,37 @@ def has_prefix(model: nn.Module) -> bool:
     return 3 * noisy < weights  # a posterior counts twice in it: its mean and its scale
 
 
+class Reads(TorchFunctionMode):
+    """Notes what `Watch` cannot see: numbers of a tensor that Python is told as a list, or in memory that it shares."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READING and self.watch.is_noisy(args[0]):
+            self.watch.read = True
+        return func(*args, **(kwargs or {}))
+
+
+_READING = frozenset((Tensor.tolist, Tensor.numpy, Tensor.__array__))
+
+
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watches a pass in which a parting is sought.
 
     Attributes:
-        drawn: whether random numbers were drawn before it, which must be others for each draw.
-        largest: the numbers of the largest tensor after it.
+        drawn: whether the model drew random numbers of its own, which must be others for each draw.
+        read: whether Python was told a number that noise would move, to go on by it: for all rows, and so for all draws
+            that are among them.
+        largest: the numbers of the largest tensor after the parting.
     """
 
     def __init__(self, parting: PartingSought) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.parting, self.drawn, self.largest = parting, False, 0
+        self.parting, self.drawn, self.read, self.largest = parting, False, False, 0
+        self._noisy: dict[int, StorageWeakRef] = {}  # memory that noise would move, by an address that it keeps
+        parting.noted = lambda output: self._mark(pytree.tree_leaves(output))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -66,12 +90,25 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if not self.parting.done:
+        given = [part for each in (*args, *(kwargs or {}).values()) for part in _parts_of(each)]
+        if not self.parting.drawing:
             self.drawn = self.drawn or _draws(func, args, kwargs or {})
-        elif not _is_of_weights(func, args):
-            outputs = output if isinstance(output, tuple | list) else (output,)
-            self.largest = max([self.largest, *(each.numel() for each in outputs if isinstance(each, Tensor))])
+        if self._noisy and any(self.is_noisy(each) for each in given):
+            self.read = self.read or isinstance(output, bool | int | float | complex)
+            self._mark(given if func._schema.is_mutable else _parts_of(output))
+        if self.parting.done and not _is_of_weights(func, given):
+            sizes = (each.numel() for each in _parts_of(output) if isinstance(each, Tensor))
+            self.largest = max(self.largest, *sizes, 0)
         return output
+
+    def _mark(self, tensors: Iterable[Any]) -> None:
+        for storage in filter(None, map(_storage_of, tensors)):
+            self._noisy[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+
+    def is_noisy(self, given: Any) -> bool:
+        """Whether noise would move these numbers."""
+        storage = _storage_of(given)
+        return storage is not None and storage._cdata in self._noisy
 
 
 def _parts(layer: Variational) -> bool:
@@ -84,11 +121,19 @@ def _is_plain(layer: Variational) -> bool:
     return getattr(forward, "__code__", None) is Variational.forward.__code__
 
 
-def _is_of_weights(operator: Any, args: Sequence[Any]) -> bool:
+def _parts_of(given: Any) -> Sequence[Any]:
+    return given if isinstance(given, tuple | list) else (given,)
+
+
+def _storage_of(given: Any) -> Any:
+    """What holds the tensor's numbers; None where it is no plain tensor, or a weight."""
+    return given.untyped_storage() if type(given) is Tensor and given.layout is torch.strided else None
+
+
+def _is_of_weights(operator: Any, given: Sequence[Any]) -> bool:
     """Whether the result is a view, as of a weight, or is computed of weights alone, as by a cast."""
     if any(returned.alias_info for returned in operator._schema.returns):
         return True
-    given = [part for each in args for part in (each if isinstance(each, tuple | list) else [each])]
     return all(isinstance(each, nn.Parameter) for each in given if isinstance(each, Tensor))
 
 

@@ -92,7 +92,7 @@ class Sampler:
         parting = Parting(layer, call.examples, draws)
         with examples_alone(parting):
             leaves = self.run(call.batched(torch.clone))  # as repeated rows are: a model may write to its input
-        if not parting.done or any(is_float(leaf) and len(leaf) != call.examples * draws for leaf in leaves):
+        if any(is_float(leaf) and len(leaf) != call.examples * draws for leaf in leaves):
             raise _NotPartedError
         return leaves
 

@@ -16,7 +16,7 @@ from ..nn.held_draws import held_draws
 from ..nn.kl import variational_layers
 from ..nn.posterior_mean import posterior_mean
 from .calls import Call
-from .parting import Watch, counts_at_mean, layers_that_part
+from .parting import Reads, Watch, counts_at_mean, layers_that_part
 from .prediction import is_float
 
 MOST_FOLDED = 4  # draws that share one |ΔW|: 16 of them are worth 9 at a fan-in of 20, 4 are worth 3.5
@@ -56,10 +56,8 @@ def examples_apart(model: nn.Module, run: Run, call: Call) -> Apart:
             sought = PartingSought(examples=3, draws=2, candidates=candidates, counting=counting)
             largest = _parted(run, three, alone, sought) if candidates else None
             if largest is None:
-                sought = PartingSought(counting=counting)
-                with examples_alone(sought):
-                    beside = run(three)
-                if not _all_are(alone, 3, 1, beside):
+                sought = PartingSought(examples=3, candidates=candidates, alone=single.first, counting=counting)
+                if not _apart(run, three, alone, sought):
                     return Apart()
     except Exception:  # whatever a model raises that cannot take a batch of this size
         return Apart()
@@ -72,12 +70,20 @@ def _parted(run: Run, three: Call, alone: list[Any], sought: PartingSought) -> i
     """The numbers of a row in the largest tensor after rows parted; None where they do not, or do not stay apart."""
     watch = Watch(sought)
     try:
-        with examples_alone(sought), watch:
+        with examples_alone(sought), watch, Reads(watch):
             beside = run(three)
     except Exception:
         return None
-    apart = sought.done and not watch.drawn and _all_are(alone, 6, 2, beside)
+    apart = sought.done and not (watch.drawn or watch.read) and _all_are(alone, 6, 2, beside)
     return -(-watch.largest // 6) if apart else None
+
+
+def _apart(run: Run, three: Call, alone: list[Any], sought: PartingSought) -> bool:
+    """Whether the example between two others gives what it gives alone."""
+    watch = Watch(sought)
+    with examples_alone(sought), watch, Reads(watch):
+        beside = run(three)
+    return not (watch.drawn or watch.read) and _all_are(alone, 3, 1, beside)
 
 
 def draws_apart(model: nn.Module, run: Run, call: Call, counts: tuple[Counts, Counts] | None) -> int:
@@ -114,20 +120,40 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def _one_and_three(call: Call) -> tuple[Call, Call]:
-    """The first example, and the same between two others."""
+    """The first example, and the same between two others, of which one is smaller and one larger."""
     one = call.batched(lambda tensor: tensor[:1].clone())  # the model may write to it
-    return one, one.batched(lambda tensor: torch.cat([_altered(tensor), tensor, _altered(tensor)]))
+    tensors = [tensor for tensor in one.tensors if len(tensor)] if one.examples else []
+    altered = any(not torch.equal(_altered(tensor, 2), tensor) for tensor in tensors if tensor.dim())
+    floats = any(tensor.is_floating_point() for tensor in one.tensors)
+
+    def three(tensor: Tensor) -> Tensor:
+        if altered or (floats and not tensor.is_floating_point()):
+            return torch.cat([_altered(tensor, 0.5), tensor, _altered(tensor, 2)])
+        return torch.cat([_moved(tensor), tensor, _moved(tensor)])
+
+    return one, one.batched(three)
 
 
-def _altered(tensor: Tensor) -> Tensor:
+def _altered(tensor: Tensor, factor: float) -> Tensor:
     """Something else of the same kind: an example that another one must not depend on."""
-    if tensor.dtype is torch.bool or tensor.dim() < 2:
+    if tensor.dtype is torch.bool:
         return tensor
-    other = tensor.flip(-1)
-    return other * 0.5 if tensor.is_floating_point() else other
+    other = tensor.flip(-1) if tensor.dim() > 1 else tensor
+    return other * factor if tensor.is_floating_point() else other
+
+
+def _moved(tensor: Tensor) -> Tensor:
+    """Something else, where all is zero or a symmetric row of ids."""
+    if tensor.is_floating_point():
+        return tensor + 1
+    return tensor if tensor.dtype is torch.bool else torch.where(tensor > 0, tensor - 1, tensor + 1)
 
 
 def _all_are(alone: list[Any], rows: int, at: int, beside: list[Any]) -> bool:
+    """Whether each output of one example is this row of that of so many, and other rows are others.
+
+    Where they are not, as under a head of zeros, nothing of what comes before can be seen.
+    """
     return all(_is_row(one, rows, at, several) for one, several in zip(alone, beside, strict=True))
 
 
@@ -136,6 +162,8 @@ def _is_row(alone: Any, rows: int, at: int, beside: Any) -> bool:
     if not is_float(alone):
         return not isinstance(alone, Tensor)
     if not alone.dim() or len(alone) != 1 or beside.shape != (rows, *alone.shape[1:]):
+        return False
+    if bool((beside == beside[at]).all()):
         return False
     tolerance, finite = 1e-2 if alone.element_size() < 4 else 1e-4, alone[alone.isfinite()]
     largest = float(finite.abs().max()) if finite.numel() else 0.0

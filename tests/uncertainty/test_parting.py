@@ -237,6 +237,18 @@ def test_a_second_input_that_is_taken_later() -> None:
     assert parting_of(early, torch.randn(3, 6), torch.randn(3, 6)) is early.layer
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_an_operator_that_could_draw_and_does_not(rate: float) -> None:
+    """Attention's own, which is told the rate of its dropout."""
+
+    def forward(model: Any, x: Tensor) -> Any:
+        y = nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=rate)
+        return model.layer(y.flatten(1))
+
+    model = converted(Around(forward), "lrt")
+    assert parting_of(model, torch.randn(2, 1, 3, 2)) is (None if rate else model.layer)
+
+
 def _hooked(model: Any) -> None:
     model[0].register_forward_hook(lambda module, args, output: output + 1e-9 * torch.randn_like(output))
 
