@@ -2,7 +2,11 @@
 
 Draws are summed up as they come: memory is that of one pass and a few tensors of the output's size, however many they
 are. Dropout is off and BatchNorm keeps its statistics, also in a model that training left in train mode; modules in
-train mode inside of a model in eval mode are so on purpose and stay so. All modes and buffers are as before afterwards.
+train mode inside of a model in eval mode are so on purpose and stay so. All modes are as before afterwards, and so are
+the buffers of modules in train mode.
+
+What else a forward writes to its model (a counter, a cache) is as its passes left it, trials among them. Draws of one
+that reads that again hang together: put it back and call the model for each draw.
 
 Rows that a model picks or sorts by itself, as a detector does its boxes, are other ones in each draw, and their mean is
 of nothing: predict what comes before, or look at each draw, `with bayesify.draw(model, seed=...)`.
