@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from bayesify.distributions.posterior import Parameterization, Posterior, Scale
+from bayesify.estimators import noise
 from bayesify.nn import Settings
 from bayesify.nn.base import Variational
 from bayesify.nn.posterior_tensors import posterior_tensors
@@ -74,7 +75,11 @@ def fixed_noise() -> Iterator[None]:
         words = (math.prod(shape) + 63) // 64
         return (torch.arange(words * 8) * 73 % 256).to(torch.uint8).view(words, 8)
 
-    with mock.patch.multiple("bayesify.estimators.noise", normal_like=normal_like, sign_bits=sign_bits):
+    def few_signs(like: Tensor) -> Tensor:
+        return noise.signs(sign_bits(like.shape, like), like.shape, like.dtype)
+
+    drawn = {"normal_like": normal_like, "eager_normal_like": normal_like, "sign_bits": sign_bits}
+    with mock.patch.multiple(noise, few_signs=few_signs, **drawn):
         yield
 
 

@@ -44,7 +44,7 @@ class Fold:
 class Pattern(NamedTuple):
     """How the signs of one tensor are drawn, and spread where the dimension `dim` of so many rows is folded."""
 
-    shape: list[int]
+    shape: Sequence[int]
     dim: int = 0
     rows: int = 0
     fold: Fold | None = None
@@ -108,10 +108,12 @@ class _Spread(NamedTuple):
 def _pattern(
     product: Product, at: int, tensor: Tensor, signs: Signs, batch_dim: int, fold: Fold | None
 ) -> Pattern:
-    shape = list(tensor.shape)
+    shape: Sequence[int] = tensor.shape
     if signs == "position":
         return Pattern(shape)
     kept = product.sign_dims(at, len(shape), batch_dim)
+    if fold is None and len(kept) == len(shape):
+        return Pattern(shape)
     shape = [size if dim in kept else 1 for dim, size in enumerate(shape)]
     examples = kept - product.sign_dims(at, len(shape), -1) if fold else None
     if fold is None or not examples:

@@ -37,13 +37,9 @@ def times_drawn() -> int:
     return _THREAD.drawn
 
 
-def note_draw() -> None:
-    """Count one draw of this thread."""
+def next_generator(device: torch.device) -> torch.Generator | None:
+    """The generator that this thread's next noise on this device is drawn from, and counted; None for torch's own."""
     _THREAD.drawn += 1
-
-
-def generator_for(device: torch.device) -> torch.Generator | None:
-    """The generator that noise on this device is to be drawn from now; None for torch's default one."""
     own, seeded = _THREAD.own, _SEEDED.get()
     if seeded is None and (_borrower is None or borrows() or torch.is_grad_enabled()):
         return None  # with gradients always: checkpointing puts back torch's own generators only

@@ -12,48 +12,74 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .generators import generator_for, note_draw
+from .generators import next_generator
 
 
 def normal_like(tensor: Tensor) -> Tensor:
     """Standard normal numbers of `tensor`'s shape, dtype and device."""
-    if _inductor_is_slow(tensor):
-        return torch.ops.bayesify.normal_like(tensor, torch.empty(()))  # type: ignore[no-any-return]
-    generator = _generator(tensor)
-    return torch.randn_like(tensor) if generator is None else torch.empty_like(tensor).normal_(generator=generator)
+    if torch.compiler.is_compiling():
+        slow = _inductor_is_slow(tensor)
+        return torch.ops.bayesify.normal_like(tensor, torch.empty(())) if slow else torch.randn_like(tensor)
+    return _normal(tensor, _generator(tensor))
+
+
+def eager_normal_like(tensor: Tensor) -> Tensor:
+    """`normal_like`, where no code is compiled and nothing transforms it."""
+    return _normal(tensor, next_generator(tensor.device))
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn_like(like) if generator is None else torch.empty_like(like).normal_(generator=generator)
+
+
+def few_signs(like: Tensor) -> Tensor:
+    """Fair random signs ±1 like this tensor, which has few elements; where `eager_normal_like` serves."""
+    return torch.copysign(_ONE, eager_normal_like(like))
 
 
 def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
     """One fair random bit for each element of `shape`, in bytes of shape (words, 8). `signs` unpacks them.
 
-    A few are zeros and ones of that shape instead: they cost more for each call than for their number. In an exported
+    A few are signs already, those of normal numbers: bits cost more for each call than for their number. In an exported
     program they are booleans: drawn so, since exporters make a constant of a draw whose probabilities are one.
     """
+    if torch.compiler.is_compiling():
+        return _traced_sign_bits(shape, like)
     count = prod(shape)
-    words = count // 64 + 2  # never one: a compiler treats such a dimension apart, and compiles again for it
-    compiling = torch.compiler.is_compiling()
-    if not compiling and (counts := _counts.get()) is not None:
+    if (counts := _counts.get()) is not None:
         counts.signs.append(count)
-    if exported():  # other batches need other words
-        return torch.rand(list(shape), device=like.device) < 0.5
-    own, size = _generator(like), (words, 1)
-    if count <= _FEW and not compiling:
-        return torch.randint(2, list(shape), dtype=torch.int8, device=like.device, generator=own)
+    if torch._C._get_tracing_state() is not None:
+        return _exported_sign_bits(shape, like)
+    where: Any = {"device": like.device, "generator": _generator(like)}
+    if count <= FEW:
+        return torch.copysign(_ONE, torch.randn(shape, dtype=like.dtype, **where))
+    return torch.randint(_LOWEST, _HIGHEST, (_words(count), 1), **where).view(torch.uint8)
+
+
+def _traced_sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
+    if torch.compiler.is_exporting():
+        return _exported_sign_bits(shape, like)
+    words = _words(prod(shape))
     if _inductor_is_slow(like):
         bits = torch.ops.bayesify.random_words(like, words, torch.empty(()))
     else:
-        bits = torch.randint(_LOWEST, _HIGHEST, size, dtype=torch.int64, device=like.device, generator=own)
+        bits = torch.randint(_LOWEST, _HIGHEST, (words, 1), device=like.device)
     return bits.view(torch.uint8)  # type: ignore[no-any-return]
 
 
+def _exported_sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
+    return torch.rand(list(shape), device=like.device) < 0.5  # other batches need other words
+
+
+def _words(count: int) -> int:
+    return count // 64 + 2  # never one: a compiler treats such a dimension apart, and compiles again for it
+
+
 def _generator(like: Tensor) -> torch.Generator | None:
-    """None where the numbers must come from torch's default generator: compiled code, and what torch.func maps."""
-    if torch.compiler.is_compiling():
-        return None
-    note_draw()
-    if torch._C._functorch.peek_interpreter_stack() is not None or exported():
-        return None
-    return generator_for(like.device)
+    """None where the numbers must come from torch's default generator: what torch.func maps, and what is recorded."""
+    own = next_generator(like.device)
+    peeked = torch._C._functorch.peek_interpreter_stack()
+    return own if peeked is None and torch._C._get_tracing_state() is None else None
 
 
 def exported() -> bool:
@@ -63,9 +89,8 @@ def exported() -> bool:
 
 def signs(bits: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The bits as ±1, of the given shape and dtype."""
-    if bits.dtype is torch.int8:
-        drawn = torch.add(_MINUS_ONE, bits, alpha=2)
-        return drawn if dtype is torch.float32 else drawn.to(dtype)
+    if bits.is_floating_point():
+        return bits.to(dtype)
     if bits.dtype is torch.bool:
         return bits.to(dtype) * 2 - 1
     if type(bits) is Tensor and bits.is_cpu and not torch.compiler.is_compiling():
@@ -76,8 +101,8 @@ def signs(bits: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return (spread.flatten()[: prod(shape)].view(shape).to(dtype) * 2) - 1
 
 
-_FEW = 2**11  # signs
-_MINUS_ONE = torch.tensor(-1.0)
+FEW = 2**11  # signs
+_ONE = torch.tensor(1.0)
 _SIGNS = torch.tensor([[2.0 * (byte >> bit & 1) - 1 for bit in range(8)] for byte in range(256)])  # of each byte's bits
 
 
@@ -109,6 +134,11 @@ def counts_rows(rows: int) -> bool:
     return True
 
 
+def is_counting() -> bool:
+    """Whether this runs inside `counted`."""
+    return _counts.get() is not None
+
+
 @contextmanager
 def counted() -> Iterator[Counts]:
     """How much is drawn inside for each example: what examples share is not drawn for each of them."""
@@ -123,9 +153,9 @@ def counted() -> Iterator[Counts]:
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
 
-def _inductor_is_slow(tensor: Tensor) -> bool:
+def _inductor_is_slow(like: Tensor) -> bool:
     """On CPUs the compiler's own generator costs eleven times eager's, so that compiled code calls eager's here."""
-    return torch.compiler.is_compiling() and tensor.device.type == "cpu" and not torch.compiler.is_exporting()
+    return like.device.type == "cpu" and not torch.compiler.is_exporting()
 
 
 # nondeterministic_seeded keeps the compiler from drawing again in the backward pass. It does not keep it from merging

@@ -34,6 +34,7 @@ from .posterior_tensors import added_names, keeping_wide, posterior_tensors, sav
 from .replaced_means import RemembersMeans, forget_replaced, forget_unset, refuse_resized
 from .settings import Method, Settings
 from .signatures import keep_signatures
+from .small_layers import small_output
 from .starts import KEPT_AS as STARTS
 from .starts import remember_start
 from .switches import Switchable, draws_of_forward, in_backward, is_quiet, unrouted, way_of
@@ -69,14 +70,16 @@ class Variational(HidesScales, RemembersMeans, Switchable):
     weight: Any
     bias: Any
     product: Any  # a family's: the inputs as (product, the inputs that it takes)
+    small: Any = None  # a class's own, for small layers: (x, mean, rho, bias) as the output, or None
     estimate: Any  # an estimator's: the product with noise, for (mean, std, bias, bias_std)
 
     def forward(self, *inputs: Any, return_kl: bool = False, **kwargs: Any) -> Any:
         """The plain layer's forward, with noise. With `return_kl`, (output, KL of this layer in nats)."""
         mark_reached(self)  # though it is called as `layer.forward(x)`, past its hooks
-        if is_quiet(self):
+        output = None if self.small is None or kwargs else small_output(self, inputs)
+        if output is None and is_quiet(self):
             output = parted_mean(self, inputs, super().forward(*inputs, **kwargs))
-        else:
+        elif output is None:
             product, taken = self.product(*inputs, **kwargs)
             mean, bias = own_or_computed(self, "weight"), own_or_computed(self, "bias")  # reading may compute it
             bias_spread = None if self.scale_of("bias") is None else self.spread_of("bias", bias)
@@ -178,17 +181,13 @@ class Variational(HidesScales, RemembersMeans, Switchable):
             return held_product(self, product, inputs, *posterior, batch_dim=batch_dim)
 
     def kl_divergence(self) -> Tensor:
-        """KL(q‖p) of this layer alone in nats: a 0-dim tensor in float32 or better, summed over weight and bias."""
-        return summed([kl_part_of(self, name) for name in self.means()])
-
-    def kl_term(self, name: str) -> Tensor:
-        """KL(q‖p) of `weight` or `bias` in nats, a 0-dim tensor in float32 or better.
+        """KL(q‖p) of this layer alone in nats: a 0-dim tensor in float32 or better, summed over weight and bias.
 
         Raises:
             UninitializedLayerError: the layer is lazy and has not seen data, or is on the meta device.
             ShapeError, StalePosteriorError: see `std_of`.
         """
-        return summed([kl_part_of(self, name)])
+        return summed([kl_part_of(self, name) for name in self.means()])
 
     def normal_prior(self, name: str) -> tuple[Tensor | float, Tensor | float]:
         """Mean and std of the normal prior over `weight` or `bias`: floats where they are the same for all elements."""

@@ -122,6 +122,11 @@ def examples_alone(parting: Parting | None = None) -> Iterator[None]:
         _ALONE.reset(token)
 
 
+def are_alone() -> bool:
+    """Whether this runs inside `examples_alone`."""
+    return _ALONE.get() is not None
+
+
 def _parting() -> Parting | None:
     """What the innermost `examples_alone` is given, in eager mode; None outside of one."""
     return None if torch.compiler.is_compiling() else _ALONE.get()

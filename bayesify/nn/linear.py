@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..estimators.products import BilinearProduct, LinearProduct
+from ..estimators.small_linear import small_flipout, small_lrt
 from .base import LRT, Flipout
 from .layer_kinds import LayerKind, describe
 from .lazy import LazyVariational
@@ -39,9 +40,13 @@ class BilinearFamily:
 class FlipoutLinear(Flipout, LinearFamily, nn.Linear):
     """nn.Linear under Flipout."""
 
+    small = staticmethod(small_flipout)
+
 
 class LRTLinear(LRT, LinearFamily, nn.Linear):
     """nn.Linear under local reparameterization: exact for input (batch, in)."""
+
+    small = staticmethod(small_lrt)
 
 
 class FlipoutBilinear(Flipout, BilinearFamily, nn.Bilinear):

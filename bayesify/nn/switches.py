@@ -76,6 +76,11 @@ def is_quiet(layer: nn.Module) -> bool:
     return way_of(layer) is MEAN
 
 
+def anything_switched() -> bool:
+    """Whether some layer may have to compute with something else than fresh noise, in this thread's eager code."""
+    return bool(_SWITCHED.get() or _FORWARD.draws[0] or _backward() != -1)
+
+
 def in_backward() -> bool:
     """Whether a backward pass runs in this thread."""
     return _backward() != -1

@@ -19,7 +19,8 @@ def test_signs_are_plus_or_minus_one(shape: tuple[int, ...], dtype: torch.dtype)
     assert signs.shape == shape
     assert signs.dtype == dtype
     assert (signs.abs() == 1).all()
-    assert bits.nbytes <= max(math.prod(shape) // 8 + 16, min(math.prod(shape), 2**11))  # bits in whole words, or few
+    count = math.prod(shape)
+    assert bits.nbytes <= (4 * count if count <= noise.FEW else count // 8 + 16)  # bits in whole words
 
 
 def test_no_signs_of_nothing() -> None:
