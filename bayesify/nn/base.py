@@ -28,6 +28,7 @@ from .hidden_scales import HidesScales
 from .hooks import mark_reached
 from .late_std import late_spread_of, own_or_computed
 from .layer_kinds import bias_names, weight_names
+from .leaf_module import LeafModule
 from .parametrized_weights import as_stored, mask, value
 from .posterior_kl import kl_part_of, normal_prior_of, summed
 from .posterior_tensors import added_names, keeping_wide, posterior_tensors, save_added
@@ -37,10 +38,10 @@ from .signatures import keep_signatures
 from .small_layers import small_output
 from .starts import KEPT_AS as STARTS
 from .starts import remember_start
-from .switches import Switchable, draws_of_forward, in_backward, is_quiet, unrouted, way_of
+from .switches import draws_of_forward, in_backward, is_quiet, unrouted, way_of
 
 
-class Variational(HidesScales, RemembersMeans, Switchable):
+class Variational(HidesScales, RemembersMeans, LeafModule):
     """A layer with a posterior q(w) = Normal(weight, weight_std²) over its weight, and its bias if settings say so.
 
     Args:

@@ -16,12 +16,13 @@ from torch import fx
 from .base import LRT, Flipout, Variational
 from .hidden_scales import HidesScales
 from .hooks import mark_reached
+from .leaf_module import LeafModule
 from .product_rerouting import rerouted_products
 from .signatures import fx_root_refused, keep_signatures
-from .switches import Switchable, hide_scales, is_quiet, show_scales
+from .switches import hide_scales, is_quiet, show_scales
 
 
-class Rerouting(HidesScales, Switchable):
+class Rerouting(HidesScales, LeafModule):
     """Stands before the class of a module whose forward multiplies by its children's weights; `_reads` names them.
 
     `_uncompiled`: its forward takes a view of a weight as an attribute (`.T`), which Dynamo would hide from the mode.

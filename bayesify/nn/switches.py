@@ -18,7 +18,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..errors import UsageError
 from .recomputation import refuse_other_noise
@@ -46,7 +46,6 @@ class _Forward(threading.local):
 
 
 _FORWARD = _Forward()
-_Proxy = fx.Proxy
 
 
 @contextmanager
@@ -204,17 +203,11 @@ _NOW = _Now()
 
 
 class Switchable(nn.Module):
-    """A module that may be switched, and that is computed whole: a leaf to torch.fx, and nothing for TorchScript."""
+    """A module that may be switched."""
 
     _way = _traceable(_way_of)
     _last_examples = _traceable(_last_examples)
     _suspected = _traceable(is_suspected)
-
-    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
-        for value in (*args, *kwargs.values()) if kwargs else args:
-            if isinstance(value, _Proxy):  # a trace goes past the layer as past torch's own, hooks included
-                return value.tracer.create_proxy("call_module", _path(value.tracer, self), args, kwargs)
-        return super()._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _replicate_for_data_parallel(self) -> Any:
         if way_of(self) is not None:
@@ -223,22 +216,6 @@ class Switchable(nn.Module):
                 "hold: call the model that it wraps, or use DistributedDataParallel"
             )
         return super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """What torch.jit.script asks each module for.
-
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError(
-            f"torch.jit.script cannot compile a {type(self).__name__}: use torch.jit.trace(model, x), which keeps the "
-            "noise, or torch.jit.script(bayesify.revert(model))"
-        )
-
-
-def _path(tracer: Any, module: nn.Module) -> str:
-    path: str = tracer.path_of_module(module)
-    return path
 
 
 def unrouted() -> AbstractContextManager[Any]:
