@@ -23,7 +23,7 @@ READ_BESIDE = "_read_beside"  # on a model: names of layers of which the plan sa
 
 _RECURRENT = frozenset((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu))
 # files of ours below which the forwards of the user's run
-_AROUND_USERS = tuple(f"{OURS}nn/{name}.py" for name in ("rerouting", "product_rerouting", "switches"))
+_AROUND_USERS = tuple(f"{OURS}nn/{name}.py" for name in ("rerouting", "product_rerouting", "leaf_module"))
 
 
 class FollowedMeans(TorchFunctionMode):
