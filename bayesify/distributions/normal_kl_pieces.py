@@ -21,10 +21,10 @@ from ..estimators.softplus import (
     STD,
     constant,
     shortened,
+    write_any_std,
     write_multiple,
     write_series,
     write_small_exp,
-    write_std,
     write_std_and_slope,
 )
 
@@ -46,7 +46,7 @@ def sums_of(piece: Piece, one: Tensor, other: Tensor) -> Iterator[tuple[float, T
         yield 1.0, value
         return
     ratio, excess = one, other
-    write_std(piece.rho, ratio, excess)
+    write_any_std(piece.rho, ratio, excess)  # what is off in a std is off by as much in a small sum
     yield -1.0, log_sum(_over_std(ratio, piece))
     torch.addcmul(ratio.new_full((), -1), ratio, ratio, out=excess)  # near the prior, a sum less its size is nonsense
     shift = _over_std(torch.sub(piece.mean, piece.centre, out=ratio), piece)

@@ -33,12 +33,19 @@ LOG = (0, -1 / 2, 5 / 24, -1 / 8, 251 / 2880)  # of log(std) - rho
 def write_std(rho: Tensor, std: Tensor, buffer: Tensor) -> None:
     """Write softplus(rho) to `std`; `buffer` is overwritten too."""
     if (most := write_small_exp(rho, std)) is None:
-        _write_any_std(rho, std, buffer)
+        write_any_std(rho, std, buffer)
     elif most < _SMALLER_STD:
         std.addcmul_(std, std, value=_SQUARED)
     else:
         torch.addcmul(std, std, std, value=_INNER, out=buffer)
         std.addcmul_(buffer, buffer, value=_OUTER)
+
+
+def write_any_std(rho: Tensor, std: Tensor, exp: Tensor) -> None:
+    """`write_std`, as exact as float32 is; `exp` is overwritten too."""
+    torch.clamp(rho, SMALLEST, _LINEAR, out=exp).exp_()
+    torch.log1p(exp, out=std)
+    torch.maximum(std, rho, out=std)
 
 
 def write_square(rho: Tensor, square: Tensor, buffer: Tensor) -> None:
@@ -53,7 +60,7 @@ def times_square_slope_(grad: Tensor, rho: Tensor, slope: Tensor, buffer: Tensor
         write_multiple(buffer, SQUARE_SLOPE, most, slope)
         grad.mul_(buffer).mul_(slope)
     else:
-        _write_any_std(rho, slope, buffer)
+        write_any_std(rho, slope, buffer)
         grad.mul_(slope).mul_(torch.sigmoid(rho, out=buffer))
 
 
@@ -62,13 +69,13 @@ def write_slope(rho: Tensor, slope: Tensor, buffer: Tensor) -> None:
     if (most := write_small_exp(rho, buffer)) is not None:
         write_series(buffer, SLOPE, most, slope)
     else:
-        _write_any_std(rho, slope, buffer)
+        write_any_std(rho, slope, buffer)
         torch.div(buffer, slope.addcmul_(buffer, slope), out=slope)
 
 
 def write_std_and_slope(rho: Tensor, std: Tensor, slope: Tensor, buffer: Tensor) -> None:
     """Both, as `write_std` and `write_slope`, whatever the stds."""
-    _write_any_std(rho, std, buffer)
+    write_any_std(rho, std, buffer)
     torch.div(buffer, torch.addcmul(std, buffer, std, out=slope), out=slope)
 
 
@@ -144,9 +151,3 @@ def constant(number: float) -> Tensor:
     """The number as a 0-dim tensor."""
     with torch.inference_mode(False):  # it outlives the mode that it is first asked for in
         return torch.tensor(float(number))
-
-
-def _write_any_std(rho: Tensor, std: Tensor, exp: Tensor) -> None:
-    torch.clamp(rho, SMALLEST, _LINEAR, out=exp).exp_()
-    torch.log1p(exp, out=std)
-    torch.maximum(std, rho, out=std)

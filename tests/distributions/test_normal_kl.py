@@ -194,6 +194,19 @@ def test_posteriors_that_are_nearly_the_prior(prior_std: Any) -> None:
     assert 5e-4 < float(exact.detach()) / len(centre) < 2e-3
     torch.testing.assert_close(normal_kls([term]).double(), exact, rtol=1e-5, atol=0)
 
+
+@pytest.mark.parametrize("excess", [0.01, 0.1])
+@pytest.mark.parametrize("std", [0.001, 0.004, 0.02])
+def test_stds_a_little_above_the_priors(std: float, excess: float) -> None:
+    """Near the prior the KL is about excess² an element, and what is off in its std counts by twice of excess."""
+    torch.manual_seed(0)
+    wide = std * (1 + excess * (1 + 0.2 * torch.randn(4 * SMALL).double()))
+    rho = torch.log(torch.expm1(wide)).float()
+    exact = kl_divergence(Normal(0, F.softplus(rho.double())), Normal(0, std)).sum()
+    total = normal_kls([NormalTerm(torch.zeros(4 * SMALL), rho, 0.0, std)]).double()
+    torch.testing.assert_close(total, exact, rtol=6e-7 / excess, atol=0)
+
+
 @pytest.mark.parametrize("sizes", [(64, 64, 64), (64, 48, 0)])
 def test_small_terms_under_a_relative_prior_have_thresholds_of_their_own(sizes: tuple[int, ...]) -> None:
     """The weights of one are a thousandth of the other's, those of the last are all zero."""
