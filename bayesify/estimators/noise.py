@@ -34,7 +34,12 @@ def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def few_signs(like: Tensor) -> Tensor:
     """Fair random signs ±1 like this tensor, which has few elements; where `eager_normal_like` serves."""
-    return torch.copysign(_ONE, eager_normal_like(like))
+    return _signs_of(eager_normal_like(like))
+
+
+def _signs_of(numbers: Tensor) -> Tensor:
+    plain = type(numbers) is Tensor and numbers.is_cpu
+    return torch.copysign(_ONE if plain else torch.ones_like(numbers), numbers)  # which, unlike `sign`, is never 0
 
 
 def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -52,7 +57,7 @@ def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
         return _exported_sign_bits(shape, like)
     where: Any = {"device": like.device, "generator": _generator(like)}
     if count <= FEW:
-        return torch.copysign(_ONE, torch.randn(shape, dtype=like.dtype, **where))
+        return _signs_of(torch.randn(shape, dtype=like.dtype, **where))
     return torch.randint(_LOWEST, _HIGHEST, (_words(count), 1), **where).view(torch.uint8)
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from bayesify.estimators import noise
 from tests.support import as_if_compiling, judge, judge_mean
@@ -40,6 +41,14 @@ def test_signs_are_fair_and_independent(count: int) -> None:
 
 def _drawn(*shape: int) -> torch.Tensor:
     return noise.signs(noise.sign_bits(shape, torch.empty(())), shape, torch.float64)
+
+
+@pytest.mark.parametrize("count", [16, 20_000])
+def test_signs_of_tensors_without_numbers(count: int) -> None:
+    assert noise.sign_bits((count,), torch.empty(3, device="meta")).is_meta
+    with FakeTensorMode():
+        like = torch.empty(3)
+        assert noise.signs(noise.sign_bits((count,), like), (count,), like.dtype).shape == (count,)
 
 
 def test_normal_numbers() -> None:
