@@ -150,7 +150,6 @@ class Sampler:
             most = min(most, MOST_NUMBERS // (apart.numbers * call.examples))
         return max(min(samples, most, self.foldable(call)), 1) if most > 1 else 1
 
-
     def _trial_pays(self, call: Call, samples: int, numbers: int) -> bool:
         fits = 6 * numbers <= call.examples * max(MOST_AFTER_PARTING, numbers)  # a trial is no larger than the pass
         return fits and (call.examples * samples >= _WORTH_A_TRIAL or self._has_prefix)
