@@ -56,10 +56,15 @@ def in_mode(formula: Callable[..., Any], function: type[torch.autograd.Function]
 
     The compiler fuses it; torch.func's transforms derive from it what a Function would have to say (and say wrongly:
     torch's forward mode over forward mode leaves terms out of a Function's second derivative); TorchScript records it.
-    Where gradients are off, nothing is kept: the Function's `forward` is called with None for its context.
     """
-    if torch.compiler.is_compiling() or transforming():
-        return formula
+    return formula if torch.compiler.is_compiling() or transforming() else caller_of(function)
+
+
+def caller_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """What calls an autograd Function in eager code that torch does not transform.
+
+    Where gradients are off, nothing is kept: its `forward` is called with None for its context.
+    """
     if not torch.is_grad_enabled():
         return partial(function.forward, None)
     # what Function.apply does beside it is for those transforms, and takes a tenth of a small layer's time

@@ -48,32 +48,26 @@ def sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
     A few are signs already, those of normal numbers: bits cost more for each call than for their number. In an exported
     program they are booleans: drawn so, since exporters make a constant of a draw whose probabilities are one.
     """
-    if torch.compiler.is_compiling():
-        return _traced_sign_bits(shape, like)
-    count = prod(shape)
-    if (counts := _counts.get()) is not None:
+    count, compiling = prod(shape), torch.compiler.is_compiling()
+    if not compiling and (counts := _counts.get()) is not None:
         counts.signs.append(count)
-    if torch._C._get_tracing_state() is not None:
-        return _exported_sign_bits(shape, like)
+    if exported():  # other batches need other words
+        return torch.rand(list(shape), device=like.device) < 0.5
+    if compiling:
+        return _compiled_sign_bits(count, like)
     where: Any = {"device": like.device, "generator": _generator(like)}
     if count <= FEW:
         return _signs_of(torch.randn(shape, dtype=like.dtype, **where))
     return torch.randint(_LOWEST, _HIGHEST, (_words(count), 1), **where).view(torch.uint8)
 
 
-def _traced_sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
-    if torch.compiler.is_exporting():
-        return _exported_sign_bits(shape, like)
-    words = _words(prod(shape))
+def _compiled_sign_bits(count: int, like: Tensor) -> Tensor:
+    words = _words(count)
     if _inductor_is_slow(like):
         bits = torch.ops.bayesify.random_words(like, words, torch.empty(()))
     else:
         bits = torch.randint(_LOWEST, _HIGHEST, (words, 1), device=like.device)
     return bits.view(torch.uint8)  # type: ignore[no-any-return]
-
-
-def _exported_sign_bits(shape: Sequence[int], like: Tensor) -> Tensor:
-    return torch.rand(list(shape), device=like.device) < 0.5  # other batches need other words
 
 
 def _words(count: int) -> int:
@@ -83,8 +77,7 @@ def _words(count: int) -> int:
 def _generator(like: Tensor) -> torch.Generator | None:
     """None where the numbers must come from torch's default generator: what torch.func maps, and what is recorded."""
     own = next_generator(like.device)
-    peeked = torch._C._functorch.peek_interpreter_stack()
-    return own if peeked is None and torch._C._get_tracing_state() is None else None
+    return None if torch._C._functorch.peek_interpreter_stack() is not None or exported() else own
 
 
 def exported() -> bool:

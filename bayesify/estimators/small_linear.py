@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from . import noise
-from .eager import by_formula, gradients
+from .eager import by_formula, caller_of, gradients
 from .lrt import safe_sqrt
 from .precision import without_autocast
 from .softplus import SMALL
@@ -27,12 +27,12 @@ def small_flipout(x: Tensor, mean: Tensor, rho: Tensor, bias: Tensor | None) -> 
 
     Only for eager code that nothing transforms, see `in_mode`, outside of autocast.
     """
-    return _called(_Flipout, x, mean, rho, bias) if _is_small(x, mean, rho, noise.FEW) else None
+    return caller_of(_Flipout)(x, mean, rho, bias) if _is_small(x, mean, rho, noise.FEW) else None
 
 
 def small_lrt(x: Tensor, mean: Tensor, rho: Tensor, bias: Tensor | None) -> Tensor | None:
     """Local reparameterization, likewise."""
-    return _called(_LRT, x, mean, rho, bias) if _is_small(x, mean, rho, SMALL) else None
+    return caller_of(_LRT)(x, mean, rho, bias) if _is_small(x, mean, rho, SMALL) else None
 
 
 def _is_small(x: Tensor, mean: Tensor, rho: Tensor, most: int) -> bool:
@@ -43,13 +43,6 @@ def _is_small(x: Tensor, mean: Tensor, rho: Tensor, most: int) -> bool:
 
 
 _PLAIN = (Tensor, Parameter)
-
-
-def _called(function: Any, *tensors: Tensor | None) -> Tensor:
-    """As `in_mode` says."""
-    if not torch.is_grad_enabled():
-        return function.forward(None, *tensors)  # type: ignore[no-any-return]
-    return super(torch.autograd.Function, function).apply(*tensors)  # type: ignore[no-any-return]
 
 
 class _Flipout(torch.autograd.Function):

@@ -14,13 +14,19 @@ from .switches import draws_of_forward
 
 def late_spread_of(layer: Any, name: str, mean: Tensor | None = None) -> Spread | SoftplusStd:
     """As the layer's `spread_of`; where it can, the estimator computes the std, and again for the gradient."""
+    rho, other = rho_of(layer, name), mean is not None and mean is not layer._parameters.get(name)
+    if rho is None or other or held_draws(layer) is not None:
+        return layer.spread_of(name, mean)  # type: ignore[no-any-return]
+    return SoftplusStd(rho)
+
+
+def rho_of(layer: Any, name: str) -> Tensor | None:
+    """The rho that an estimator can compute the std from; None where that takes more, or the mean is computed too."""
     parameters = layer._parameters
-    own, scale = parameters.get(name), parameters.get(f"{name}_rho")  # only an additive posterior has a rho
-    if own is None or scale is None or (mean is not None and mean is not own) or not fit(own, scale):
-        return layer.spread_of(name, mean)  # type: ignore[no-any-return]
-    if "_replaced_means" in layer.__dict__ or held_draws(layer) is not None:
-        return layer.spread_of(name, mean)  # type: ignore[no-any-return]
-    return SoftplusStd(scale)
+    own, rho = parameters.get(name), parameters.get(f"{name}_rho")  # only an additive posterior has a rho
+    if own is None or rho is None or not _fit(own, rho) or "_replaced_means" in layer.__dict__:
+        return None
+    return rho  # type: ignore[no-any-return]
 
 
 def own_or_computed(layer: Any, name: str) -> Any:
@@ -29,7 +35,6 @@ def own_or_computed(layer: Any, name: str) -> Any:
     return getattr(layer, name) if own is None or draws_of_forward() else own
 
 
-def fit(own: Tensor, scale: Tensor) -> bool:
-    """Whether a mean and its scale are plain tensors that fit each other."""
+def _fit(own: Tensor, scale: Tensor) -> bool:
     plain = type(own) in (Parameter, Tensor)  # and no sharded or fake one
     return plain and own.shape == scale.shape and own.dtype == scale.dtype

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..estimators.eager import transforming
 from ..estimators.noise import is_counting
+from .basis import has_basis
 from .examples_alone import are_alone
-from .late_std import fit
+from .late_std import rho_of
 from .switches import anything_switched
 
 
@@ -22,15 +23,12 @@ def small_output(layer: Any, inputs: Sequence[Any]) -> Tensor | None:
     """The output by the layer's `small`; None where that does not serve, or more is wanted than fresh noise."""
     if len(inputs) != 1 or not _is_plain_call():
         return None
-    parameters, settings = layer._parameters, layer._settings
-    mean, rho = parameters.get("weight"), parameters.get("weight_rho")
-    if mean is None or rho is None or not fit(mean, rho) or "weight_basis" in layer._buffers:
-        return None
-    if "bias" not in parameters or "bias_rho" in parameters or "_replaced_means" in layer.__dict__:
+    parameters, settings, rho = layer._parameters, layer._settings, rho_of(layer, "weight")
+    if rho is None or has_basis(layer, "weight") or "bias" not in parameters or layer.scale_of("bias") is not None:
         return None
     if settings.batch_dim != 0 or settings.rows > 1 or settings.posterior.narrow_dtype is not None:
         return None
-    return layer.small(inputs[0], mean, rho, parameters["bias"])  # type: ignore[no-any-return]
+    return layer.small(inputs[0], parameters["weight"], rho, parameters["bias"])  # type: ignore[no-any-return]
 
 
 def _is_plain_call() -> bool:

@@ -143,13 +143,17 @@ class _Reader:
         """The pieces as one prediction, of the output's structure."""
         assert self.structure is not None
         leaves = [self._joined(list(own)) for own in zip(*pieces, strict=True)]
-        fields: dict[str, Any] = leaves[0] if self.structure.is_leaf() else {}
-        for name in _FIELDS if not fields else ():
-            values = [leaf[name] if isinstance(leaf, dict) else leaf for leaf in leaves]
-            absent = all(leaf[name] is None for leaf in leaves if isinstance(leaf, dict))
-            fields[name] = None if absent else pytree.tree_unflatten(values, self.structure)
+        fields = leaves[0] if self.structure.is_leaf() else self._fields(leaves, self.structure)
         conformal = None if self.fitted is None else self.fitted.conformal
         return Prediction(**fields, task=self.task, dim=self.dim, conformal=conformal)
+
+    def _fields(self, leaves: list[Any], structure: pytree.TreeSpec) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        for name in _FIELDS:
+            values = [leaf[name] if isinstance(leaf, dict) else leaf for leaf in leaves]
+            absent = all(leaf[name] is None for leaf in leaves if isinstance(leaf, dict))
+            fields[name] = None if absent else pytree.tree_unflatten(values, structure)
+        return fields
 
     def _joined(self, pieces: list[Any]) -> Any:
         """One leaf of all batches, along dimension 0."""

@@ -57,7 +57,7 @@ def examples_apart(model: nn.Module, run: Run, call: Call) -> Apart:
             largest = _parted(run, three, alone, sought) if candidates else None
             if largest is None:
                 sought = PartingSought(examples=3, candidates=candidates, alone=single.first, counting=counting)
-                if not _apart(run, three, alone, sought):
+                if _apart(run, three, alone, sought) is None:
                     return Apart()
     except Exception:  # whatever a model raises that cannot take a batch of this size
         return Apart()
@@ -68,22 +68,20 @@ def examples_apart(model: nn.Module, run: Run, call: Call) -> Apart:
 
 def _parted(run: Run, three: Call, alone: list[Any], sought: PartingSought) -> int | None:
     """The numbers of a row in the largest tensor after rows parted; None where they do not, or do not stay apart."""
-    watch = Watch(sought)
     try:
-        with examples_alone(sought), watch, Reads(watch):
-            beside = run(three)
+        watch = _apart(run, three, alone, sought)
     except Exception:
         return None
-    apart = sought.done and not (watch.drawn or watch.read) and _all_are(alone, 6, 2, beside)
-    return -(-watch.largest // 6) if apart else None
+    return -(-watch.largest // 6) if watch is not None and sought.done else None
 
 
-def _apart(run: Run, three: Call, alone: list[Any], sought: PartingSought) -> bool:
-    """Whether the example between two others gives what it gives alone."""
+def _apart(run: Run, three: Call, alone: list[Any], sought: PartingSought) -> Watch | None:
+    """What watched a pass in which the example between two others gives what it gives alone; None where it does not."""
     watch = Watch(sought)
     with examples_alone(sought), watch, Reads(watch):
         beside = run(three)
-    return not (watch.drawn or watch.read) and _all_are(alone, 3, 1, beside)
+    mixed = watch.drawn or watch.read or not _all_are(alone, 3 * sought.draws, sought.draws, beside)
+    return None if mixed else watch
 
 
 def draws_apart(model: nn.Module, run: Run, call: Call, counts: tuple[Counts, Counts] | None) -> int:
